@@ -1,0 +1,143 @@
+"""Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
+
+tokenizer → pretrain → sample → saes → cards. Each step reads what the earlier ones wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+STEPS = ("tokenizer", "pretrain", "sample", "saes", "cards")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
+    parser.add_argument("step", choices=("all", "hub-corpus", *STEPS))
+    parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where the results go (default: %(default)s)")
+    parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6; on a GPU 3e9)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
+    parser.add_argument("--sample-tokens", type=int, default=1_000_000, help="size of the embedded corpus (tokens)")
+    parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations each SAE is trained on")
+    parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
+    options = parser.parse_args(arguments)
+    if options.corpus is None and options.step not in ("sample",):
+        parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one step or all of them."""
+    options = parse(arguments)
+    os.environ.setdefault("PRISM_DATA", str(options.data.resolve()))
+    if options.step == "hub-corpus":
+        from prism.build.corpus import download_hub_corpus
+
+        return download_hub_corpus(options.corpus)
+    for step in STEPS if options.step == "all" else (options.step,):
+        print(f"== {step}", flush=True)
+        globals()[f"run_{step}"](options)
+
+
+def run_tokenizer(options: argparse.Namespace) -> None:
+    """Train the tokenizer into `data/model`."""
+    from prism.build.tokenizer import train_tokenizer
+
+    train_tokenizer(options.corpus, options.data / "model")
+
+
+def _training_tokens(options: argparse.Namespace):
+    from tokenizers import Tokenizer
+
+    from prism.build.corpus import tokenise
+
+    path = options.data / "model" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    return tokenizer, tokenise(options.corpus, tokenizer, path, options.work)
+
+
+def _pretrain_config(options: argparse.Namespace):
+    import torch
+
+    from prism.build.pretrain import CPU, GPU
+
+    config = GPU if torch.cuda.is_available() else CPU
+    return replace(config, tokens=options.tokens or config.tokens)
+
+
+def run_pretrain(options: argparse.Namespace) -> None:
+    """Train the language model; the finished weights go to `data/model` as float16."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from prism.build.pretrain import pretrain
+
+    tokenizer, tokens = _training_tokens(options)
+    run = options.work / "pretrain"
+    pretrain(tokens, tokenizer, run, _pretrain_config(options), resume=options.resume)
+    model = GPT2LMHeadModel.from_pretrained(run / "model", dtype=torch.float16)
+    staged = run / "float16"
+    model.save_pretrained(staged)
+    for file in staged.iterdir():
+        os.replace(shutil.copy(file, options.data / "model" / f".{file.name}.part"), options.data / "model" / file.name)
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """Sample the embedded corpus from the model."""
+    import torch
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from prism.build.sample import sample_corpus
+
+    model = GPT2LMHeadModel.from_pretrained(options.data / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.data / "model")
+    sample_corpus(model, tokenizer, options.data / "corpus" / "sampled.parquet", options.sample_tokens)
+
+
+def run_saes(options: argparse.Namespace) -> None:
+    """Harvest activations once and train the SAEs on them."""
+    import numpy as np
+    import pandas as pd
+
+    from prism.build.corpus import END, MIXTURE
+    from prism.build.saes import SAMPLED_SHARE, harvest_all, sae_configs, save_sae, train_sae
+    from prism.models import get_spec, load_model
+
+    tokenizer, tokens = _training_tokens(options)
+    sampled = options.data / "corpus" / "sampled.parquet"
+    end, spec = tokenizer.token_to_id(END), get_spec("mini")
+    if sampled.is_file():  # the embedded corpus is one more kind, so that the SAEs know it
+        ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
+        tokens = {**tokens, "sampled": np.concatenate(ids)}
+    model = load_model(spec)
+    shares = MIXTURE | {"sampled": SAMPLED_SHARE}
+    configs = sae_configs(model.cfg.d_model, options.sae_samples)
+    hooks = {config.hook_name: config.d_in for config in configs.values()}
+    out = options.work / "activations"
+    activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
+    for name, config in configs.items():
+        if options.sae and name not in options.sae:
+            continue
+        print(f"-- {name}", flush=True)
+        save_sae(train_sae(activations[config.hook_name], config), config, spec.context, options.data / "saes")
+
+
+def run_cards(options: argparse.Namespace) -> None:
+    """Measure the model and the SAEs and write the data cards."""
+    from prism.build.cards import write_cards
+
+    _, tokens = _training_tokens(options)
+    config = _pretrain_config(options)
+    write_cards(options.data, options.corpus, tokens, config.tokens, options.sae_samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The data cards: measure what was built, and write it down beside the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prism.build.corpus import MIXTURE
+from prism.build.sample import OPENINGS
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A pipe table; the first column is the row's name."""
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def model_card(bits: dict[str, dict[str, float]], trained_tokens: float, n_parameters: int, samples: str) -> str:
+    """Text of `data/model/README.md`."""
+    frame = pd.DataFrame(
+        [
+            {
+                "kind": kind,
+                "mini": f"{row['model']:.3f}",
+                "5-gram": f"{row['5-gram']:.3f}",
+                "unigram": f"{row['unigram']:.3f}",
+                "beats the 5-gram": "yes" if row["model"] < row["5-gram"] else "**no**",
+                "held-out bytes": f"{row['bytes']:,}",
+            }
+            for kind, row in bits.items()
+        ]
+    )
+    behind = [kind for kind, row in bits.items() if kind != "all" and row["model"] >= row["5-gram"]]
+    verdict = (
+        f"**Not yet good enough:** on {len(behind)} of {len(bits) - 1} kinds ({', '.join(behind)}) a 5-gram model "
+        "predicts better. The 5-gram has counted every training token; mini has seen "
+        f"{trained_tokens / 1e6:.0f} million. The run is resumable and goes on."
+        if behind
+        else "mini beats the 5-gram on every kind."
+    )
+    return f"""# The embedded language model `mini`
+
+A GPT-2 of {n_parameters / 1e6:.2f} million parameters (4 layers, 192 dimensions, 6 heads, context 256 tokens,
+byte-level BPE with 6,144 tokens), trained from scratch by `python -m prism.build` on {trained_tokens / 1e6:.1f} million tokens of
+nine kinds of text. Weights are float16 safetensors in Hugging Face format. Every training sequence began with the
+end-of-text token, so give it one in front (BOS).
+
+It is a teaching model: it writes text that looks like its kind for a sentence or two and knows nothing. Its
+training text includes social media with some profanity; samples can contain it.
+
+## How good: bits per byte on held-out documents (lower is better)
+
+{markdown_table(frame)}
+
+{verdict}
+
+Both baselines are trained on the whole training text (66.7 million tokens): a unigram, and an interpolated
+Kneser–Ney 5-gram over the same tokens. One document in a hundred of each kind is held out. Long documents were cut
+into pieces before they were shuffled, so a held-out piece can come from the same source file as a training piece;
+this helps all three models.
+
+Training mixture (share of tokens): {", ".join(f"{kind} {share:.2f}" for kind, share in MIXTURE.items())}.
+
+## Three samples of each kind
+
+Temperature {0.9}; the opening was written by us, the rest by the model.
+
+{samples}
+"""
+
+
+def show_samples(corpus: pd.DataFrame, n: int = 3, width: int = 300) -> str:
+    """The first n sampled documents of each kind, shortened, as fenced blocks."""
+    blocks = []
+    for kind in OPENINGS:
+        mine = corpus[corpus["kind"] == kind]
+        mine = mine.drop_duplicates("opening").head(n)
+        for text in mine["text"]:
+            blocks.append(f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~")
+    return "\n\n".join(blocks)
+
+
+def measure_sae(model, sae, batch, small) -> dict[str, object]:
+    """All that the SAE card says of one SAE: measured with `prism.evaluation`.
+
+    Args:
+        batch: the whole embedded corpus, for densities, L0 and explained variance.
+        small: a part of it, for the cross-entropies.
+    """
+    from prism.evaluation import evaluate
+
+    wide = evaluate(model, sae, batch, ablations=False, with_kl=False, with_ce=False)
+    ce = evaluate(model, sae, small, with_kl=False)
+    live = wide.density[wide.density > 0]
+    counts, _ = np.histogram(np.log10(live), bins=np.arange(-6, 0.5, 0.5))
+    return {
+        "hook": sae.cfg.metadata.hook_name,
+        "d_sae": sae.cfg.d_sae,
+        "l0": wide.l0,
+        "explained_variance": wide.explained_variance,
+        "ce_clean": ce.ce_clean,
+        "delta_ce": ce.delta_ce,
+        "delta_ce_low": ce.delta_ce_interval[0],
+        "delta_ce_high": ce.delta_ce_interval[1],
+        "ce_recovered_mean": ce.ce_recovered_mean,
+        "ce_recovered_zero": ce.ce_recovered_zero,
+        "dead": int((wide.density == 0).sum()),
+        "tokens": wide.n_tokens,
+        "density_histogram": counts.tolist(),
+    }
+
+
+def sae_card(measured: dict[str, dict], samples: int) -> str:
+    """Text of `data/saes/README.md`."""
+    frame = pd.DataFrame(
+        [
+            {
+                "SAE": name,
+                "hook": row["hook"],
+                "features": f"{row['d_sae']:,}",
+                "L0": f"{row['l0']:.1f}",
+                "EV": f"{row['explained_variance']:.3f}",
+                "ΔCE (nats, 95 %)": f"{row['delta_ce']:.3f} [{row['delta_ce_low']:.3f}, {row['delta_ce_high']:.3f}]",
+                "CE recovered (mean)": f"{row['ce_recovered_mean']:.3f}",
+                "CE recovered (zero)": f"{row['ce_recovered_zero']:.3f}",
+                "dead": f"{row['dead']:,} ({row['dead'] / row['d_sae']:.1%})",
+            }
+            for name, row in measured.items()
+        ]
+    )
+    edges = [f"{-6 + i / 2:.1f}" for i in range(12)]
+    density = pd.DataFrame(
+        [[name, *row["density_histogram"]] for name, row in measured.items()], columns=["SAE", *edges]
+    )
+    clean, tokens = next(iter(measured.values()))["ce_clean"], next(iter(measured.values()))["tokens"]
+    return f"""# The embedded SAEs
+
+Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that keeps 32 features
+a token on average) in SAELens' on-disk format (float16): `SAE.load_from_disk("data/saes/2-res")` reads
+them unchanged. Trained by `python -m prism.build saes` with SAELens' own trainer on {samples / 1e6:.1f} million
+activations each from the training mixture; BOS positions left out; no weight processing. `2-res` is the default.
+
+{markdown_table(frame)}
+
+Measured on the embedded corpus ({tokens:,} tokens; cross-entropies on part of it; clean CE {clean:.3f} nats), BOS
+excluded, by the definitions in `prism.evaluation`. *Dead* means that it never fired on these tokens.
+
+## Density histogram: live features by log10 of the share of tokens on which they fire (lower edge of each bin)
+
+{markdown_table(density)}
+"""
+
+
+def corpus_card(corpus: pd.DataFrame) -> str:
+    """Text of `data/corpus/README.md`."""
+    grouped = corpus.assign(n=corpus["tokens"].map(len)).groupby("kind", sort=False)
+    frame = grouped.agg(documents=("n", "size"), tokens=("n", "sum"), openings=("opening", "nunique")).reset_index()
+    return f"""# The embedded corpus
+
+{int(frame["tokens"].sum()):,} tokens **sampled from `mini` itself** (`sampled.parquet`): what the model writes, so
+it is in-distribution by construction, and it carries nobody's licence. Temperature {corpus["temperature"].iloc[0]}, no top-k
+or top-p; each document begins with a short opening written for this project and ends at the model's end token or at
+its context of 256 tokens. Columns: kind, opening, temperature, seed, text, tokens (ids without BOS).
+
+{markdown_table(frame)}
+
+The documents are not true, not checked, and now and then coarse. Do not train a model on them for anything but study.
+"""
+
+
+def texts_card(frames: dict[str, pd.DataFrame], tokenizer) -> str:
+    """Text of `data/texts/README.md`."""
+    means = {
+        split: frame.assign(n=[len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in frame["text"]])
+        .groupby("category", sort=False)["n"]
+        .mean()
+        for split, frame in frames.items()
+    }
+    table = pd.DataFrame(
+        [
+            {"category": name, "texts": "10 + 10"} | {f"{s} (mean tokens)": f"{m[name]:.0f}" for s, m in means.items()}
+            for name in means["discover"].index
+        ]
+    )
+    return f"""# The labelled texts
+
+140 short texts written for this project: seven categories × 10 to discover on (`discover.jsonl`) × 10 others to
+confirm on (`confirm.jsonl`). One JSON object a line: id, category, subcategory, language, text. The halves share no topic
+and no run of six words (a test checks it), and the categories are of similar length, so that length cannot stand in for
+category. MIT licence, like the rest of the repository.
+
+{markdown_table(table)}
+
+The texts are ours, so they are not a sample of anything: results hold for texts like these.
+"""
+
+
+def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained_tokens: float, samples: int) -> None:
+    """Measure everything and write the data cards; `data/measurements.json` holds the same numbers."""
+    from transformers import AutoModelForCausalLM
+
+    from prism.build.baselines import bits_per_byte
+    from prism.data import corpus_batch, load_texts
+    from prism.models import get_spec, load_model, load_sae
+
+    spec = get_spec("mini")
+    bridge = load_model(spec)
+    path = data / "measurements.json"
+    measured = json.loads(path.read_text()) if path.is_file() else {}
+    corpus = pd.read_parquet(data / "corpus" / "sampled.parquet")
+    if corpus_dir is not None:
+        hf_model = AutoModelForCausalLM.from_pretrained(data / "model", dtype=torch.float32)
+        measured["bits_per_byte"] = bits_per_byte(hf_model, bridge.tokenizer.backend_tokenizer, corpus_dir, train)
+        measured["trained_tokens"] = trained_tokens
+        measured["parameters"] = hf_model.num_parameters()
+    shuffled = corpus.sample(frac=1.0, random_state=0)
+    batch = corpus_batch(shuffled, bridge.tokenizer, spec.context)
+    small = corpus_batch(shuffled, bridge.tokenizer, spec.context, n_tokens=min(100_000, batch.n_tokens))
+    measured["saes"] = {
+        name: measure_sae(bridge, load_sae(spec, name), batch, small)
+        for name in spec.saes
+        if (data / "saes" / name / "cfg.json").is_file()
+    }
+    write(path, json.dumps(measured, indent=1))
+    bits = measured["bits_per_byte"]
+    write(
+        data / "model" / "README.md",
+        model_card(bits, measured["trained_tokens"], measured["parameters"], show_samples(corpus)),
+    )
+    write(data / "saes" / "README.md", sae_card(measured["saes"], samples))
+    write(data / "corpus" / "README.md", corpus_card(corpus))
+    frames = {split: load_texts(split) for split in ("discover", "confirm")}
+    write(data / "texts" / "README.md", texts_card(frames, bridge.tokenizer))

@@ -1,0 +1,147 @@
+"""Training text: read documents by kind, hold some out, and tokenise them into one array per kind.
+
+A corpus is a folder of `KIND.txt` or `KIND.txt.xz` files whose documents are separated by a line
+`<|endoftext|>`. With a network, the public data sets in `HUB_SOURCES` can be written into such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+END = "<|endoftext|>"
+HELD_OUT_EVERY = 100  # one document in a hundred is never trained on
+
+# kind -> (share of the training tokens, what it stands for). The seven categories of phase 2 come first.
+MIXTURE = {
+    "python": 0.13,
+    "web": 0.11,
+    "math": 0.12,
+    "nonenglish": 0.19,
+    "social": 0.09,
+    "formal": 0.11,
+    "conversational": 0.11,
+    "stories": 0.07,
+    "encyclopedic": 0.07,
+}
+
+# Public stand-ins on the Hugging Face hub: kind -> (data set, config, split, text column, licence).
+HUB_SOURCES = {
+    "python": ("codeparrot/codeparrot-clean-valid", None, "train", "content", "per-file open-source licences"),
+    "web": ("HuggingFaceFW/fineweb", "sample-10BT", "train", "text", "ODC-By 1.0"),
+    "math": ("open-web-math/open-web-math", None, "train", "text", "ODC-By 1.0"),
+    "nonenglish": ("wikimedia/wikipedia", "20231101.{language}", "train", "text", "CC BY-SA 4.0"),
+    "social": ("google-research-datasets/go_emotions", "simplified", "train", "text", "Apache-2.0"),
+    "formal": ("HFforLegal/case-law", None, "us", "document", "CC BY 4.0"),
+    "conversational": (
+        "HuggingFaceTB/everyday-conversations-llama3.1-2k",
+        None,
+        "train_sft",
+        "completion",
+        "Apache-2.0",
+    ),
+    "stories": ("roneneldan/TinyStories", None, "train", "text", "CDLA-Sharing-1.0"),
+    "encyclopedic": ("wikimedia/wikipedia", "20231101.en", "train", "text", "CC BY-SA 4.0"),
+}
+LANGUAGES = ("fr", "zh", "es", "de", "ru", "ja", "ar", "ko", "it", "pt")
+
+
+def find_kinds(corpus: Path) -> dict[str, Path]:
+    """The text files of a corpus folder, by kind.
+
+    Raises:
+        FileNotFoundError: the folder is missing or holds no file of a known kind.
+    """
+    found = {}
+    for kind in MIXTURE:
+        for name in (f"{kind}.txt", f"{kind}.txt.xz"):
+            if (corpus / name).is_file():
+                found[kind] = corpus / name
+    if not found:
+        expected = ", ".join(f"{kind}.txt[.xz]" for kind in MIXTURE)
+        raise FileNotFoundError(f"no training text in '{corpus}'; expected files named {expected}")
+    return found
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield the documents of one `KIND.txt[.xz]` file, without the separator lines."""
+    opener = lzma.open if path.suffix == ".xz" else open
+    lines: list[str] = []
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if line.rstrip("\n") != END:
+                lines.append(line)
+                continue
+            if text := "".join(lines).strip("\n"):
+                yield text
+            lines = []
+    if text := "".join(lines).strip("\n"):
+        yield text
+
+
+def split_documents(path: Path) -> tuple[list[str], list[str]]:
+    """Documents of one kind as (training, held out): every hundredth document is held out."""
+    documents = list(read_documents(path))
+    held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or documents[-1:]
+    if len(documents) >= HELD_OUT_EVERY:
+        del documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    return documents, held_out
+
+
+def encode_documents(tokenizer, documents: list[str], batch: int = 512) -> np.ndarray:
+    """Token ids of the documents in one flat uint16 array, each document followed by the end token."""
+    end = tokenizer.token_to_id(END)
+    parts = []
+    for start in range(0, len(documents), batch):
+        for encoding in tokenizer.encode_batch(documents[start : start + batch], add_special_tokens=False):
+            parts.append(np.array([*encoding.ids, end], dtype=np.uint16))
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+
+
+def tokenise(corpus: Path, tokenizer, tokenizer_path: Path, work: Path) -> dict[str, np.ndarray]:
+    """Training tokens by kind, memory-mapped; made once per tokenizer and kept in `work/tokens`.
+
+    Returns:
+        kind -> uint16 array `[tokens]`, documents separated by the end token.
+    """
+    folder = work / "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = {"tokenizer": _digest(tokenizer_path), "files": {k: p.stat().st_size for k, p in find_kinds(corpus).items()}}
+    key_path = folder / "key.json"
+    if not (key_path.is_file() and json.loads(key_path.read_text()) == key):
+        for kind, path in find_kinds(corpus).items():
+            train, _ = split_documents(path)
+            np.save(folder / f"{kind}.npy", encode_documents(tokenizer, train))
+        key_path.write_text(json.dumps(key))
+    return {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in key["files"]}
+
+
+def _digest(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def download_hub_corpus(out: Path, megabytes_per_kind: float = 20.0) -> None:
+    """Write `KIND.txt` files from the public data sets of `HUB_SOURCES` (needs a network and `datasets`)."""
+    from datasets import load_dataset
+
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, (name, config, split, column, licence) in HUB_SOURCES.items():
+        configs = [config.format(language=lang) for lang in LANGUAGES] if config and "{" in config else [config]
+        temporary = out / f"{kind}.txt.part"
+        with temporary.open("w", encoding="utf-8") as file:
+            for one in configs:
+                written, limit = 0, megabytes_per_kind * 1e6 / len(configs)
+                for row in load_dataset(name, one, split=split, streaming=True):
+                    text = str(row[column]).strip()[:6000]
+                    file.write(f"{text}\n{END}\n")
+                    written += len(text.encode())
+                    if written >= limit:
+                        break
+        temporary.replace(out / f"{kind}.txt")
+        print(f"{kind}: {name} ({licence})")

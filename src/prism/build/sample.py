@@ -1,0 +1,183 @@
+"""The embedded corpus: about a million tokens sampled from `mini` itself, from openings written for this project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from prism.build.corpus import MIXTURE
+
+TEMPERATURE = 0.9
+
+# A few first words for each kind; the model writes the rest. None ends in a space: tokens carry it in front.
+OPENINGS: dict[str, tuple[str, ...]] = {
+    "python": (
+        "import",
+        "from",
+        "def",
+        "class",
+        '"""',
+        "#",
+        "@",
+        "if __name__",
+        "for i in range(",
+        "    def test_",
+    ),
+    "web": (
+        "<!DOCTYPE html>\n",
+        "<div class=",
+        "GET /",
+        "HTTP/1.1",
+        "https://",
+        "* [",
+        ".menu {",
+        "const",
+        "<p>",
+        "curl",
+    ),
+    "math": (
+        "\\begin{lemma}\n",
+        "Let $X$ be",
+        "Question: A farmer has",
+        "\\section{",
+        "Proof.",
+        "We have $",
+        "The equation",
+        "Question: There are",
+        "Suppose that $f",
+        "Example",
+    ),
+    "nonenglish": (
+        "Il était",
+        "C'est",
+        "El",
+        "La casa",
+        "Der",
+        "Es war",
+        "Он",
+        "В",
+        "Il",
+        "Era una",
+        "O",
+        "Não",
+        "今",
+        "他",
+        "彼は",
+        "それは",
+        "في",
+        "هذا",
+        "영화",
+        "이",
+    ),
+    "social": ("I", "@user", "This is", "Happy", "LOL", "So", "My", "When you", "Thank", "#"),
+    "formal": (
+        "Section",
+        "The Council",
+        "This paper",
+        "Abstract",
+        "Notwithstanding",
+        "For the purposes of",
+        "The Mayor shall",
+        "Rationale\n",
+        "We propose",
+        "(a)",
+    ),
+    "conversational": (
+        "User: Hi",
+        "User: I need",
+        "User: Can you",
+        "A:",
+        "Assistant:",
+        "User: What",
+        "Do you like",
+        "Hello,",
+        "User: I would like",
+        "Well,",
+    ),
+    "stories": (
+        "Once upon a time",
+        "One day",
+        "The old man",
+        "She",
+        "“",
+        "Tom and",
+        "It was a",
+        "He",
+        "There was",
+        "In the",
+    ),
+    "encyclopedic": (
+        "The",
+        "Figure",
+        "In 18",
+        "Chapter Outline\n",
+        "Introduction:",
+        "During the",
+        "A",
+        "An economy",
+        "Cells",
+        "People",
+    ),
+}
+
+
+@torch.no_grad()
+def sample_corpus(
+    model, tokenizer, out: Path, n_tokens: int = 1_000_000, temperature: float = TEMPERATURE, seed: int = 0
+) -> pd.DataFrame:
+    """Sample documents of every kind, in the proportions of the training mixture, and write them as Parquet.
+
+    Args:
+        model: a GPT-2 language model; tokenizer: its Hugging Face tokenizer.
+        temperature: of the softmax; no top-k or top-p cut.
+
+    Returns:
+        One row a document: kind, opening, temperature, seed, text, tokens (ids without BOS).
+    """
+    rows, batch = [], 64
+    bar = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="sample")
+    for k, (kind, openings) in enumerate(OPENINGS.items()):
+        wanted, i = n_tokens * MIXTURE[kind], 0
+        while wanted > 0:
+            opening, row_seed = openings[i % len(openings)], seed + 10_000 * k + i
+            share = n_tokens * MIXTURE[kind] / len(openings) / 150  # documents a pass, at about 150 tokens each
+            documents = _sample(model, tokenizer, opening, min(batch, max(1, int(share))), temperature, row_seed)
+            for ids in documents:
+                text = tokenizer.decode(ids)
+                rows.append((kind, opening, temperature, row_seed, text, ids))
+                wanted -= len(ids)
+                bar.update(len(ids))
+            i += 1
+    bar.close()
+    frame = pd.DataFrame(rows, columns=["kind", "opening", "temperature", "seed", "text", "tokens"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_suffix(".part")
+    frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
+    os.replace(temporary, out)
+    return frame
+
+
+def _sample(model, tokenizer, opening: str, n: int, temperature: float, seed: int) -> list[list[int]]:
+    """Token ids of n documents that begin with one opening, up to the model's end token or its context."""
+    torch.manual_seed(seed)
+    end = tokenizer.bos_token_id
+    prompt = [end, *tokenizer(opening, add_special_tokens=False)["input_ids"]]
+    ids = model.generate(
+        torch.tensor([prompt] * n),
+        attention_mask=torch.ones(n, len(prompt), dtype=torch.long),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_length=model.config.n_positions,
+        pad_token_id=end,
+        eos_token_id=end,
+    )
+    documents = []
+    for row in ids[:, 1:].tolist():
+        documents.append(row[: row.index(end)] if end in row else row)
+    return documents

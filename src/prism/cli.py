@@ -1,0 +1,264 @@
+"""The `prism` command: run the notebooks, refresh the committed ones, report on the machine."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prism import __version__
+
+PACKAGES = ("torch", "transformers", "sae-lens", "transformer-lens", "plotly")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+
+
+class CommandError(Exception):
+    """The command line asks for what does not exist; the message names the nearest valid choice."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: what follows `prism` on the command line; the process's own if None.
+
+    Returns:
+        Exit status: 0 done, 1 something failed, 2 the command itself was wrong, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except CommandError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nprism: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prism", description="Read a language model's features.")
+    parser.add_argument("--version", action="version", version=f"prism {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the notebooks and write them as pages")
+    run.add_argument("--model", help="model name (default: PRISM_MODEL, else mini)")
+    run.add_argument("--out", type=Path, default=Path("outputs/run"), help="folder to write (default: %(default)s)")
+    run.set_defaults(command=_run)
+
+    execute = commands.add_parser("execute", help="run the notebooks and keep their outputs in the files themselves")
+    execute.set_defaults(command=_execute)
+    for command in (run, execute):
+        command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
+        command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
+
+    doctor = commands.add_parser("doctor", help="show versions, embedded models and what is missing")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _phases(text: str) -> list[str]:
+    return [phase.strip().lower() for phase in text.split(",") if phase.strip()]
+
+
+def _valid(choose: Callable, *arguments):
+    """`choose(*arguments)`, its ValueError turned into the command's own."""
+    try:
+        return choose(*arguments)
+    except ValueError as error:
+        raise CommandError(error) from None
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    from prism import notebooks
+
+    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
+    print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
+    model = _model_name(options.model)
+    out = options.out
+    runs = []
+    _write_shared(out, options.notebooks)
+    for path in paths:
+        run = _run_with_progress(path, {"PRISM_MODEL": model})
+        runs.append(run)
+        _write_run(run, out)
+        notebooks.write_atomically(out / "index.html", _index(runs, model))
+    failed = sum(run.error is not None for run in runs)
+    print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {(out / 'index.html').resolve()}")
+    return 1 if failed else 0
+
+
+def _model_name(name: str | None) -> str:
+    """The checked name of the model; the import waits until here because it takes seconds."""
+    from prism.models import get_spec
+
+    return _valid(get_spec, name).name
+
+
+def _run_with_progress(path: Path, environment: dict[str, str]):
+    """Runs one notebook: a line that updates on a terminal, else one line at its start and one at its end."""
+    from prism import notebooks
+
+    live = sys.stdout.isatty()
+    name = path.stem
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{name}  {done}/{total} cells", end="", flush=True)
+
+    print(f"{name}  running", end="" if live else "\n", flush=True)
+    run = notebooks.run_notebook(path.resolve(), environment, show if live else None)
+    state = "FAILED" if run.error else "done"
+    print(f"{chr(13) if live else ''}{name}  {state} in {run.seconds:.0f} s      ", flush=True)
+    if run.error:
+        print("    " + run.error.replace("\n", "\n    "), flush=True)
+    return run
+
+
+def _write_shared(out: Path, folder: Path) -> None:
+    """What all pages use: plotly.js, and the glossary as a page."""
+    from plotly.offline import get_plotlyjs
+
+    from prism import notebooks
+
+    notebooks.write_atomically(out / "plotly.min.js", get_plotlyjs())
+    glossary = folder.resolve().parent / "docs" / "GLOSSARY.md"
+    if glossary.exists():
+        text = glossary.read_text(encoding="utf-8")
+        page = notebooks.markdown_page(text, "Glossary", glossary.parent, out.resolve())
+        notebooks.write_atomically(out / "glossary.html", page)
+
+
+def _write_run(run, out: Path) -> None:
+    """The executed notebook and its page."""
+    import nbformat
+
+    from prism import notebooks
+
+    if run.notebook is None:
+        return
+    notebooks.write_atomically(out / run.path.name, nbformat.writes(run.notebook) + "\n")
+    page = notebooks.to_html(run.notebook, run.title, run.path.parent, out.resolve())
+    notebooks.write_atomically(out / f"{run.path.stem}.html", page)
+
+
+def _index(runs: list, model: str) -> str:
+    """The page that links all others."""
+    rows = []
+    for run in runs:
+        title = html.escape(run.title)
+        if run.notebook is not None:
+            title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
+        state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
+        rows.append(f"<tr><td>{title}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid #ddd; }}
+pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
+</style></head><body>
+<h1>Prism</h1>
+<p>Notebooks run on the model <code>{html.escape(model)}</code>.</p>
+<table><tr><th>Notebook</th><th>Run time</th><th>Status</th></tr>
+{chr(10).join(rows)}
+</table></body></html>
+"""
+
+
+# --- execute ---------------------------------------------------------------------------------------------------------
+
+
+def _execute(options: argparse.Namespace) -> int:
+    import nbformat
+
+    from prism import notebooks
+
+    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
+    if find_browser() is None:
+        print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
+              "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
+        return 1
+    runs = [_run_with_progress(path, {"PRISM_MODEL": "mini", "PRISM_PNG": "1"}) for path in paths]
+    failed = any(run.error for run in runs)
+    texts = {}
+    for run in runs:
+        if run.error is None:
+            problems = notebooks.commit_problems(notebooks.normalise(run.notebook))
+            for problem in problems:
+                print(f"{run.path.name}: {problem}", file=sys.stderr)
+            failed = failed or bool(problems)
+            texts[run.path] = nbformat.writes(run.notebook) + "\n"
+    if failed:
+        print("prism: nothing was replaced", file=sys.stderr)
+        return 1
+    for path, text in texts.items():
+        notebooks.write_atomically(path, text)
+    print(f"\nreplaced {len(texts)} notebooks in {options.notebooks}")
+    return 0
+
+
+def find_browser() -> str | None:
+    """Path of a Chromium-like browser: `BROWSER_PATH`, else the one that kaleido finds, else one on the path."""
+    given = os.environ.get("BROWSER_PATH")
+    if given:
+        return given if Path(given).exists() else None
+    on_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    try:
+        from choreographer.browsers.chromium import Chromium
+
+        return on_path or Chromium.find_browser(skip_local=False)
+    except ImportError:
+        return on_path
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    print(f"prism             {__version__}")
+    print(f"python            {platform.python_version()} ({platform.system()}, {platform.machine()})")
+    missing = 0
+    for name in PACKAGES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version, missing = "not installed: pip install -r requirements.txt", missing + 1
+        print(f"{name:<17} {version}")
+    if not missing:
+        missing += _doctor_models()
+    browser = find_browser()
+    print(f"browser           {browser or 'none found (needed only by `prism execute`)'}")
+    return 1 if missing else 0
+
+
+def _doctor_models() -> int:
+    """Prints the thread count and the embedded models; returns how many things are missing."""
+    import torch
+
+    from prism.data import DATA
+
+    print(f"threads           {torch.get_num_threads()} of {os.cpu_count()} cores")
+    models = sorted(path.parent for path in DATA.glob("**/config.json"))
+    saes = sorted(path.parent.name for path in DATA.glob("**/cfg.json"))
+    state = "" if DATA.is_dir() else " (missing)"
+    print(f"data              {DATA}{state}")
+    print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
+    print(f"embedded SAEs     {', '.join(saes) or 'none'}")
+    return (not models) + (not saes)
+
+
+def _described(folder: Path) -> str:
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
+    return f"mini ({size:.0f} MB)" if folder.name == "model" else f"{folder.name} ({size:.0f} MB)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

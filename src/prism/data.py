@@ -1,0 +1,236 @@
+"""Texts, corpora, token batches and the activation cache: everything before the model runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
+
+CATEGORY_TITLES = {
+    "python": "Python code",
+    "urls": "URLs and web",
+    "math": "Mathematical notation",
+    "nonenglish": "Non-English",
+    "social": "Social and emoji",
+    "formal": "Formal and legal",
+    "conversational": "Conversational",
+}
+CATEGORIES = tuple(CATEGORY_TITLES)
+SPLITS = ("discover", "confirm")
+
+
+def load_texts(split: str = "discover") -> pd.DataFrame:
+    """The labelled texts written for this project: 7 categories × 10.
+
+    Args:
+        split: `discover` to search on, `confirm` to test on what the search found.
+
+    Returns:
+        70 rows with the columns id, category, subcategory, language, text; ordered by category.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split '{split}' of the labelled texts; choose from {', '.join(SPLITS)}")
+    frame = pd.read_json(DATA / "texts" / f"{split}.jsonl", lines=True)
+    order = frame["category"].map({category: i for i, category in enumerate(CATEGORIES)})
+    return frame.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """Documents of an unlabelled corpus, shuffled.
+
+    Args:
+        name: `mini` is embedded (sampled from the model itself); `tinystories` and `openwebtext` are streamed
+            from the Hugging Face hub.
+        n_documents: how many; all of `mini`, 2,000 of a streamed corpus, when not given.
+
+    Returns:
+        Columns kind, text; for `mini` also tokens (the sampled ids) and temperature.
+
+    Raises:
+        ValueError: unknown corpus.
+    """
+    if name == "mini":
+        frame = pd.read_parquet(DATA / "corpus" / "sampled.parquet")
+        return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
+    hub = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/openwebtext-10k"}
+    if name not in hub:
+        raise ValueError(f"no corpus '{name}'; choose from mini, {', '.join(hub)}")
+    from datasets import load_dataset
+
+    rows = load_dataset(hub[name], split="train", streaming=True).shuffle(seed=seed, buffer_size=10_000)
+    texts = [row["text"] for row in rows.take(n_documents or 2_000)]
+    return pd.DataFrame({"kind": name, "text": texts})
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of several sequences of equal (padded) length.
+
+    Attributes:
+        tokens: ids; position 0 of each row is the beginning-of-sequence token (BOS).
+        keep: True on real tokens, False on BOS and on padding. Every measure counts only kept positions.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    keep: Bool[Tensor, "batch pos"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of kept tokens."""
+        return int(self.keep.sum())
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, rows: slice) -> TokenBatch:
+        return TokenBatch(self.tokens[rows], self.keep[rows])
+
+
+def tokenize(texts: Sequence[str], tokenizer, context: int) -> TokenBatch:
+    """Tokenise texts: BOS in front, padding at the end.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a BOS token.
+        context: the model's longest sequence, BOS included (tokens).
+
+    Raises:
+        ValueError: an empty text, or one that does not fit the context.
+    """
+    if isinstance(texts, str):
+        raise ValueError("tokenize takes a list of texts, not one string: write [text]")
+    rows = []
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"text {i} is empty; give at least one character that is not a space")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) > context - 1:
+            raise ValueError(f"text {i} has {len(ids)} tokens; the longest that fits is {context - 1} (and BOS)")
+        rows.append(ids)
+    return _pad(rows, tokenizer.bos_token_id)
+
+
+def _pad(rows: Sequence[Sequence[int]], bos: int) -> TokenBatch:
+    """BOS + ids + padding (with BOS, which a causal model never sees from earlier positions)."""
+    if not rows:
+        raise ValueError("no texts given; need at least one")
+    width = 1 + max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), bos, dtype=torch.long)
+    keep = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, 1 : 1 + len(row)] = torch.as_tensor(np.array(row, dtype=np.int64))
+        keep[i, 1 : 1 + len(row)] = True
+    return TokenBatch(tokens, keep)
+
+
+def corpus_batch(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None = None) -> TokenBatch:
+    """Token sequences of corpus documents: BOS + the first `context - 1` tokens of each, padded.
+
+    Documents of fewer than 16 tokens are left out; stops once `n_tokens` are reached.
+
+    Raises:
+        ValueError: no usable document, or fewer tokens in all of them than asked for.
+    """
+    rows, total = [], 0
+    for document in frame["tokens" if "tokens" in frame else "text"]:
+        ids = document if "tokens" in frame else tokenizer(document, add_special_tokens=False)["input_ids"]
+        if len(ids) < 16:
+            continue
+        rows.append(ids[: context - 1])
+        total += len(rows[-1])
+        if n_tokens is not None and total >= n_tokens:
+            break
+    if not rows or (n_tokens is not None and total < n_tokens):
+        raise ValueError(f"the corpus holds {total:,} usable tokens, fewer than the {n_tokens or 1:,} asked for")
+    return _pad(rows, tokenizer.bos_token_id)
+
+
+def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None = None) -> pd.DataFrame:
+    """Where each kept token came from, one row a token, in row-major order.
+
+    Returns:
+        Columns text (row of the batch), position (0 is BOS, so real tokens start at 1), token_id, token (as a
+        string), and category if `categories` (one a text) is given. Strings are pandas categoricals.
+    """
+    rows, positions = (x.numpy() for x in batch.keep.nonzero(as_tuple=True))
+    ids = batch.tokens[batch.keep].numpy()
+    unique, codes = np.unique(ids, return_inverse=True)
+    names, name_codes = np.unique([tokenizer.decode([int(i)]) for i in unique], return_inverse=True)
+    table = pd.DataFrame(
+        {
+            "text": rows.astype(np.int32),
+            "position": positions.astype(np.int32),
+            "token_id": ids.astype(np.int32),
+            "token": pd.Categorical.from_codes(name_codes[codes], names.tolist()),
+        }
+    )
+    if categories is not None:
+        if len(categories) != len(batch):
+            raise ValueError(f"{len(categories)} categories for {len(batch)} texts; need one for each")
+        names = [c for c in CATEGORIES if c in set(categories)] + sorted(set(categories) - set(CATEGORIES))
+        table["category"] = pd.Categorical(np.asarray(categories)[rows], categories=names)
+    return table
+
+
+def cache_key(**parts: object) -> str:
+    """A readable key of whatever decides the contents of a cache file: sorted JSON of the parts."""
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def save_activations(path: str | Path, tensors: dict[str, Tensor], key: str) -> Path:
+    """Write named tensors to a safetensors file: to a temporary name, then renamed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"key": key})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write '{path}' ({error}); nothing was changed there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load_activations(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
+    """Read back what `save_activations` wrote.
+
+    Args:
+        key: the expected key; None to take any.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated or not a safetensors file, not written by Prism, or made with another key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no activation cache at '{path}'; make it with save_activations")
+    try:
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("key")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is truncated or not a safetensors file ({error}); delete it, run again") from None
+    if found is None:
+        raise ValueError(f"'{path}' was not written by Prism: it carries no key; choose another path")
+    if key is not None and found != key:
+        raise ValueError(f"'{path}' was made with {found}, but {key} is needed; delete it and run again")
+    return tensors

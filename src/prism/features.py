@@ -1,0 +1,315 @@
+"""The `FeatureMatrix`: sparse features of many tokens, beside a table of where each token came from."""
+
+from __future__ import annotations
+
+import io
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from prism.data import TokenBatch, load_activations, save_activations
+from prism.models import harvest
+
+ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] block (48 MiB at d_sae = 24,576)
+COLUMNS = ("text", "position", "token_id", "token")  # that every token table has
+TENSORS = {"data", "indices", "indptr", "d_sae", "table"}  # what a saved FeatureMatrix holds
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMatrix:
+    """Activations of `d_sae` features on many tokens, and where each token came from.
+
+    Nearly all activations are zero, so only those above zero are stored: 8 bytes each, or about 400 MB for a
+    million tokens with 50 active features each, where a dense array of 24,576 features would need 98 GB.
+
+    Attributes:
+        values: `[tokens, d_sae]` activations, float32, without explicit zeros.
+        table: one row a token in the same order: text (the texts' numbers, never falling), position, token_id,
+            token, and category if the texts are labelled. BOS and padding are not in it.
+
+    Raises:
+        ValueError: values that are not above zero (NaN is not), rows of values and table that differ in number, a
+            missing column, or texts out of order.
+    """
+
+    values: csr_matrix
+    table: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, csr_matrix) or not (self.values.data > 0).all():
+            raise ValueError("values must be a scipy csr_matrix that stores only numbers above zero, and no NaN")
+        if self.values.shape[0] != len(self.table):
+            raise ValueError(f"{self.values.shape[0]} rows of values but {len(self.table)} of the table; need one each")
+        if missing := [name for name in COLUMNS if name not in self.table]:
+            raise ValueError(f"the token table lacks {', '.join(missing)}; make it with data.token_table")
+        texts = self.table["text"].to_numpy()
+        if (np.diff(texts) < 0).any() or (len(texts) and texts[0] < 0):
+            raise ValueError("the table's texts are out of order; sort the rows of both table and values by 'text'")
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens (rows)."""
+        return self.values.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features (columns)."""
+        return self.values.shape[1]
+
+    @property
+    def n_texts(self) -> int:
+        """Number of texts: the largest text number, plus one."""
+        return int(self.table["text"].iloc[-1]) + 1 if len(self.table) else 0
+
+    def firing_counts(self) -> Int[np.ndarray, " d_sae"]:
+        """On how many tokens each feature fires."""
+        counts = np.zeros(self.d_sae, np.int64)
+        np.add.at(counts, self.values.indices, 1)  # bincount would first copy all the indices to 64 bits
+        return counts
+
+    def density(self) -> Float[np.ndarray, " d_sae"]:
+        """On what share of tokens each feature fires, 0 to 1."""
+        return self.firing_counts() / max(self.n_tokens, 1)
+
+    def l0(self) -> float:
+        """Features that fire on a token, on average."""
+        return self.values.nnz / max(self.n_tokens, 1)
+
+    def max_activation(self) -> Float[np.ndarray, " d_sae"]:
+        """The largest activation of each feature; 0 where it never fires."""
+        peak = np.zeros(self.d_sae, np.float32)
+        np.maximum.at(peak, self.values.indices, self.values.data)
+        return peak
+
+    def text_max(self) -> csr_matrix:
+        """Activation of each feature on each text: its maximum over the text's tokens.
+
+        Returns:
+            `[n_texts, d_sae]`, float32. (An average would fade in long texts, and averaging before the SAE feeds
+            it vectors unlike those it was trained on.)
+        """
+        bounds = np.searchsorted(self.table["text"].to_numpy(), np.arange(self.n_texts + 1))
+        offsets, rows = self.values.indptr[bounds], _Rows(self.d_sae)
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            peak = np.zeros((1, self.d_sae), np.float32)
+            np.maximum.at(peak[0], self.values.indices[start:stop], self.values.data[start:stop])
+            rows.add(peak)
+        return rows.matrix()
+
+    def text_categories(self) -> np.ndarray:
+        """The category of each text, as an array of `n_texts` strings.
+
+        Raises:
+            ValueError: the table has no categories, or a text has no token (`select` renumbers texts without gaps).
+        """
+        if "category" not in self.table:
+            raise ValueError("these texts have no categories; give them to data.token_table(..., categories=...)")
+        texts, first = np.unique(self.table["text"].to_numpy(), return_index=True)
+        if len(texts) != self.n_texts:
+            gap = np.setdiff1d(np.arange(self.n_texts), texts)[0]
+            raise ValueError(f"text {gap} has no tokens, so its category is unknown; take a subset with `select`")
+        return np.asarray(self.table["category"].iloc[first].astype(str), dtype=str)
+
+    def select(self, keep: Bool[np.ndarray, " tokens"]) -> FeatureMatrix:
+        """The matrix of some tokens only, with their texts renumbered from 0 without gaps.
+
+        Args:
+            keep: True on the tokens to take, such as `matrix.table["category"] == "python"`.
+        """
+        keep = np.asarray(keep)
+        if keep.dtype != bool or keep.shape != (self.n_tokens,):
+            raise ValueError(f"select takes one True or False for each of {self.n_tokens} tokens, not {keep.shape}")
+        table = self.table[keep].reset_index(drop=True)
+        table["text"] = np.unique(table["text"].to_numpy(), return_inverse=True)[1].astype(np.int32)
+        return FeatureMatrix(self.values[keep], table)
+
+    def column(self, feature: int) -> Float[np.ndarray, " tokens"]:
+        """One feature's activation on every token, dense.
+
+        Raises:
+            IndexError: no such feature; the message gives the valid range and the nearest choice.
+        """
+        return self.values[:, [self.check_feature(feature)]].toarray().ravel()
+
+    def check_feature(self, feature: int) -> int:
+        """`feature`, or an IndexError that gives the valid range and the nearest choice."""
+        feature = operator.index(feature)
+        if not 0 <= feature < self.d_sae:
+            nearest = min(max(feature, 0), self.d_sae - 1)
+            raise IndexError(f"no feature {feature}; choose from 0 to {self.d_sae - 1} (the nearest is {nearest})")
+        return feature
+
+    def top_tokens(self, feature: int, k: int = 20) -> pd.DataFrame:
+        """The tokens on which a feature is strongest: the table's columns and activation, best first.
+
+        Fewer than `k` rows where the feature fires on fewer tokens; none where it never fires.
+
+        Raises:
+            IndexError: no such feature.
+        """
+        column = self.column(feature)
+        best = np.argsort(-column, kind="stable")[: min(k, np.count_nonzero(column))]
+        return self.table.iloc[best].reset_index(drop=True).assign(activation=column[best])
+
+    def save(self, path: str | Path, key: str = "FeatureMatrix") -> Path:
+        """Write to one safetensors file, whole or not at all; the table travels inside it as Parquet.
+
+        Args:
+            key: whatever decides the contents (see `data.cache_key`), checked by `load`.
+
+        Raises:
+            OSError: the file could not be written; whatever stood at `path` is untouched.
+        """
+        buffer = io.BytesIO()
+        self.table.to_parquet(buffer, index=False)
+        arrays = {name: getattr(self.values, name) for name in ("data", "indices", "indptr")}
+        arrays |= {"d_sae": np.array([self.d_sae]), "table": np.frombuffer(bytearray(buffer.getbuffer()), np.uint8)}
+        return save_activations(path, {name: torch.from_numpy(array) for name, array in arrays.items()}, key)
+
+    @classmethod
+    def load(cls, path: str | Path, key: str | None = None) -> FeatureMatrix:
+        """Read back what `save` wrote.
+
+        Args:
+            key: the expected key; None to take any.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is truncated, made by something else, damaged, or has another key.
+        """
+        arrays = {name: tensor.numpy() for name, tensor in load_activations(path, key).items()}
+        if set(arrays) != TENSORS:
+            raise ValueError(f"'{path}' holds {', '.join(sorted(arrays))}: no FeatureMatrix; choose another path")
+        try:
+            shape = (len(arrays["indptr"]) - 1, int(arrays["d_sae"][0]))
+            values = csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+            values.check_format(full_check=True)
+            return cls(values, pd.read_parquet(io.BytesIO(arrays["table"].tobytes())))
+        except (ValueError, IndexError, OSError) as error:
+            raise ValueError(f"'{path}' is damaged ({error}); delete it and run again") from None
+
+
+class _Rows:
+    """Sparse rows under construction: consecutive rows are added, then made into one matrix.
+
+    The numbers go into two growing buffers. (A list of small arrays, joined at the end, would scatter them between
+    the large blocks that come and go, and the memory of those could not be used again: gigabytes, when measured.)
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self.n_columns, self.counts = n_columns, []
+        self.data, self.indices = bytearray(), bytearray()
+
+    def add(self, block: Float[np.ndarray, "rows columns"]) -> None:
+        """Append the rows of a dense block, keeping only what is above zero."""
+        hits = np.flatnonzero(block > 0)  # places in the flattened block
+        rows, columns = np.divmod(hits, self.n_columns)
+        self.counts.append(np.bincount(rows, minlength=len(block)))
+        self.data += block.ravel()[hits].astype(np.float32).tobytes()
+        self.indices += columns.astype(np.int32).tobytes()
+
+    def matrix(self) -> csr_matrix:
+        """All rows so far, `[rows, n_columns]`; uses the buffers as they are, without a copy."""
+        counts = np.concatenate([[0], *self.counts])
+        data, indices = np.frombuffer(self.data, np.float32), np.frombuffer(self.indices, np.int32)
+        dtype = np.int32 if len(data) < 2**31 else np.int64  # scipy keeps one index type for both arrays
+        indptr = np.cumsum(counts, dtype=np.int64).astype(dtype)
+        return csr_matrix((data, indices.astype(dtype, copy=False), indptr), (len(indptr) - 1, self.n_columns))
+
+
+def _kept_activations(
+    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int
+) -> Iterator[Float[Tensor, "tokens d_in"]]:
+    """Stream a hook's activations on the kept tokens; a ValueError at the first that is not a finite number."""
+    if batch.n_tokens != len(table):
+        raise ValueError(f"the batch keeps {batch.n_tokens} tokens, the table has {len(table)}; make one of the other")
+    row = 0
+    for x in harvest(model, batch.tokens, hook_name, batch_size):
+        x, keep, row = x.cpu(), batch.keep[row : row + len(x)], row + len(x)
+        kept = x[keep]
+        finite = torch.isfinite(kept).flatten(1).all(1)
+        if not finite.all():
+            text, position = keep.nonzero()[~finite][0].tolist()
+            raise ValueError(f"activations at '{hook_name}' are NaN or infinite (first in text {row - len(x) + text}, "
+                             f"position {position}); check the model's weights and its number format")  # fmt: skip
+        yield kept
+
+
+@torch.no_grad()
+def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32) -> FeatureMatrix:
+    """Run texts through the model and its SAE: activations `[tokens, d_in]` to sparse features `[tokens, d_sae]`.
+
+    Streams: at most `batch_size` sequences of activations and 512 tokens of dense features exist at a time.
+
+    Args:
+        model: from `models.load_model`.
+        sae: an SAELens SAE of that model; it is fed at its own hook.
+        batch: the tokens; features are computed on kept tokens only, never on BOS or padding.
+        table: the batch's `data.token_table`.
+
+    Raises:
+        ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
+    """
+
+    rows = _Rows(sae.cfg.d_sae)
+    for x in _kept_activations(model, sae.cfg.metadata.hook_name, batch, table, batch_size):
+        for chunk in x.split(ENCODE_TOKENS):
+            features = sae.encode(chunk).float().numpy()
+            if np.isnan(features).any():
+                raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
+            rows.add(features)
+    return FeatureMatrix(rows.matrix(), table)
+
+
+@torch.no_grad()
+def channel_features(
+    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32, l0: float | None = None
+) -> FeatureMatrix:
+    """Baseline without an SAE: each raw channel, upwards and downwards, as if it were a feature.
+
+    With `z` the channel standardised over these tokens (mean 0, standard deviation 1), the `2 * d_in` columns are
+    `[relu(z), relu(-z)]`. Half of them fire on each token. For a comparison at equal sparsity, give `l0`.
+
+    Args:
+        l0: keep only the largest values, this many a token on average (one cut for all tokens); None keeps all.
+
+    Raises:
+        ValueError: as `encode_features`.
+    """
+    x = torch.cat([kept.flatten(1).float() for kept in _kept_activations(model, hook_name, batch, table, batch_size)])
+    spread = x.std(0, correction=0)
+    z = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp_min(1e-30), 0.0)
+    cut = 0.0
+    if l0 is not None and round(l0 * len(z)) < z.numel():
+        cut = z.abs().flatten().topk(round(l0 * len(z)) + 1).values[-1]  # strictly greater than it: l0 a token
+    rows = _Rows(2 * z.shape[1])
+    for part in torch.where(z.abs() > cut, z, 0.0).split(ENCODE_TOKENS):
+        rows.add(torch.cat([part, -part], dim=1).numpy())
+    return FeatureMatrix(rows.matrix(), table)
+
+
+def word_features(batch: TokenBatch, table: pd.DataFrame, vocabulary: int) -> FeatureMatrix:
+    """Baseline without a model: feature `i` fires with activation 1 wherever the token's id is `i` (bag of words).
+
+    Args:
+        vocabulary: number of token ids that the tokenizer has, `len(tokenizer)`.
+
+    Raises:
+        ValueError: a token id outside the vocabulary, or batch and table that do not match.
+    """
+    ids = batch.tokens[batch.keep].numpy()
+    if len(ids) != len(table):
+        raise ValueError(f"the batch keeps {len(ids)} tokens, the table has {len(table)}; make one of the other")
+    if len(ids) and ids.max() >= vocabulary:
+        raise ValueError(f"token id {ids.max()} is outside a vocabulary of {vocabulary}; use len(tokenizer)")
+    one_each = np.arange(len(ids) + 1, dtype=np.int32)
+    values = csr_matrix((np.ones(len(ids), np.float32), ids.astype(np.int32), one_each), (len(ids), vocabulary))
+    return FeatureMatrix(values, table)

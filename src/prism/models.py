@@ -1,0 +1,292 @@
+"""Models and their SAEs by name: the registry, loading, and harvesting activations."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prism.data import DATA
+
+
+@dataclass(frozen=True)
+class SaeSpec:
+    """One pretrained SAE of a model.
+
+    Attributes:
+        name: short name, `LAYER-SITE`, as used in notebooks.
+        hook_name: the activation that it reads and rebuilds.
+        source: (release, id) in the SAELens registry; None for an SAE embedded in `data/saes/<name>`.
+        title: what it is, in a few words.
+        published_l0: mean active features a token, as its makers state it; None if unknown.
+        neuronpedia: `model/sae` part of its feature pages' addresses; None if it has none.
+    """
+
+    name: str
+    hook_name: str
+    title: str
+    source: tuple[str, str] | None = None
+    published_l0: float | None = None
+    neuronpedia: str | None = None
+
+    @property
+    def layer(self) -> int:
+        """Block that the hook belongs to."""
+        return int(self.hook_name.split(".")[1])
+
+    def feature_url(self, feature: int) -> str | None:
+        """Address of the feature's Neuronpedia page, if there is one."""
+        return f"https://www.neuronpedia.org/{self.neuronpedia}/{feature}" if self.neuronpedia else None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One language model, its SAEs and its corpus: all that a notebook needs to know about it.
+
+    Attributes:
+        name: what `PRISM_MODEL` is set to.
+        hub_id: repository on the Hugging Face hub; None for the model embedded in `data/model`.
+        context: longest sequence used here, BOS included (tokens).
+        corpus: default corpus name for `data.load_corpus`.
+        download: size of what the hub sends, for the error message (MB).
+        exhibits: names of demonstrations that need this very model -> feature indices.
+    """
+
+    name: str
+    title: str
+    context: int
+    default_sae: str
+    saes: dict[str, SaeSpec]
+    corpus: str
+    hub_id: str | None = None
+    download: int = 0
+    exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def sae(self, name: str | None = None) -> SaeSpec:
+        """The SAE of that name, or the default one.
+
+        Raises:
+            ValueError: unknown name; the message gives the nearest and all valid ones.
+        """
+        return _pick(name or self.default_sae, self.saes, f"SAE for '{self.name}'")
+
+
+def _embedded(name: str, hook_name: str, title: str) -> SaeSpec:
+    return SaeSpec(name=name, hook_name=hook_name, title=title)
+
+
+def _gpt2_res(layer: int, l0: float) -> SaeSpec:
+    hook = f"blocks.{layer}.hook_resid_pre"
+    return SaeSpec(
+        name=f"{layer}-res-jb",
+        hook_name=hook,
+        title=f"residual stream before block {layer}, 24,576 features (Bloom)",
+        source=("gpt2-small-res-jb", hook),
+        published_l0=l0,
+        neuronpedia=f"gpt2-small/{layer}-res-jb",
+    )
+
+
+MINI = ModelSpec(
+    name="mini",
+    title="mini, the embedded 4-layer model",
+    context=256,
+    default_sae="2-res",
+    corpus="mini",
+    saes={
+        spec.name: spec
+        for spec in (
+            _embedded("2-res", "blocks.2.hook_resid_pre", "residual stream before block 2, 3,072 features"),
+            _embedded("1-res", "blocks.1.hook_resid_pre", "residual stream before block 1, 3,072 features"),
+            _embedded("3-res", "blocks.3.hook_resid_pre", "residual stream before block 3, 3,072 features"),
+            _embedded("2-mlp-out", "blocks.2.hook_mlp_out", "MLP output of block 2, 3,072 features"),
+            _embedded("2-mlp-post", "blocks.2.mlp.hook_post", "MLP neurons of block 2, 1,536 features"),
+            _embedded("2-res-x4", "blocks.2.hook_resid_pre", "residual stream before block 2, 768 features"),
+            _embedded("2-res-x32", "blocks.2.hook_resid_pre", "residual stream before block 2, 6,144 features"),
+        )
+    },
+)
+
+GPT2_SMALL = ModelSpec(
+    name="gpt2-small",
+    title="GPT-2 small",
+    hub_id="openai-community/gpt2",
+    context=128,
+    default_sae="6-res-jb",
+    corpus="tinystories",
+    download=700,
+    saes={
+        spec.name: spec
+        for spec in (
+            _gpt2_res(6, 51.0),
+            _gpt2_res(8, 60.0),
+            _gpt2_res(10, 52.0),
+            SaeSpec(
+                name="6-mlp-out",
+                hook_name="blocks.6.hook_mlp_out",
+                title="MLP output of block 6, 32,768 features (OpenAI v5)",
+                source=("gpt2-small-mlp-out-v5-32k", "blocks.6.hook_mlp_out"),
+                neuronpedia="gpt2-small/6-mlp_oai32k",
+            ),
+        )
+    },
+    exhibits={"first_write_up": (10399, 18522, 174, 18, 31, 36, 45)},
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, GPT2_SMALL)}
+
+
+def _pick(name: str, options: dict, what: str):
+    """`options[name]`, or a ValueError that names the nearest and all valid choices."""
+    if name in options:
+        return options[name]
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"no {what} named '{name}'; {hint}choose from {', '.join(options)}")
+
+
+def get_spec(name: str | None = None) -> ModelSpec:
+    """The model of that name; by default that of the environment variable `PRISM_MODEL`, else `mini`.
+
+    Raises:
+        ValueError: unknown name; the message gives the nearest valid one.
+    """
+    return _pick(name or os.environ.get("PRISM_MODEL") or "mini", MODELS, "model")
+
+
+def _from_hub(spec: ModelSpec, load, what: str):
+    """Call `load(local_files_only)`: first from the cache alone, then from the hub; else one clear error."""
+    try:
+        return load(True)
+    except OSError:
+        pass
+    try:
+        return load(False)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{what} of '{spec.name}' is not in the local Hugging Face cache and could not be downloaded "
+            f"(about {spec.download} MB in all for this model): {str(error).splitlines()[0][:120]}. "
+            "With a network, run once more online; without one, the model 'mini' works offline: PRISM_MODEL=mini"
+        ) from None
+
+
+def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
+    """Load a language model with hook points, in float32 on the CPU.
+
+    Args:
+        sae: an SAE for it; weights are processed as that SAE's metadata says (by default not at all).
+
+    Raises:
+        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+    """
+    torch.set_grad_enabled(True)
+    source = spec.hub_id or str(DATA / "model")
+    if spec.hub_id is None and not (DATA / "model" / "model.safetensors").is_file():
+        raise FileNotFoundError("the embedded model is missing: no 'data/model/model.safetensors' in this repository")
+
+    def load(local: bool):
+        options = {"local_files_only": local}
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="eager", **options
+        )
+        return tokenizer, hf_model
+
+    tokenizer, hf_model = load(True) if spec.hub_id is None else _from_hub(spec, load, "the model")
+    bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    bridge.enable_compatibility_mode(disable_warnings=True, **weight_processing(sae))
+    for parameter in bridge.parameters():
+        parameter.requires_grad_(False)
+    return bridge.eval()
+
+
+def weight_processing(sae: SAE | None) -> dict[str, bool]:
+    """Weight processing that an SAE was trained with, from its own metadata; none where it names none."""
+    steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    kwargs = (sae.cfg.metadata.model_from_pretrained_kwargs or {}) if sae is not None else {}
+    wanted = {step: bool(kwargs.get(step, False)) for step in steps}
+    return wanted if any(wanted.values()) else {"no_processing": True}
+
+
+def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
+    """Load a pretrained SAE in float32, ready for inference.
+
+    Raises:
+        ValueError: unknown SAE name.
+        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+    """
+    sae_spec = spec.sae(name)
+    if sae_spec.source is None:
+        folder = DATA / "saes" / sae_spec.name
+        if not (folder / "sae_weights.safetensors").is_file():
+            raise FileNotFoundError(f"the embedded SAE is missing: no 'data/saes/{sae_spec.name}/' in this repository")
+        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    else:
+        release, sae_id = sae_spec.source
+        sae = _from_hub(
+            spec, lambda local: SAE.from_pretrained(release, sae_id, device="cpu"), f"the SAE '{sae_spec.name}'"
+        )
+    for parameter in sae.parameters():
+        parameter.requires_grad_(False)
+    return sae.eval()
+
+
+@torch.no_grad()
+def harvest(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    hook_name: str,
+    batch_size: int = 32,
+    progress: bool | None = None,
+) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+    """Stream one hook's activations, `batch_size` sequences at a time, never running a layer above it.
+
+    Args:
+        tokens: ids with BOS in front (see `data.tokenize`).
+        progress: show a progress bar; by default for more than 20 batches.
+
+    Raises:
+        ValueError: unknown hook, or sequences longer than the model's context.
+    """
+    if tokens.shape[1] > model.cfg.n_ctx:
+        raise ValueError(f"sequences of {tokens.shape[1]} tokens; '{model.cfg.model_name}' takes {model.cfg.n_ctx}")
+    check_hook(model, hook_name)
+    layer = int(hook_name.split(".")[1])
+    starts: Iterable[int] = range(0, len(tokens), batch_size)
+    if progress if progress is not None else len(starts) > 20:
+        starts = tqdm(starts, desc=f"harvest {hook_name}", unit="batch", leave=False)
+    caught: dict[str, Tensor] = {}
+
+    def catch(activation: Tensor, hook) -> None:
+        caught["x"] = activation.detach()
+
+    for start in starts:
+        model.run_with_hooks(
+            tokens[start : start + batch_size],
+            fwd_hooks=[(hook_name, catch)],
+            stop_at_layer=layer + 1,
+            return_type=None,
+        )
+        yield caught.pop("x")
+
+
+def check_hook(model: TransformerBridge, hook_name: str) -> None:
+    """Raise a ValueError with the nearest valid name if the model has no such hook point."""
+    known = {*model.hook_dict, *_hook_aliases(model)}
+    if hook_name not in known:
+        near = difflib.get_close_matches(hook_name, sorted(known), n=1, cutoff=0.0)
+        raise ValueError(f"no hook point '{hook_name}' in this model; the nearest is '{near[0]}'")
+
+
+def _hook_aliases(model: TransformerBridge) -> set[str]:
+    sites = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_post")
+    return {f"blocks.{layer}.{site}" for layer in range(model.cfg.n_layers) for site in sites}

@@ -1,0 +1,287 @@
+"""Runs notebooks, turns them into pages that need no network, and checks what may be committed."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_NOTE = "Interactive control: run this cell in Jupyter to use it."
+MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly or not at all
+CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
+
+# A Markdown link's or an HTML attribute's target that is neither a whole address nor an anchor.
+_LINK = re.compile(r"""(?P<before>\]\(|\b(?:href|src)=["'])(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#]+)""")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook, executed.
+
+    Attributes:
+        path: where the notebook was read.
+        title: its first heading.
+        notebook: with outputs, as far as it got; None if the file could not be read.
+        seconds: wall-clock time.
+        error: what stopped it, in one or two lines; None if it ran to its end.
+    """
+
+    path: Path
+    title: str
+    notebook: NotebookNode | None
+    seconds: float
+    error: str | None = None
+
+
+def phase_of(path: Path) -> str:
+    """The phase in a notebook's name: `phase_6a_x.ipynb` -> `6a`."""
+    return path.stem.split("_")[1]
+
+
+def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
+    """The folder's `phase_*.ipynb` in the order of their phases.
+
+    Args:
+        folder: where to look.
+        only: phases to keep, such as `["1", "6a"]`; all if None.
+
+    Raises:
+        ValueError: the folder holds none, or a phase is unknown; names the nearest valid choice.
+    """
+    found = {phase_of(path): path for path in folder.glob("phase_*.ipynb")}
+    if not found:
+        raise ValueError(f"no phase_*.ipynb in {folder}; give their folder with --notebooks")
+    phases = sorted(found, key=lambda phase: (int(re.match(r"\d*", phase).group() or 0), phase))
+    for phase in only or []:
+        if phase not in found:
+            nearest = difflib.get_close_matches(phase, phases, n=1, cutoff=0.0)[0]
+            raise ValueError(f"no phase '{phase}'; nearest is '{nearest}' (there are {', '.join(phases)})")
+    return [found[phase] for phase in phases if not only or phase in only]
+
+
+def title_of(notebook: NotebookNode, default: str) -> str:
+    """The text of the first level-1 heading."""
+    for cell in notebook.cells:
+        match = re.search(r"^# (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+        if match:
+            return match.group(1).strip()
+    return default
+
+
+def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int, int], None] | None = None) -> Run:
+    """Executes one notebook in a fresh kernel that starts in the notebook's folder; writes nothing.
+
+    Args:
+        path: the notebook.
+        environment: variables set for the kernel beside this process's own.
+        on_cell: called after each cell with (cells done, cells in all).
+    """
+    start = time.perf_counter()
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        return Run(path, path.stem, None, 0.0, f"not a readable notebook: {str(error).splitlines()[0]}")
+    _clear(notebook)
+    total = len(notebook.cells)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # no lines about sockets between ours
+        record_timing=False,
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total) if on_cell else None,
+    )
+    error = None
+    try:
+        client.execute(env={**os.environ, **environment})
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
+        error = _failure(notebook, failure)
+    return Run(path, title_of(notebook, path.stem), notebook, time.perf_counter() - start, error)
+
+
+def _clear(notebook: NotebookNode) -> None:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
+def _failure(notebook: NotebookNode, failure: Exception) -> str:
+    """Which cell stopped the notebook, its last line, and the error's own last line."""
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                value = (output.evalue.strip().splitlines() or [""])[-1]
+                return f"cell {number}, which ends '{_last_line(cell)}'\n{output.ename}: {value}"
+    code = [(n, c) for n, c in enumerate(notebook.cells, 1) if c.cell_type == "code" and c.source.strip()]
+    number, cell = next(((n, c) for n, c in code if c.execution_count is None), code[-1])
+    reason = str(failure).strip().splitlines()[0]
+    return f"cell {number}, which ends '{_last_line(cell)}'\n{type(failure).__name__}: {reason}"
+
+
+def _last_line(cell: NotebookNode) -> str:
+    return (cell.source.strip().splitlines() or [""])[-1].strip()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes UTF-8 text to a temporary name beside `path`, then renames: never a half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def to_html(notebook: NotebookNode, title: str, source: Path, target: Path) -> str:
+    """The notebook as a page that draws its figures with the `plotly.min.js` beside it.
+
+    Args:
+        notebook: executed; left as it is.
+        title: of the page.
+        source: folder that the notebook's relative links start from.
+        target: folder that the page will stand in.
+    """
+    from nbconvert import HTMLExporter
+
+    page = copy.deepcopy(notebook)
+    page.metadata.pop("widgets", None)
+    page.metadata["title"] = title
+    for number, cell in enumerate(page.cells):
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source, source, target)
+        for i, output in enumerate(cell.get("outputs", [])):
+            if "data" in output:
+                output.data = _page_data(output.data, f"figure-{number}-{i}", source, target)
+    # plotly.js takes the place of require.js, which would keep it from being a global (and comes from a network).
+    exporter = HTMLExporter(require_js_url="plotly.min.js", exclude_anchor_links=True)
+    return exporter.from_notebook_node(page)[0]
+
+
+def _page_data(data: dict, name: str, source: Path, target: Path) -> dict:
+    """One output's MIME bundle with figures and controls replaced by what a page can show."""
+    if PLOTLY in data:
+        return {"text/html": _figure_html(data[PLOTLY], name)}
+    if WIDGET in data:
+        return {"text/html": f"<p><em>{WIDGET_NOTE}</em></p>"}
+    if "text/html" in data:
+        return {**data, "text/html": relink("".join(data["text/html"]), source, target)}
+    return data
+
+
+def _figure_html(figure: dict, name: str) -> str:
+    """A `div` and the script that draws into it; `</` is escaped so that no text in a figure ends the script."""
+    config = {"responsive": True, **figure.get("config", {})}
+    parts = (figure.get("data", []), figure.get("layout", {}), config)
+    arguments = ", ".join(json.dumps(part).replace("</", "<\\/").replace("<!--", "<\\!--") for part in parts)
+    height = figure.get("layout", {}).get("height") or 450
+    script = f'<script>Plotly.newPlot("{name}", {arguments})</script>'
+    return f'<div id="{name}" style="min-height:{height}px"></div>\n{script}'
+
+
+def relink(text: str, source: Path, target: Path) -> str:
+    """Relative links of a text that moves from the folder `source` to `target`.
+
+    Links between phase notebooks become links between pages, the glossary becomes its page, and every other file is
+    reached where it is.
+    """
+
+    def replaced(match: re.Match) -> str:
+        link = match["target"]
+        if re.fullmatch(r"(\./)?phase_[\w-]+\.ipynb", link):
+            link = link.removesuffix(".ipynb") + ".html"
+        elif link.endswith("docs/GLOSSARY.md"):
+            link = "glossary.html"
+        else:
+            link = Path(os.path.relpath(source / link, target)).as_posix()
+        return match["before"] + link
+
+    return _LINK.sub(replaced, text)
+
+
+def markdown_page(text: str, title: str, source: Path, target: Path) -> str:
+    """A Markdown text as a page in the notebooks' look."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    return to_html(notebook, title, source, target)
+
+
+# --- what may be committed -------------------------------------------------------------------------------------------
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Takes out, in place, all that differs from run to run without meaning: timing, widget ids, local kernel names."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        for key in ("execution", "ExecuteTime", "papermill"):
+            cell.metadata.pop(key, None)
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                output.data = nbformat.from_dict({"text/plain": WIDGET_NOTE})
+    return notebook
+
+
+def commit_problems(notebook: NotebookNode) -> list[str]:
+    """Why an executed notebook may not be committed, one line each; empty if it may."""
+    problems = [
+        f"cell {number}: figure '{_figure_title(output.data[PLOTLY])}' has no PNG beside it"
+        for number, output in _figures(notebook)
+        if "image/png" not in output.data
+    ]
+    size = len(nbformat.writes(notebook).encode())
+    if size >= MAX_BYTES:
+        problems.append(f"{size / 1e6:.2f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB; {_largest(notebook)}")
+    return problems
+
+
+def _figures(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
+    return [
+        (number, output)
+        for number, cell in enumerate(notebook.cells, start=1)
+        for output in cell.get("outputs", [])
+        if PLOTLY in output.get("data", {})
+    ]
+
+
+def _figure_title(figure: dict) -> str:
+    title = figure.get("layout", {}).get("title", {})
+    return (title.get("text") if isinstance(title, dict) else title) or "untitled"
+
+
+def _largest(notebook: NotebookNode) -> str:
+    """The output that weighs most, named."""
+    sizes = [
+        (len(json.dumps(output)), number, output)
+        for number, cell in enumerate(notebook.cells, start=1)
+        for output in cell.get("outputs", [])
+    ]
+    if not sizes:
+        return "its text alone is too long"
+    size, number, output = max(sizes, key=lambda entry: entry[0])
+    data = output.get("data", {})
+    if PLOTLY not in data:
+        return f"the largest output is in cell {number} ({size / 1e3:.0f} kB)"
+    weight = len(json.dumps(data[PLOTLY])) / 1e3
+    return f"the largest is figure '{_figure_title(data[PLOTLY])}' in cell {number} ({weight:.0f} kB of Plotly JSON)"

@@ -1,0 +1,421 @@
+"""Rankings, specialists and their controls, concepts, co-activation: by hand, and against dense arithmetic."""
+
+import doctest
+import itertools
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.sparse import csr_matrix, random_array
+from scipy.stats import binom, fisher_exact
+
+from prism import analysis
+from prism.analysis import (
+    ClaimCard,
+    Null,
+    bootstrap_interval,
+    coactivation,
+    coactivation_edges,
+    composite_score,
+    confirm,
+    find_features_for_concept,
+    holm,
+    most_frequent,
+    most_selective,
+    permutation_null,
+    specialist_scores,
+    specialists,
+    strongest,
+    survivors,
+)
+from prism.data import CATEGORIES
+from prism.features import FeatureMatrix
+
+
+def make(values, categories=None, tokens=1) -> FeatureMatrix:
+    """A matrix from dense or sparse `[tokens, d_sae]`, `tokens` to a text, with a category for each text."""
+    values = csr_matrix(values, dtype=np.float32)
+    rows = np.arange(values.shape[0])
+    table = pd.DataFrame({"text": rows // tokens, "position": rows % tokens + 1, "token_id": rows,
+                          "token": [f" t{row}" for row in rows]})  # fmt: skip
+    if categories is not None:
+        table["category"] = pd.Categorical(np.asarray(categories)[rows // tokens], categories=sorted(set(categories)))
+    return FeatureMatrix(values, table)
+
+
+SEVENTY = np.repeat(CATEGORIES, 10)
+
+
+def planted(seed=0, d_sae=300):
+    """70 texts: feature 0 fires on 7 of the Python texts and one other, 1 on all mathematics; the rest at random."""
+    rng = np.random.default_rng(seed)
+    dense = rng.random((70, d_sae)) * (rng.random((70, d_sae)) < 0.04)
+    dense[:, :2] = 0
+    dense[:7, 0] = dense[69, 0] = 5
+    dense[20:30, 1] = 4
+    dense[:, 2] = 0  # never fires
+    return dense
+
+
+@st.composite
+def labelled(draw):
+    """Dense text activations, one category a text: of 1 to 14 texts."""
+    shape = st.tuples(st.integers(1, 14), st.integers(1, 5))
+    values = st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.5])
+    dense = draw(hnp.arrays(np.float32, shape, elements=values))
+    names = draw(st.lists(st.sampled_from(["math", "python", "zebra"]), min_size=len(dense), max_size=len(dense)))
+    return dense, names
+
+
+# rankings
+
+
+def test_strongest_says_where():
+    matrix = make([[1, 0, 0], [0, 0, 7], [3, 0, 0], [0, 0, 2]], ["math", "python"], tokens=2)
+    frame = strongest(matrix)
+    assert frame["feature"].tolist() == [2, 0] and frame["max_activation"].tolist() == [7, 3]
+    assert frame["density"].tolist() == [0.5, 0.5] and frame["texts"].tolist() == [2, 2]
+    assert frame["token"].tolist() == [" t1", " t2"] and frame["category"].tolist() == ["math", "python"]
+    assert strongest(matrix, k=1)["feature"].tolist() == [2]
+    assert "category" not in strongest(make([[1.0]]))
+
+
+def test_most_frequent_counts_texts_or_tokens():
+    matrix = make([[1, 1], [0, 1], [2, 0], [0, 0], [3, 0], [0, 0]], tokens=2)
+    by_text, by_token = most_frequent(matrix), most_frequent(matrix, by="token", k=1)
+    assert by_text["feature"].tolist() == [0, 1] and by_text["share"].tolist() == pytest.approx([1, 1 / 3])
+    assert by_token["feature"].tolist() == [0] and by_token["share"].tolist() == [0.5]
+    with pytest.raises(ValueError, match="choose 'text' or 'token'"):
+        most_frequent(matrix, by="word")
+
+
+def test_most_selective_by_hand():
+    dense = np.zeros((8, 4))
+    dense[:4, 0] = [2, 2, 2, 2]  # only in the first category: 1
+    dense[:, 1] = 1  # everywhere alike: 1/2
+    dense[4:, 2] = [3, 3, 3, 0]  # 9/4 against 3/4: 3/4
+    dense[0, 2] = 3
+    dense[0, 3] = 9  # on one text only: left out
+    frame = most_selective(make(dense, ["math"] * 4 + ["python"] * 4))
+    assert frame["feature"].tolist() == [0, 2, 1]
+    assert frame["selectivity"].tolist() == pytest.approx([1, 0.75, 0.5])
+    assert frame["category"].tolist()[:2] == ["math", "python"]
+    assert frame["mean_inside"].tolist() == pytest.approx([2, 9 / 4, 1])
+    assert 3 in most_selective(make(dense, ["math"] * 4 + ["python"] * 4), min_texts=1)["feature"].tolist()
+
+
+@given(labelled())
+def test_selectivity_lies_between_an_even_share_and_one(case):
+    frame = most_selective(make(*case), min_texts=1)
+    assert frame["selectivity"].between(1 / len(set(case[1])) - 1e-6, 1 + 1e-6).all()
+    assert frame["selectivity"].round(6).is_monotonic_decreasing
+
+
+def test_nothing_fires():
+    matrix = make(np.zeros((4, 3)), ["math", "math", "python", "python"])
+    for frame in (strongest(matrix), most_frequent(matrix), most_selective(matrix), specialists(matrix),
+                  find_features_for_concept(matrix), coactivation(matrix), coactivation_edges(matrix)):  # fmt: skip
+        assert len(frame) == 0
+    assert permutation_null(matrix, 5).scores.tolist() == [[0, 0]] * 5
+    assert len(survivors(specialists(matrix), permutation_null(matrix, 5))) == 0
+    assert len(confirm(specialists(matrix), matrix)) == 0
+
+
+def test_one_text():
+    matrix = make([[2.0, 0.0]], ["math"])
+    assert specialists(matrix)[["feature", "score"]].values.tolist() == [[0, 1]]
+    assert permutation_null(matrix, 3).scores.tolist() == [[1]] * 3
+    assert confirm(specialists(matrix), matrix)["p_value"].tolist() == [1]
+
+
+# specialists
+
+
+def test_seven_inside_and_one_outside_score_six():
+    found = specialists(make(planted(), SEVENTY))
+    python = found[found["category"] == "python"].iloc[0]
+    assert (python["feature"], python["inside"], python["outside"], python["score"]) == (0, 7, 1, 6)
+    assert python["mean_inside"] == pytest.approx(7 * 5 / 10)
+    assert found.groupby("category", observed=True).size().max() == 5
+    assert list(dict.fromkeys(found["category"])) == [c for c in CATEGORIES if c in set(found["category"])]
+    best = specialists(make(planted(), SEVENTY), k=1)
+    assert not best["category"].duplicated().any() and 0 in best["feature"].tolist()
+
+
+def test_above_the_threshold_means_strictly():
+    matrix = make([[0.3], [0.5], [0.0]], ["python", "python", "math"])  # 0.3 is stored as 0.30000001
+    inside = [int(specialist_scores(matrix, t)["inside"].iloc[0]) for t in (0, 0.2999, 0.3, 0.4999, 0.5)]
+    assert inside == [2, 2, 1, 1, 0]
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="give 0 or more"):
+            specialist_scores(matrix, bad)
+
+
+@given(labelled(), st.sampled_from([0.0, 0.5, 0.7]))
+def test_scores_equal_the_dense_ones_and_keep_their_bounds(case, threshold):
+    dense, names = case
+    names, frame = np.array(names), specialist_scores(make(*case), threshold)
+    assert len(frame) == dense.shape[1] * len(set(names))
+    for row in frame.itertuples():
+        fires, here = dense[:, row.feature] > threshold, names == row.category
+        assert (row.inside, row.outside) == ((fires & here).sum(), (fires & ~here).sum())
+        assert -(~here).sum() <= row.score == row.inside - row.outside <= here.sum()
+        assert row.mean_inside == pytest.approx(dense[here, row.feature].mean())
+    found = specialists(make(*case), 2, threshold)
+    assert not found["feature"].duplicated().any() and (found["score"] > 0).all()
+
+
+def test_labels_are_needed():
+    for call in (specialist_scores, permutation_null, most_selective):
+        with pytest.raises(ValueError, match="no categories"):
+            call(make([[1.0]]))
+
+
+# the permutation null
+
+
+def test_null_covers_every_labelling_of_a_small_case():
+    """Four texts in two pairs: the six labellings and their best scores can be written down."""
+    dense = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
+    every = []
+    for here in itertools.combinations(range(4), 2):
+        label = np.isin(np.arange(4), here)
+        every.append([(2 * dense[rows].sum(0) - dense.sum(0)).max() for rows in (label, ~label)])
+    null = permutation_null(make(dense, ["math", "math", "python", "python"]), n=3000, seed=1)
+    seen, counts = np.unique(null.scores, axis=0, return_counts=True)
+    expected, shares = np.unique(every, axis=0, return_counts=True)
+    assert seen.tolist() == expected.tolist()
+    assert counts / 3000 == pytest.approx(shares / 6, abs=0.04)
+
+
+def test_null_depends_on_the_seed_alone(monkeypatch):
+    matrix = make(planted(), SEVENTY)
+    first = permutation_null(matrix, 50, seed=3).scores
+    assert np.array_equal(first, permutation_null(matrix, 50, seed=3).scores)
+    assert not np.array_equal(first, permutation_null(matrix, 50, seed=4).scores)
+    monkeypatch.setattr(analysis, "NULL_BYTES", 1)  # one permutation at a time
+    assert np.array_equal(first, permutation_null(matrix, 50, seed=3).scores)
+
+
+def test_planted_specialists_survive_and_chance_ones_do_not():
+    matrix = make(planted(), SEVENTY)
+    frame = survivors(specialists(matrix), permutation_null(matrix, 500)).set_index("feature")
+    assert frame.loc[1, "survives"] and frame.loc[1, "p_value"] == pytest.approx(1 / 501)
+    assert set(frame.index[frame["survives"]]) <= {0, 1}
+
+
+@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 30), st.just(2)), elements=st.integers(-5, 5)), st.integers(-7, 7))
+def test_p_values_are_never_zero_and_count_ties(scores, score):
+    null = Null(scores, ("a", "b"))
+    for category, column in (("a", scores[:, 0]), ("b", scores[:, 1]), (None, scores.max(1))):
+        p = null.p_value(category, score)
+        assert p == (1 + (column >= score).sum()) / (1 + len(scores)) and 0 < p <= 1
+    assert null.p_value(None, score) >= max(null.p_value("a", score), null.p_value("b", score))
+
+
+def test_null_answers_for_arrays_quantiles_and_unknown_categories():
+    null = Null(np.arange(100)[:, None] * np.array([1, 2]), ("a", "b"))
+    assert null.p_value("a", np.array([0, 99, 1000])).tolist() == [1, 2 / 101, 1 / 101]
+    assert null.quantile(0.95).to_dict() == {"a": 95, "b": 190}
+    with pytest.raises(ValueError, match="choose from a, b"):
+        null.p_value("c", 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        permutation_null(make([[1.0]], ["a"]), 0)
+
+
+def test_type_one_error_on_data_without_labels_is_at_most_alpha():
+    """On 200 random data sets whose labels mean nothing, some feature survives in about 5 % of them, not more."""
+    false = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        shared = rng.random((28, 1)) * 0.6  # texts differ in how much fires: features are correlated
+        matrix = make(rng.random((28, 40)) < shared, np.repeat(list("abcd"), 7))
+        frame = survivors(specialists(matrix, k=1), permutation_null(matrix, 99, seed=seed))
+        false += bool(frame["survives"].any())
+    assert false <= binom.ppf(0.999, 200, 0.05)
+
+
+def test_the_null_of_a_full_size_search_takes_seconds():
+    sparse = random_array((70, 24_576), density=0.06, format="csr", rng=np.random.default_rng(0))
+    matrix = make(csr_matrix(sparse), SEVENTY)
+    start = time.process_time()
+    null = permutation_null(matrix, 100)
+    assert null.scores.shape == (100, 7) and time.process_time() - start < 3
+
+
+# confirmation
+
+
+def test_confirm_holds_the_planted_and_drops_the_lucky():
+    discover, held_out = make(planted(0), SEVENTY), make(planted(1), SEVENTY)
+    found = specialists(discover)
+    frame = confirm(found, held_out)
+    assert frame["feature"].tolist() == found["feature"].tolist()
+    assert frame["found_score"].tolist() == found["score"].tolist()
+    assert set(frame["feature"][frame["held"]]) == {0, 1}
+    assert (frame["p_holm"] >= frame["p_value"]).all()
+
+
+@given(labelled())
+def test_confirm_is_fishers_exact_test(case):
+    dense, names = case
+    names, matrix = np.array(names), make(*case)
+    frame = confirm(specialist_scores(matrix), matrix)
+    for row in frame.itertuples():
+        table = [[row.inside, (names == row.category).sum() - row.inside],
+                 [row.outside, (names != row.category).sum() - row.outside]]  # fmt: skip
+        assert row.p_value == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
+    assert (frame["p_value"] > 0).all() and not frame["held"][frame["score"] <= 0].any()
+
+
+def test_confirm_refuses_what_the_held_out_matrix_has_not():
+    matrix = make([[1.0], [0.0]], ["math", "python"])
+    with pytest.raises(IndexError, match="choose from 0 to 0"):
+        confirm(pd.DataFrame({"feature": [1], "category": ["math"]}), matrix)
+    with pytest.raises(ValueError, match="no held-out text of category 'urls'"):
+        confirm(pd.DataFrame({"feature": [0], "category": ["urls"]}), matrix)
+    frame = confirm(pd.DataFrame({"feature": [0], "category": ["math"]}), matrix)
+    assert "found_score" not in frame and frame["p_value"].tolist() == [0.5]
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 12), elements=st.floats(0, 1)))
+def test_holm_is_between_the_p_value_and_bonferroni(p):
+    corrected = holm(p)
+    assert (corrected >= p).all() and (corrected <= np.minimum(1, p * len(p)) + 1e-12).all()
+    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+# concepts
+
+
+def test_composite_score_worked_example():
+    assert composite_score([9.92, 9.92]) == pytest.approx(992)
+    assert composite_score([9.0, 10.84], threshold=9.0) == pytest.approx(496)  # 9.0 is not above 9.0
+    assert composite_score([0.0, 0.0]) == 0
+    with pytest.raises(ValueError, match="at least one text"):
+        composite_score([])
+
+
+@given(labelled(), st.sampled_from([0.0, 0.5]))
+def test_concept_search_is_composite_score_on_every_feature(case, threshold):
+    dense, _ = case
+    frame = find_features_for_concept(make(dense), make(dense[:1]), threshold, k=99)
+    expected = np.array([composite_score(column, threshold) for column in dense.T])
+    assert frame["composite_score"].tolist() == pytest.approx(sorted(expected[expected > 0], reverse=True))
+    assert frame["composite_score"].to_numpy() == pytest.approx(expected[frame["feature"]])
+    assert frame["share"].to_numpy() == pytest.approx((dense > threshold).mean(0)[frame["feature"]])
+    assert frame["background_share"].tolist() == (dense[0] > threshold)[frame["feature"]].tolist()
+
+
+def test_a_background_shows_up_what_fires_everywhere():
+    concept, background = make([[5, 1], [5, 1]]), make([[5, 0], [5, 0]])
+    assert find_features_for_concept(concept)["feature"].tolist() == [0, 1]
+    assert "background_share" not in find_features_for_concept(concept)
+    assert find_features_for_concept(concept, background)["background_share"].tolist() == [1, 0]
+    assert find_features_for_concept(concept, background, max_background=0.5)["feature"].tolist() == [1]
+    with pytest.raises(ValueError, match="use one SAE"):
+        find_features_for_concept(concept, make([[1.0]]))
+    with pytest.raises(ValueError, match="no texts"):
+        find_features_for_concept(make(np.zeros((0, 2))))
+
+
+# co-activation
+
+
+def test_coactivation_by_hand():
+    matrix = make([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], ["math", "math", "python", "python"])
+    assert coactivation(matrix, [0, 1, 2]).values.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
+    conditional = coactivation(matrix, [0, 1], measure="conditional")
+    assert conditional.values == pytest.approx(np.array([[1, 2 / 3], [2 / 3, 1]]))
+    assert coactivation(matrix, [1, 0], "math").values.tolist() == [[1, 0.5], [0.5, 1]]
+    assert coactivation(matrix, [0, 1], threshold=1.0).values.tolist() == [[0, 0], [0, 0]]
+    assert list(coactivation(matrix).index) == [0, 1]
+
+
+def test_coactivation_by_text():
+    matrix = make([[1, 0], [0, 1], [1, 0], [0, 0]], tokens=2)  # together in a text, never on a token
+    assert coactivation(matrix, [0, 1]).loc[0, 1] == 0
+    assert coactivation(matrix, [0, 1], level="text").loc[0, 1] == 0.5
+
+
+@given(labelled())
+def test_coactivation_equals_the_dense_one_and_is_symmetric(case):
+    dense = case[0]
+    fires, names = dense > 0, list(range(dense.shape[1]))
+    both = (fires[:, :, None] & fires[:, None, :]).sum(0)
+    either = (fires[:, :, None] | fires[:, None, :]).sum(0)
+    frame = coactivation(make(*case), names)
+    assert np.array_equal(frame, frame.T)
+    assert frame.to_numpy() == pytest.approx(both / np.maximum(either, 1))
+    conditional = coactivation(make(*case), names, measure="conditional")
+    assert conditional.to_numpy() == pytest.approx(both / np.maximum(fires.sum(0), 1)[:, None])
+    edges = coactivation_edges(make(*case), names, minimum=0.3)
+    expected = {(i, j) for i, j in itertools.combinations(names, 2) if both[i, j] and frame.loc[i, j] >= 0.3}
+    assert set(zip(edges["source"], edges["target"], strict=True)) == expected
+    assert [frame.loc[e.source, e.target] for e in edges.itertuples()] == edges["jaccard"].tolist()
+    assert [both[e.source, e.target] for e in edges.itertuples()] == edges["count"].tolist()
+    assert edges["jaccard"].is_monotonic_decreasing
+
+
+def test_coactivation_refuses_bad_choices():
+    matrix = make([[1.0]], ["math"])
+    with pytest.raises(ValueError, match="choose 'token' or 'text'"):
+        coactivation(matrix, [0], level="word")
+    with pytest.raises(ValueError, match="choose 'jaccard' or 'conditional'"):
+        coactivation(matrix, [0], measure="cosine")
+    with pytest.raises(ValueError, match="choose from math"):
+        coactivation(matrix, [0], "urls")
+    with pytest.raises(IndexError, match="choose from 0 to 0"):
+        coactivation_edges(matrix, [1])
+
+
+# intervals and claims
+
+
+def test_bootstrap_interval_matches_the_normal_one_and_its_seed():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert (low, high) == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    narrow = bootstrap_interval(values, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    paired = bootstrap_interval(np.stack([values, values + 1], 1), lambda x: (x[:, 1] - x[:, 0]).mean())
+    assert paired == pytest.approx((1, 1))
+    assert bootstrap_interval([2.0]) == (2, 2)
+
+
+@settings(max_examples=30)
+@given(hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-1e3, 1e3)))
+def test_bootstrap_interval_stays_within_the_data(values):
+    low, high = bootstrap_interval(values, n=50)
+    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+
+
+@pytest.mark.parametrize("values, level", [([], 0.95), ([1, np.nan], 0.95), ([1.0], 1.0), ([1.0], 95)])
+def test_bootstrap_interval_refuses_bad_input(values, level):
+    with pytest.raises(ValueError, match="needs at least one|between 0 and 1"):
+        bootstrap_interval(values, level=level)
+
+
+def test_claim_card_prints_and_escapes(capsys):
+    card = ClaimCard("Features <b>specialise</b>", "6 | texts", "[4, 7], 95 %", "shuffled labels: 3 " * 12,
+                     "no survivors", np.bool_(True))  # fmt: skip
+    lines = str(card).splitlines()
+    assert len({len(line) for line in lines}) == 1 and "supported" in lines[-2]
+    markdown = card._repr_markdown_()
+    assert "<b>" not in markdown and "6 &#124; texts" in markdown
+    assert all(line.count("|") == 3 for line in markdown.splitlines())
+    card.print()
+    assert capsys.readouterr().out == str(card) + "\n"
+    assert "not supported" in str(ClaimCard("c", "e", "i", "n", "r", supported=False))
+    with pytest.raises(TypeError, match="True or False"):
+        ClaimCard("c", "e", "i", "n", "r", supported="False")
+
+
+def test_doctests():
+    assert doctest.testmod(analysis).failed == 0

@@ -1,0 +1,236 @@
+"""How data/ is made: the corpus reader, exact resume, the baselines, sampling, an SAE's way to disk."""
+
+import json
+import lzma
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+from tokenizers import Tokenizer
+
+from prism.build import corpus as corpus_module
+from prism.build.baselines import NGram, bits_per_byte
+from prism.build.corpus import END, find_kinds, read_documents, split_documents, tokenise
+from prism.build.pretrain import (
+    Batches,
+    Muon,
+    PretrainConfig,
+    chunked_loss,
+    load_checkpoint,
+    make_model,
+    make_optimizers,
+    orthogonalise,
+    pretrain,
+)
+from prism.build.tokenizer import train_tokenizer
+
+TINY = PretrainConfig(
+    n_layer=2, d_model=32, d_head=16, context=16, batch=4, tokens=12 * 64, warmup=128, checkpoint_minutes=1e9
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small corpus of two kinds, one plain and one compressed, written here."""
+    path = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "x = 1", "return", "größe", "今日"]
+    documents = [" ".join(rng.choice(words, 30)) for _ in range(250)]
+    (path / "python.txt").write_text(f"\n{END}\n".join(documents[:150]) + "\n", encoding="utf-8")
+    with lzma.open(path / "social.txt.xz", "wt", encoding="utf-8") as file:
+        file.write(f"\n{END}\n".join(documents[150:]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(folder, tmp_path_factory):
+    """Tokenizer and token streams of the small corpus."""
+    out = tmp_path_factory.mktemp("built")
+    path = train_tokenizer(folder, out, vocabulary=300)
+    tokenizer = Tokenizer.from_file(str(path))
+    return tokenizer, tokenise(folder, tokenizer, path, out), out
+
+
+class TestCorpus:
+    def test_mixture_adds_up(self):
+        assert sum(corpus_module.MIXTURE.values()) == pytest.approx(1.0)
+        assert set(corpus_module.HUB_SOURCES) == set(corpus_module.MIXTURE)
+
+    def test_documents_are_split_at_the_separator_line(self, tmp_path):
+        path = tmp_path / "web.txt"
+        path.write_text(f"one\ntwo\n{END}\n\nthree {END} inline\n{END}\n{END}\nfour", encoding="utf-8")
+        assert list(read_documents(path)) == ["one\ntwo", f"three {END} inline", "four"]
+
+    def test_every_hundredth_document_is_held_out(self, folder):
+        train, held_out = split_documents(folder / "python.txt")
+        assert (len(train), len(held_out)) == (149, 1)
+        assert not set(held_out) & set(train)
+
+    def test_missing_text_is_said(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="expected files named python.txt"):
+            find_kinds(tmp_path)
+
+    def test_tokens_decode_to_the_documents(self, folder, built):
+        tokenizer, tokens, _ = built
+        train, _ = split_documents(folder / "social.txt.xz")
+        assert tokenizer.decode(tokens["social"].tolist(), skip_special_tokens=False).split(END)[:-1] == train
+
+
+class TestPretrain:
+    def test_batches_are_a_function_of_the_step(self, built):
+        tokenizer, tokens, _ = built
+        one, two = Batches(tokens, TINY, 0), Batches(tokens, replace(TINY, tokens=TINY.tokens * 4), 0)
+        for step in (5, 0, 11):
+            assert torch.equal(one(step), two(step))
+        assert (one(0)[:, 0] == 0).all()
+
+    def test_an_epoch_visits_every_window_once(self):
+        stream = np.arange(1, 1 + 15 * 20, dtype=np.uint16)
+        config = replace(TINY, batch=1, tokens=19 * 16)
+        batches = Batches({"python": stream}, config, 0)
+        starts = [int(batches(step)[0, 1]) for step in range(19)]
+        assert len(set(starts)) == 19
+
+    def test_chunked_loss_equals_autograd(self):
+        model = make_model(TINY, 50, 0)
+        tokens = torch.randint(0, 50, (4, 16))
+        value = chunked_loss(model, tokens, chunk=7)
+        ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        assert value == pytest.approx(loss.item(), abs=1e-5)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(ours[name], p.grad, atol=1e-5, rtol=1e-3)
+
+    def test_orthogonalise_makes_singular_values_near_one(self):
+        torch.manual_seed(0)
+        for shape in ((24, 64), (64, 24), (32, 32)):
+            values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+            assert values.min() > 0.3 and values.max() < 1.3
+
+    def test_blocks_go_to_muon_and_all_parameters_go_somewhere(self):
+        model = make_model(TINY, 50, 0)
+        muon, adam = make_optimizers(model, TINY)
+        assert isinstance(muon, Muon)
+        counts = [sum(p.numel() for g in o.param_groups for p in g["params"]) for o in (muon, adam)]
+        assert sum(counts) == model.num_parameters()
+        assert counts[0] == 2 * 12 * 32 * 32
+
+    def test_schedule(self):
+        config = PretrainConfig(batch=1, context=1, tokens=100, warmup=10, decay_share=0.2)
+        scales = [config.lr_scale(step) for step in range(100)]
+        assert scales[0] == 0.1 and scales[10] == scales[80] == 1.0
+        assert scales[90] == pytest.approx(0.5) and scales[99] == pytest.approx(0.05)
+
+    def test_resume_gives_the_same_losses(self, built, tmp_path):
+        tokenizer, tokens, _ = built
+        whole = pretrain(tokens, tokenizer, tmp_path / "whole", TINY)
+        pretrain(tokens, tokenizer, tmp_path / "cut", TINY, stop_at=5)
+        rest = pretrain(tokens, tokenizer, tmp_path / "cut", TINY, resume=True)
+        assert [step for step, _ in rest] == list(range(5, 12))
+        assert rest == whole[5:]
+        assert whole[-1][1] < whole[0][1]
+
+    def test_a_longer_run_goes_on_from_before_the_decay(self, built, tmp_path):
+        tokenizer, tokens, _ = built
+        pretrain(tokens, tokenizer, tmp_path, TINY)
+        longer = replace(TINY, tokens=TINY.tokens * 2)
+        rest = pretrain(tokens, tokenizer, tmp_path, longer, resume=True)
+        whole = pretrain(tokens, tokenizer, tmp_path / "whole", longer)
+        assert rest[0][0] == TINY.decay_start
+        assert rest == whole[TINY.decay_start :]
+
+    def test_checkpoint_holds_no_code(self, built, tmp_path):
+        tokenizer, tokens, _ = built
+        pretrain(tokens, tokenizer, tmp_path, TINY, stop_at=2)
+        model = make_model(TINY, tokenizer.get_vocab_size(), 0)
+        assert load_checkpoint(tmp_path / "last.safetensors", model, make_optimizers(model, TINY)) == 2
+        assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".jsonl"}
+
+    def test_nan_stops_with_the_step(self, built, tmp_path):
+        tokenizer, tokens, _ = built
+        with pytest.raises(FloatingPointError, match="at step"):
+            pretrain(tokens, tokenizer, tmp_path, replace(TINY, lr_other=math.inf))
+
+
+class TestBaselines:
+    def test_probabilities_sum_to_one(self):
+        rng = np.random.default_rng(0)
+        stream = rng.integers(0, 6, 400).astype(np.uint16)
+        model = NGram(stream, vocabulary=6, order=3)
+        for history in ([0, 1], [5, 5], [2, 3]):
+            total = sum(model.probabilities(np.array([*history, w], dtype=np.uint16))[-1] for w in range(6))
+            assert total == pytest.approx(1.0)
+
+    def test_hand_computed_bigram(self):
+        # stream a b a b a c: bigrams ab 2, ba 2, ac 1; discount: once 1 (ac), twice 2 -> 1 / (1 + 4) = 0.2
+        stream = np.array([0, 1, 0, 1, 0, 2], dtype=np.uint16)
+        model = NGram(stream, vocabulary=3, order=2)
+        # continuation counts: a after {b} 1, b after {a} 1, c after {a} 1; total 3; no twice -> discount 0.5
+        unigram = (1 - 0.5) / 3 + 0.5 * 3 / 3 / 3
+        expected = (2 - 0.2) / 3 + 0.2 * 2 / 3 * unigram
+        assert model.probabilities(np.array([0, 1], dtype=np.uint16))[0] == pytest.approx(expected)
+
+    def test_a_learnt_rule_beats_the_unigram(self):
+        stream = np.tile(np.arange(5, dtype=np.uint16), 100)
+        model = NGram(stream, vocabulary=5, order=5)
+        assert model.probabilities(stream[:50])[5:].min() > 0.8
+
+    def test_too_large_an_order_is_refused(self):
+        with pytest.raises(ValueError, match="64 bits"):
+            NGram(np.zeros(10, dtype=np.uint16), vocabulary=8192, order=5)
+
+    def test_bits_per_byte_of_a_uniform_model(self, folder, built):
+        tokenizer, tokens, _ = built
+        model = make_model(replace(TINY, context=64), tokenizer.get_vocab_size(), 0)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        rows = bits_per_byte(model, tokenizer, folder, tokens)
+        _, held_out = split_documents(folder / "python.txt")
+        n_tokens = len(tokenizer.encode(held_out[0], add_special_tokens=False).ids)
+        expected = n_tokens * math.log2(tokenizer.get_vocab_size()) / len(held_out[0].encode())
+        assert rows["python"]["model"] == pytest.approx(expected, rel=1e-4)
+        assert rows["all"]["5-gram"] < rows["all"]["unigram"] < rows["all"]["model"]
+
+
+def test_an_sae_survives_the_way_to_disk(tmp_path):
+    from prism.build.saes import SaeConfig, save_sae, train_sae
+
+    rng = np.random.default_rng(0)
+    activations = (rng.normal(size=(4_096, 16)) * 3 + 1).astype(np.float16)
+    config = SaeConfig("tiny", "blocks.0.hook_resid_pre", 16, 64, k=4, samples=8_192, batch=256)
+    trained = train_sae(activations, config)
+    save_sae(trained, config, context=32, out=tmp_path)
+    loaded = SAE.load_from_disk(tmp_path / "tiny", dtype="float32")
+    x = torch.from_numpy(activations.astype(np.float32))
+    assert loaded.cfg.architecture() == "jumprelu"
+    fires = loaded.encode(x) > 0
+    assert fires.float().sum(1).mean().item() == pytest.approx(config.k, rel=0.05)
+    pre = trained.encode_with_hidden_pre(x)[1]
+    f = torch.where(pre > trained.topk_threshold, pre, 0.0) / trained.W_dec.norm(dim=-1)
+    torch.testing.assert_close(loaded(x), (f @ trained.W_dec + trained.b_dec).float(), atol=0.1, rtol=0.02)
+    assert json.loads((tmp_path / "tiny" / "cfg.json").read_text())["dtype"] == "float16"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_sampling_is_repeatable_and_starts_with_the_opening():
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from prism.build.sample import OPENINGS, _sample
+    from prism.data import DATA
+
+    model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    model.config.n_positions = 24
+    first = _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
+    assert first == _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
+    assert first != _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=6)
+    assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
+    assert set(OPENINGS) == set(corpus_module.MIXTURE)
+    assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)

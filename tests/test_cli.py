@@ -1,0 +1,212 @@
+"""The `prism` command on tiny notebooks made here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from prism import cli, notebooks
+
+FIGURE = {
+    "data": [{"type": "bar", "x": ["a", "</script><b>"], "y": [1, 2]}],
+    "layout": {"title": {"text": "Bars"}},
+}
+
+
+def _write(path: Path, *sources: str, intro: str = "# A title\nSome words.") -> Path:
+    new = nbformat.v4
+    cells = [new.new_markdown_cell(intro), *(new.new_code_cell(source) for source in sources)]
+    nbformat.write(new.new_notebook(cells=cells), path)
+    return path
+
+
+def _show(mime: dict) -> str:
+    return f"from IPython.display import display\ndisplay({mime!r}, raw=True)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with `notebooks/` and `docs/GLOSSARY.md`; the model's name is not looked up."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "GLOSSARY.md").write_text('# Glossary\n\n<a id="term"></a>\n### term\n\nA word.\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_model_name", lambda name: name or "mini")
+    return tmp_path / "notebooks"
+
+
+@pytest.fixture
+def browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_browser", lambda: "/bin/browser")
+
+
+def test_phases_come_in_order(folder: Path) -> None:
+    for name in ("phase_10_z", "phase_2_b", "phase_6b_d", "phase_6a_c"):
+        (folder / f"{name}.ipynb").touch()
+    assert [notebooks.phase_of(p) for p in notebooks.find_notebooks(folder)] == ["2", "6a", "6b", "10"]
+    assert [notebooks.phase_of(p) for p in notebooks.find_notebooks(folder, ["10", "2"])] == ["2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--only", "6"], "no phase '6'; nearest is '6a'"),
+        (["execute", "--only", "1,7b"], "no phase '7b'"),
+        (["run", "--notebooks", "nowhere"], "no phase_*.ipynb in nowhere"),
+    ],
+)
+def test_unknown_phase_is_one_line(folder: Path, capsys, arguments: list[str], says: str) -> None:
+    for name in ("phase_1_a", "phase_6a_c"):
+        (folder / f"{name}.ipynb").touch()
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_unknown_model_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    _write(tmp_path / "notebooks" / "phase_1_a.ipynb")
+    assert cli.main(["run", "--model", "minni"]) == 2
+    error = capsys.readouterr().err
+    assert "'mini'" in error and error.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_run_writes_pages(folder: Path, capsys) -> None:
+    links = "[next](phase_2_b.ipynb#x) [term](../docs/GLOSSARY.md#term) [data](../data/x.txt) [web](https://x.org)"
+    figure = _show({notebooks.PLOTLY: FIGURE, "image/png": "iVBORw0KGgo="})
+    where = "import os; print(os.environ['PRISM_MODEL'], os.getcwd())"
+    first = _write(folder / "phase_1_a.ipynb", where, figure, intro=f"# See bars\n{links}")
+    before = first.read_bytes()
+    _write(folder / "phase_2_b.ipynb", "print('two')")
+
+    assert cli.main(["run", "--model", "some-model"]) == 0
+    out = folder.parent / "outputs" / "run"
+    shown = capsys.readouterr().out
+    assert "phase_1_a  running" in shown and "phase_2_b  done in" in shown and str(out / "index.html") in shown
+    assert first.read_bytes() == before
+    names = ["glossary.html", "index.html", "phase_1_a.html", "phase_1_a.ipynb", "phase_2_b.html", "phase_2_b.ipynb"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "plotly.min.js"]
+
+    page = (out / "phase_1_a.html").read_text()
+    assert '<script src="plotly.min.js"></script>' in page and page.count("Plotly.newPlot(") == 1
+    assert "require.min.js" not in page and '<\\/script><b>' in page and 'src="data:image/png' not in page
+    assert f"some-model {folder}" in page
+    for link in ('"phase_2_b.html#x"', '"glossary.html#term"', '"../../data/x.txt"', '"https://x.org"'):
+        assert f"href={link}" in page
+    index = (out / "index.html").read_text()
+    assert '<a href="phase_1_a.html">See bars</a>' in index and "ran to its end" in index and "some-model" in index
+
+
+def test_failed_notebook_is_shown_and_others_run(folder: Path, capsys) -> None:
+    bad = "y = x + 1\nraise ValueError('first\\nthe <last> line')"
+    _write(folder / "phase_1_a.ipynb", "x = 1", bad, "print('never')")
+    _write(folder / "phase_2_b.ipynb", "print('two')")
+    (folder / "phase_3_c.ipynb").write_text("{ this is no notebook")
+    assert cli.main(["run"]) == 1
+    shown = capsys.readouterr().out
+    assert "cell 3, which ends 'raise ValueError" in shown and "ValueError: the <last> line" in shown
+    assert "phase_3_c" in shown and "not a readable notebook" in shown and "1 of 3 notebooks" in shown
+    index = (folder.parent / "outputs" / "run" / "index.html").read_text()
+    assert index.count("<b>failed</b>") == 2 and "the &lt;last&gt; line" in index
+
+
+def test_dead_kernel_is_a_failure(folder: Path, capsys) -> None:
+    _write(folder / "phase_1_a.ipynb", "x = 1", "import os; os._exit(3)")
+    assert cli.main(["run"]) == 1
+    assert "cell 3, which ends 'import os; os._exit(3)'" in capsys.readouterr().out
+
+
+def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
+    path = folder / "phase_1_a.ipynb"
+    figure = _show({notebooks.PLOTLY: FIGURE, "image/png": "iVBORw0KGgo="})
+    widget = _show({notebooks.WIDGET: {"model_id": "1f2e", "version_major": 2}, "text/plain": "VBox()"})
+    _write(path, "import os; print(os.environ['PRISM_PNG'])", figure, widget)
+    raw = json.loads(path.read_text())
+    raw["cells"][1]["metadata"] = {"execution": {"iopub.status.busy": "2020"}, "tags": ["parameters"]}
+    raw["metadata"] = {"kernelspec": {"name": "mine", "display_name": "Mine", "language": "python"}, "widgets": {}}
+    path.write_text(json.dumps(raw))
+
+    assert cli.main(["execute"]) == 0
+    first = path.read_bytes()
+    kept = nbformat.read(path, as_version=4)
+    nbformat.validate(kept)
+    assert [cell.execution_count for cell in kept.cells[1:]] == [1, 2, 3]
+    assert kept.cells[1].metadata == {"tags": ["parameters"]} and kept.cells[1].outputs[0].text == "1\n"
+    assert kept.metadata.kernelspec.name == "python3" and "widgets" not in kept.metadata
+    assert set(kept.cells[2].outputs[0].data) == {notebooks.PLOTLY, "image/png"}
+    assert kept.cells[3].outputs[0].data == {"text/plain": notebooks.WIDGET_NOTE}
+    assert cli.main(["execute"]) == 0
+    assert path.read_bytes() == first, "a second run changes nothing"
+    assert [p.name for p in folder.iterdir()] == ["phase_1_a.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        (_show({notebooks.PLOTLY: FIGURE}), "cell 2: figure 'Bars' has no PNG beside it"),
+        (
+            _show({notebooks.PLOTLY: {"data": [], "layout": {"title": "Big"}}, "image/png": ""}).replace(
+                "'data': []", "'data': [{'x': list(range(200_000))}]"
+            ),
+            "the largest is figure 'Big' in cell 2",
+        ),
+        (f"print('x' * {notebooks.MAX_BYTES})", "the largest output is in cell 2"),
+    ],
+)
+def test_execute_replaces_all_or_nothing(folder: Path, browser, capsys, source: str, says: str) -> None:
+    paths = [_write(folder / "phase_1_a.ipynb", "print('fine')"), _write(folder / "phase_2_b.ipynb", source)]
+    before = [path.read_bytes() for path in paths]
+    assert cli.main(["execute"]) == 1
+    assert [path.read_bytes() for path in paths] == before
+    shown = capsys.readouterr()
+    assert says in shown.out + shown.err and "nothing was replaced" in shown.err
+
+
+def test_execute_without_browser_says_so(folder: Path, monkeypatch, capsys) -> None:
+    _write(folder / "phase_1_a.ipynb", "print('fine')")
+    monkeypatch.setattr(cli, "find_browser", lambda: None)
+    assert cli.main(["execute"]) == 1
+    assert "needs Chromium or Chrome" in capsys.readouterr().err
+
+
+def test_browser_path_wins(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path))
+    assert cli.find_browser() == str(tmp_path)
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
+    assert cli.find_browser() is None
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    notebooks.write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        notebooks.write_atomically(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_doctor_names_versions_and_models(capsys) -> None:
+    cli.main(["doctor"])
+    shown = capsys.readouterr().out
+    for line in (*cli.PACKAGES, "python", "threads", "embedded models", "embedded SAEs", "browser"):
+        assert f"\n{line} " in shown
+    assert "mini (" in shown
+
+
+def test_unknown_command_exits_2(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["rum"])
+    assert stop.value.code == 2 and "run" in capsys.readouterr().err
+
+
+def test_import_is_light() -> None:
+    """`import prism`, and the command line itself, do without the libraries that take seconds or may be missing."""
+    code = "import sys\nfor name in ('torch', 'sae_lens', 'pandas'): sys.modules[name] = None\nimport prism, prism.cli"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,193 @@
+"""Texts, token batches and the activation cache: behaviour, edge cases, bad input."""
+
+import errno
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from prism import data
+from prism.data import CATEGORIES, load_activations, save_activations, token_table, tokenize
+
+
+def ngrams(text: str, n: int) -> set[str]:
+    """Runs of n words, or of 3n characters where words are not separated by spaces."""
+    words = text.lower().split()
+    if len(words) < 2 * n:
+        squeezed = "".join(words)
+        return {squeezed[i : i + 3 * n] for i in range(len(squeezed) - 3 * n + 1)}
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+class TestTexts:
+    def test_seven_categories_of_ten_in_each_half(self):
+        for split in ("discover", "confirm"):
+            frame = data.load_texts(split)
+            assert len(frame) == 70 and frame["id"].is_unique
+            assert frame["category"].value_counts().eq(10).all()
+            assert list(frame["category"].drop_duplicates()) == list(CATEGORIES)
+            assert frame["text"].str.strip().ne("").all()
+
+    def test_non_english_covers_ten_languages_in_each_half(self):
+        for split in ("discover", "confirm"):
+            frame = data.load_texts(split)
+            languages = frame.loc[frame["category"] == "nonenglish", "language"]
+            assert sorted(languages) == sorted(["fr", "zh", "es", "de", "ru", "ja", "ar", "ko", "it", "pt"])
+
+    def test_no_text_is_near_copied_between_the_halves(self):
+        confirm = set().union(*(ngrams(text, 6) for text in data.load_texts("confirm")["text"]))
+        for text in data.load_texts("discover")["text"]:
+            assert not ngrams(text, 6) & confirm, text
+
+    def test_the_overlap_measure_finds_a_copy(self):
+        text = data.load_texts("discover")["text"].iloc[65]
+        assert ngrams(text, 6) & ngrams("Well then: " + text[20:], 6)
+
+    def test_categories_are_of_similar_length(self, mini):
+        for split in ("discover", "confirm"):
+            frame = data.load_texts(split)
+            lengths = [len(mini.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in frame["text"]]
+            means = pd.Series(lengths).groupby(frame["category"]).mean()
+            assert means.max() / means.min() < 1.25, means
+
+    def test_unknown_split_names_the_choices(self):
+        with pytest.raises(ValueError, match="discover, confirm"):
+            data.load_texts("train")
+
+
+class TestCorpus:
+    def test_embedded_corpus_has_every_kind_and_about_a_million_tokens(self):
+        frame = data.load_corpus("mini")
+        assert frame["kind"].nunique() == 9
+        assert frame["tokens"].map(len).sum() >= 990_000
+
+    def test_text_is_what_the_tokens_say(self, mini):
+        frame = data.load_corpus("mini", n_documents=20)
+        for _, row in frame.iterrows():
+            assert mini.tokenizer.decode(row["tokens"]) == row["text"]
+
+    def test_unknown_corpus_names_the_choices(self):
+        with pytest.raises(ValueError, match="choose from mini, tinystories"):
+            data.load_corpus("wikipedia")
+
+    def test_corpus_batch_stops_at_the_size_asked_for(self, mini):
+        batch = data.corpus_batch(data.load_corpus("mini", 200), mini.tokenizer, 64, n_tokens=1_000)
+        assert 1_000 <= batch.n_tokens < 1_064
+        assert batch.tokens.shape[1] <= 64
+
+    def test_corpus_too_small_is_said(self, mini):
+        with pytest.raises(ValueError, match="fewer than the 1,000,000"):
+            data.corpus_batch(data.load_corpus("mini", 20), mini.tokenizer, 64, n_tokens=1_000_000)
+
+
+class TestTokenize:
+    def test_bos_in_front_padding_behind(self, mini):
+        batch = tokenize(["one two three four five", "one"], mini.tokenizer, 256)
+        bos = mini.tokenizer.bos_token_id
+        assert (batch.tokens[:, 0] == bos).all() and not batch.keep[:, 0].any()
+        n = int(batch.keep[1].sum())
+        assert (batch.tokens[1, 1 + n :] == bos).all() and not batch.keep[1, 1 + n :].any()
+
+    def test_padding_does_not_change_what_the_model_computes(self, mini):
+        long, short = "def f(x):\n    return x + 1\n", "Hello there"
+        together = mini(tokenize([long, short], mini.tokenizer, 256).tokens)[1]
+        alone = mini(tokenize([short], mini.tokenizer, 256).tokens)[0]
+        torch.testing.assert_close(together[: len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("text", ["", "   \n"])
+    def test_empty_text(self, mini, text):
+        with pytest.raises(ValueError, match="text 1 is empty"):
+            tokenize(["fine", text], mini.tokenizer, 256)
+
+    def test_text_beyond_the_context_by_one(self, mini):
+        tokenize([" a" * 255], mini.tokenizer, 256)
+        with pytest.raises(ValueError, match="has 256 tokens; the longest that fits is 255"):
+            tokenize([" a" * 256], mini.tokenizer, 256)
+
+    def test_one_string_instead_of_a_list(self, mini):
+        with pytest.raises(ValueError, match="write \\[text\\]"):
+            tokenize("text", mini.tokenizer, 256)
+
+    def test_no_texts(self, mini):
+        with pytest.raises(ValueError, match="at least one"):
+            tokenize([], mini.tokenizer, 256)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.text(min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=4))
+    def test_table_has_one_row_a_token_and_rebuilds_the_texts(self, mini, texts):
+        batch = tokenize(texts, mini.tokenizer, 256)
+        table = token_table(batch, mini.tokenizer)
+        assert len(table) == batch.n_tokens
+        for i, text in enumerate(texts):
+            assert mini.tokenizer.decode(table.loc[table["text"] == i, "token_id"].tolist()) == text
+
+    def test_table_positions_and_categories(self, mini):
+        batch = tokenize(["one two", "three"], mini.tokenizer, 256)
+        table = token_table(batch, mini.tokenizer, ["formal", "python"])
+        assert table["position"].min() == 1
+        assert table.groupby("text")["category"].first().tolist() == ["formal", "python"]
+        assert list(table["category"].cat.categories) == ["python", "formal"]
+        with pytest.raises(ValueError, match="1 categories for 2 texts"):
+            token_table(batch, mini.tokenizer, ["formal"])
+
+
+class TestActivationCache:
+    tensors = {"x": torch.arange(6.0).reshape(2, 3)}
+
+    def test_round_trip(self, tmp_path):
+        path = save_activations(tmp_path / "deep" / "a.safetensors", self.tensors, key="k")
+        assert torch.equal(load_activations(path, "k")["x"], self.tensors["x"])
+        assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no activation cache"):
+            load_activations(tmp_path / "none.safetensors")
+
+    def test_another_key(self, tmp_path):
+        path = save_activations(tmp_path / "a.safetensors", self.tensors, key="layer 1")
+        with pytest.raises(ValueError, match="made with layer 1, but layer 2 is needed"):
+            load_activations(path, "layer 2")
+
+    @pytest.mark.parametrize("cut", [0, 5, 40, -4])
+    def test_truncated(self, tmp_path, cut):
+        path = save_activations(tmp_path / "a.safetensors", self.tensors, key="k")
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+            load_activations(path, "k")
+
+    def test_foreign_files(self, tmp_path):
+        text = tmp_path / "notes.safetensors"
+        text.write_text("not tensors at all, but long enough to look like a header")
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            load_activations(text)
+        other = tmp_path / "other.safetensors"
+        save_file(self.tensors, other)
+        with pytest.raises(ValueError, match="not written by Prism"):
+            load_activations(other)
+
+    def test_full_disk_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch):
+        path = save_activations(tmp_path / "a.safetensors", self.tensors, key="old")
+
+        def full(tensors, filename, metadata=None):
+            filename.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(data, "save_file", full)
+        with pytest.raises(OSError, match="No space left on device.*nothing was changed"):
+            save_activations(path, {"x": torch.zeros(4)}, key="new")
+        assert torch.equal(load_activations(path, "old")["x"], self.tensors["x"])
+        assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+    def test_key_is_the_same_whatever_the_order(self):
+        assert data.cache_key(a=1, b="x") == data.cache_key(b="x", a=1)
+        assert data.cache_key(a=1) != data.cache_key(a=2)
+
+
+def test_token_ids_survive_the_table(mini):
+    batch = tokenize(["Ünïcode 今日は 🎉"], mini.tokenizer, 256)
+    table = token_table(batch, mini.tokenizer)
+    assert np.array_equal(table["token_id"].to_numpy(), batch.tokens[batch.keep].numpy())

@@ -1,0 +1,192 @@
+"""Every metric on a case whose answer is known by hand; streams against whole arrays; SAELens where it agrees."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from prism import evaluation as ev
+from prism.data import TokenBatch, corpus_batch, load_corpus
+from prism.models import get_spec, harvest, load_sae
+
+
+@pytest.fixture(scope="module")
+def batch(mini) -> TokenBatch:
+    return corpus_batch(load_corpus("mini", 12), mini.tokenizer, 64)
+
+
+@pytest.fixture(scope="module")
+def sae():
+    return load_sae(get_spec("mini"))
+
+
+class Fixed:
+    """An SAE whose reconstruction is any function of its input."""
+
+    def __init__(self, sae, change):
+        self.cfg, self.change = sae.cfg, change
+
+    def encode(self, x):
+        return torch.cat([x, torch.ones(len(x), self.cfg.d_sae - x.shape[1])], dim=1)
+
+    def decode(self, f):
+        return self.change(f[:, : self.cfg.d_in])
+
+
+class TestPure:
+    def test_hand_cases(self):
+        x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        assert ev.mse(x, x + torch.tensor([1.0, 2.0])) == 5.0
+        assert ev.explained_variance(x, x) == 1.0
+        assert ev.explained_variance(x, x.mean(0).expand_as(x)) == 0.0
+        assert ev.explained_variance(x, torch.tensor([[2.0, 2.0], [3.0, 4.0]])) == pytest.approx(1 - 1 / 4)
+        assert ev.cosine(x, 3 * x) == pytest.approx(1.0)
+        assert ev.relative_reconstruction_bias(x, x / 2) == pytest.approx(0.5)
+        assert ev.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5
+
+    def test_constant_activations_have_no_variance_to_explain(self):
+        with pytest.raises(ValueError, match="do not vary"):
+            ev.explained_variance(torch.ones(3, 2), torch.ones(3, 2))
+
+    def test_trap_uncentred_variance_flatters(self):
+        torch.manual_seed(0)
+        x = torch.randn(1000, 8) + 1.6
+        mean = x.mean(0).expand_as(x)
+        uncentred = 1 - ((x - mean).pow(2).sum() / x.pow(2).sum()).item()
+        assert uncentred > 0.7 and ev.explained_variance(x, mean) == pytest.approx(0.0, abs=1e-9)
+
+    def test_trap_zero_ablation_flatters(self):
+        assert ev.ce_recovered(4.694, 4.714, 13.08) == pytest.approx(0.9976, abs=1e-4)
+        assert ev.ce_recovered(4.694, 4.714, 4.794) == pytest.approx(0.8)
+        assert ev.ce_recovered(1.0, 1.0, 3.0) == 1.0 and ev.ce_recovered(1.0, 3.0, 3.0) == 0.0
+
+    def test_kl_of_two_coins(self):
+        p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+        expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+        assert ev.kl(p.log(), q.log()) == pytest.approx(expected, abs=1e-6)
+
+    @given(arrays(np.float32, (7, 5), elements=st.floats(-10, 10, width=32)))
+    def test_kl_is_never_negative(self, logits):
+        other = torch.from_numpy(np.roll(logits, 1, axis=1).copy())
+        assert ev.kl(torch.from_numpy(logits), other) >= -1e-6
+
+    def test_bootstrap_covers_a_known_mean_and_narrows(self):
+        rng = np.random.default_rng(0)
+        few, many = rng.normal(2, 1, 20), rng.normal(2, 1, 2000)
+        low, high = ev.paired_bootstrap(few, np.ones(20))
+        low2, high2 = ev.paired_bootstrap(many, np.ones(2000))
+        assert low < 2 < high and low2 < 2 < high2 and high2 - low2 < (high - low) / 3
+
+
+class TestSums:
+    @given(
+        arrays(np.float32, (12, 3), elements=st.floats(-100, 100, width=32)),
+        st.lists(st.integers(0, 12), min_size=0, max_size=4),
+    )
+    def test_streamed_equals_whole(self, x, cuts):
+        x = torch.from_numpy(x) + torch.tensor([1000.0, 0, 0]) + torch.arange(12.0)[:, None]
+        x_hat, f = x + 0.5, (x - 3).relu()
+        sums = ev._Sums(3, 3)
+        edges = [0, *sorted(cuts), 12]
+        for a, b in zip(edges[:-1], edges[1:], strict=True):
+            sums.add(x[a:b], x_hat[a:b], f[a:b])
+        assert sums.n == 12
+        assert 1 - sums.residual / sums.total == pytest.approx(ev.explained_variance(x, x_hat), abs=1e-9)
+        assert sums.active / sums.n == pytest.approx(ev.l0(f))
+        assert sums.cosine / sums.n == pytest.approx(ev.cosine(x, x_hat))
+        np.testing.assert_allclose(sums.fires / sums.n, ev.density(f))
+        torch.testing.assert_close(sums.mean, x.double().mean(0))
+
+
+class TestEvaluate:
+    def test_identity_costs_nothing(self, mini, sae, batch):
+        result = ev.evaluate(mini, Fixed(sae, lambda x: x), batch)
+        assert result.explained_variance == 1.0 and result.mse == 0.0
+        assert result.delta_ce == pytest.approx(0, abs=1e-5)
+        assert result.ce_recovered_mean == pytest.approx(1, abs=1e-4)
+        assert result.ce_recovered_zero == pytest.approx(1, abs=1e-4)
+        assert result.kl == pytest.approx(0, abs=1e-5)
+
+    def test_zero_and_mean_are_the_zeros_of_their_scales(self, mini, sae, batch):
+        assert ev.evaluate(mini, Fixed(sae, torch.zeros_like), batch).ce_recovered_zero == pytest.approx(0, abs=1e-6)
+        x = torch.cat(list(harvest(mini, batch.tokens, sae.cfg.metadata.hook_name)))[batch.keep]
+        mean = x.double().mean(0).float()
+        result = ev.evaluate(mini, Fixed(sae, lambda x: mean.expand_as(x)), batch)
+        assert result.ce_recovered_mean == pytest.approx(0, abs=1e-4)
+        assert result.explained_variance == pytest.approx(0, abs=1e-6)
+
+    def test_streamed_equals_the_pure_functions(self, mini, sae, batch):
+        result = ev.evaluate(mini, sae, batch, batch_size=5)
+        x = torch.cat(list(harvest(mini, batch.tokens, sae.cfg.metadata.hook_name)))[batch.keep]
+        f = sae.encode(x)
+        assert result.l0 == pytest.approx(ev.l0(f), rel=1e-6)
+        assert result.mse == pytest.approx(ev.mse(x, sae.decode(f)), rel=1e-4)
+        assert result.explained_variance == pytest.approx(ev.explained_variance(x, sae.decode(f)), abs=1e-5)
+        np.testing.assert_allclose(result.density, ev.density(f), atol=1e-9)
+        assert result.dead == int((ev.density(f) == 0).sum())
+        assert result.delta_ce_interval[0] <= result.delta_ce <= result.delta_ce_interval[1]
+
+    def test_bos_and_padding_do_not_count(self, mini, sae, batch):
+        """Doubling the reconstruction of BOS alone changes nothing: it is neither measured nor spliced."""
+        first = ev.evaluate(mini, sae, batch)
+        padded = TokenBatch(
+            torch.cat([batch.tokens, batch.tokens[:, :1].expand(-1, 3)], 1),
+            torch.cat([batch.keep, torch.zeros(len(batch), 3, dtype=torch.bool)], 1),
+        )
+        second = ev.evaluate(mini, sae, padded)
+        for name in ("n_tokens", "l0", "explained_variance", "ce_clean", "delta_ce", "kl"):
+            assert getattr(first, name) == pytest.approx(getattr(second, name), abs=1e-4), name
+        with_bos = TokenBatch(batch.tokens, torch.ones_like(batch.keep))
+        assert ev.evaluate(mini, sae, with_bos, with_ce=False).n_tokens > first.n_tokens
+
+    def test_parts_can_be_left_out(self, mini, sae, batch):
+        result = ev.evaluate(mini, sae, batch, with_ce=False)
+        assert result.ce_clean is None and "delta_ce" not in result.to_frame().index
+        result = ev.evaluate(mini, sae, batch, ablations=False, with_kl=False)
+        assert result.delta_ce is not None and result.kl is None and result.ce_recovered_mean is None
+
+    def test_wrong_width_is_said(self, mini, sae, batch):
+        class Wrong:
+            class cfg:
+                d_in, d_sae, metadata = 7, 9, sae.cfg.metadata
+
+        with pytest.raises(ValueError, match="gives 192 numbers a token, the SAE reads 7"):
+            ev.evaluate(mini, Wrong, batch)
+
+    def test_no_tokens_is_said(self, mini, sae, batch):
+        with pytest.raises(ValueError, match="keeps no token"):
+            ev.evaluate(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
+
+    def test_splice_check(self, mini, sae, batch):
+        assert ev.splice_check(mini, sae, batch) < 1e-5
+
+
+class TestAgainstSaeLens:
+    def test_explained_variance(self):
+        torch.manual_seed(0)
+        x = torch.randn(300, 8) + 5
+        x_hat = x + 0.3 * torch.randn(300, 8)
+        theirs = ExplainedVarianceCalculator()
+        for a, b in zip(x.split(70), x_hat.split(70), strict=True):
+            theirs.add_batch(sae_output=b, hidden_acts=a)
+        assert ev.explained_variance(x, x_hat) == pytest.approx(theirs.compute(), abs=1e-4)
+
+    def test_cross_entropy_and_kl(self, mini, sae):
+        """SAELens counts every prediction, so both are compared on full sequences without the one made from BOS."""
+        tokens = corpus_batch(load_corpus("mini", 60), mini.tokenizer, 64).tokens
+        full = tokens[(tokens[:, 1:] != mini.tokenizer.bos_token_id).all(1)][:6]
+        keep = torch.ones_like(full, dtype=torch.bool)
+        keep[:, 0] = False
+        ours = ev.evaluate(mini, sae, TokenBatch(full, keep))
+        theirs = get_recons_loss(
+            sae, mini, ActivationScaler(), full, True, True, ignore_tokens=[mini.tokenizer.bos_token_id]
+        )
+        clean = theirs["ce_loss_without_sae"][:, 1:].mean().item()
+        spliced = theirs["ce_loss_with_sae"][:, 1:].mean().item()
+        assert ours.ce_clean == pytest.approx(clean, abs=1e-4)
+        assert ours.delta_ce == pytest.approx(spliced - clean, abs=1e-4)
+        assert ours.kl == pytest.approx(theirs["kl_div_with_sae"][:, 1:-1].mean().item(), abs=1e-4)

@@ -1,0 +1,123 @@
+"""The registry, loading, and harvesting."""
+
+import json
+import os
+
+import pytest
+import torch
+from sae_lens import SAE
+from transformers import AutoModelForCausalLM
+
+from prism import models
+from prism.data import DATA, tokenize
+from prism.models import get_spec, harvest, load_model, load_sae
+
+EMBEDDED = list(models.MINI.saes)
+
+
+class TestRegistry:
+    def test_default_is_mini(self, monkeypatch):
+        monkeypatch.delenv("PRISM_MODEL", raising=False)
+        assert get_spec().name == "mini"
+
+    def test_environment_variable_chooses(self, monkeypatch):
+        monkeypatch.setenv("PRISM_MODEL", "gpt2-small")
+        assert get_spec().name == "gpt2-small"
+        assert get_spec("mini").name == "mini"
+
+    def test_unknown_model_names_the_nearest(self):
+        with pytest.raises(ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"):
+            get_spec("gpt2")
+
+    def test_unknown_sae_names_the_nearest(self):
+        with pytest.raises(ValueError, match="did you mean '2-res'"):
+            get_spec("mini").sae("2-re")
+        with pytest.raises(ValueError, match="choose from 2-res"):
+            get_spec("mini").sae("zzz")
+
+    def test_every_default_exists(self):
+        for spec in models.MODELS.values():
+            assert spec.sae().name == spec.default_sae
+            for sae in spec.saes.values():
+                assert 0 <= sae.layer and sae.hook_name.startswith("blocks.")
+
+    def test_feature_links(self):
+        assert get_spec("gpt2-small").sae().feature_url(7) == "https://www.neuronpedia.org/gpt2-small/6-res-jb/7"
+        assert get_spec("mini").sae().feature_url(7) is None
+
+
+class TestLoading:
+    def test_bridge_computes_what_hugging_face_computes(self, mini):
+        reference = AutoModelForCausalLM.from_pretrained(DATA / "model", dtype=torch.float32).eval()
+        tokens = tokenize(["The quick brown fox", "x = 1"], mini.tokenizer, 256).tokens
+        torch.testing.assert_close(mini(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-4)
+
+    def test_embedded_weights_are_float16_on_disk(self):
+        config = json.loads((DATA / "model" / "config.json").read_text())
+        assert config["dtype"] == "float16"
+
+    @pytest.mark.parametrize("name", EMBEDDED)
+    def test_embedded_saes_load_in_saelens_unchanged(self, name, mini):
+        spec = get_spec("mini").sae(name)
+        ours = load_sae(get_spec("mini"), name)
+        theirs = SAE.load_from_disk(DATA / "saes" / name, dtype="float32")
+        assert ours.cfg.metadata.hook_name == spec.hook_name
+        assert ours.cfg.metadata.prepend_bos is True
+        x = next(harvest(mini, tokenize(["Once upon a time"], mini.tokenizer, 256).tokens, spec.hook_name))
+        assert x.shape[-1] == ours.cfg.d_in
+        torch.testing.assert_close(ours(x), theirs(x))
+
+    def test_missing_embedded_files_are_one_clear_line(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(models, "DATA", tmp_path)
+        with pytest.raises(FileNotFoundError, match="embedded model is missing"):
+            load_model(get_spec("mini"))
+        with pytest.raises(FileNotFoundError, match="embedded SAE is missing"):
+            load_sae(get_spec("mini"))
+
+    @pytest.mark.skipif(os.environ.get("HF_HUB_OFFLINE") != "1", reason="needs HF_HUB_OFFLINE=1")
+    def test_hub_model_without_cache_or_network_says_what_to_do(self, monkeypatch, tmp_path):
+        with pytest.raises(FileNotFoundError, match="not in the local Hugging Face cache.*PRISM_MODEL=mini"):
+            load_model(get_spec("gpt2-small"))
+
+    def test_weight_processing_follows_the_sae(self):
+        class Stub:
+            class cfg:
+                class metadata:
+                    model_from_pretrained_kwargs = {"center_writing_weights": True}
+
+        assert models.weight_processing(None) == {"no_processing": True}
+        wanted = models.weight_processing(Stub)
+        assert wanted["center_writing_weights"] and not wanted["fold_ln"] and "no_processing" not in wanted
+
+
+class TestHarvest:
+    @pytest.mark.parametrize("hook", ["blocks.2.hook_resid_pre", "blocks.2.hook_mlp_out", "blocks.2.mlp.hook_post"])
+    def test_same_as_run_with_cache(self, mini, hook):
+        tokens = tokenize(["one two three", "def f(): pass", "x"], mini.tokenizer, 256).tokens
+        _, cache = mini.run_with_cache(tokens)
+        streamed = torch.cat(list(harvest(mini, tokens, hook, batch_size=2)))
+        torch.testing.assert_close(streamed, cache[hook])
+
+    def test_runs_no_layer_above_the_hook(self, mini):
+        seen = []
+        with mini.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: seen.append(1))]):
+            list(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.1.hook_resid_pre"))
+        assert not seen
+
+    def test_residual_before_a_block_is_the_hidden_state(self, mini):
+        reference = AutoModelForCausalLM.from_pretrained(DATA / "model", dtype=torch.float32).eval()
+        tokens = torch.arange(1, 40)[None]
+        hidden = reference(tokens, output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(next(harvest(mini, tokens, "blocks.2.hook_resid_pre")), hidden, atol=1e-4, rtol=1e-4)
+
+    def test_unknown_hook_names_the_nearest(self, mini):
+        with pytest.raises(ValueError, match="nearest is 'blocks.2.hook_resid_pre'"):
+            next(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.2.hook_resid_pr"))
+
+    def test_too_long(self, mini):
+        with pytest.raises(ValueError, match="sequences of 300 tokens; .* takes 256"):
+            next(harvest(mini, torch.zeros(1, 300, dtype=torch.long), "blocks.2.hook_resid_pre"))
+
+    def test_gradients_stay_enabled_afterwards(self, mini):
+        list(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.2.hook_resid_pre"))
+        assert torch.is_grad_enabled()
