@@ -234,3 +234,24 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
     assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
+
+
+def test_hub_corpus_writes_the_same_format(tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def fake(name, config, split, streaming):
+        asked.append((name, config))
+        column = next(row[3] for row in corpus_module.HUB_SOURCES.values() if row[0] == name)
+        return ({column: f"{name} {config} {i}"} for i in range(10_000))
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    corpus_module.download_hub_corpus(tmp_path, megabytes_per_kind=0.002)
+    assert set(find_kinds(tmp_path)) == set(corpus_module.MIXTURE)
+    assert {config for name, config in asked if config and config.startswith("2023")} == {
+        f"20231101.{language}" for language in (*corpus_module.LANGUAGES, "en")
+    }
+    documents = list(read_documents(tmp_path / "stories.txt"))
+    assert documents[:2] == ["roneneldan/TinyStories None 0", "roneneldan/TinyStories None 1"]
+    assert not list(tmp_path.glob("*.part"))

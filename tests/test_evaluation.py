@@ -64,6 +64,14 @@ class TestPure:
         assert ev.ce_recovered(4.694, 4.714, 4.794) == pytest.approx(0.8)
         assert ev.ce_recovered(1.0, 1.0, 3.0) == 1.0 and ev.ce_recovered(1.0, 3.0, 3.0) == 0.0
 
+    def test_edges(self):
+        assert np.isnan(ev.ce_recovered(2.0, 2.5, 2.0))
+        assert np.isnan(ev.paired_bootstrap(np.ones(1), np.ones(1))).all()
+        low, high = ev.paired_bootstrap(np.array([1.0, 0, 2]), np.array([1.0, 0, 1]))
+        assert 1 <= low <= high <= 2
+        with pytest.raises(ValueError, match="differ in shape"):
+            ev.mse(torch.zeros(2, 3), torch.zeros(3))
+
     def test_kl_of_two_coins(self):
         p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
         expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
@@ -131,7 +139,7 @@ class TestEvaluate:
         assert result.delta_ce_interval[0] <= result.delta_ce <= result.delta_ce_interval[1]
 
     def test_bos_and_padding_do_not_count(self, mini, sae, batch):
-        """Doubling the reconstruction of BOS alone changes nothing: it is neither measured nor spliced."""
+        """Padding changes nothing, and an SAE that fails on BOS alone is never asked about BOS."""
         first = ev.evaluate(mini, sae, batch)
         padded = TokenBatch(
             torch.cat([batch.tokens, batch.tokens[:, :1].expand(-1, 3)], 1),
@@ -160,6 +168,27 @@ class TestEvaluate:
     def test_no_tokens_is_said(self, mini, sae, batch):
         with pytest.raises(ValueError, match="keeps no token"):
             ev.evaluate(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
+
+    def test_bos_is_never_spliced(self, mini, sae, batch):
+        bos = next(harvest(mini, batch.tokens[:1], sae.cfg.metadata.hook_name))[0, 0]
+        seen = []
+
+        def refuse_bos(x):
+            seen.append(len(x))
+            assert not torch.isclose(x, bos, atol=1e-4).all(1).any()
+            return x
+
+        assert ev.evaluate(mini, Fixed(sae, refuse_bos), batch).explained_variance == 1.0
+        assert sum(seen) >= 2 * batch.n_tokens
+
+    def test_nan_activations_are_said(self, mini, sae, batch, monkeypatch):
+        monkeypatch.setattr(ev, "harvest", lambda *a: iter([torch.full((*batch.tokens.shape, 192), float("nan"))]))
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            ev.evaluate(mini, sae, batch, with_ce=False, batch_size=len(batch))
+
+    def test_unknown_hook_is_said(self, mini, batch):
+        with pytest.raises(ValueError, match="nearest is 'blocks.2.hook_resid_pre'"):
+            ev.splice(mini, batch.tokens, "blocks.2.hook_resid_pr", batch.keep, lambda x: x)
 
     def test_splice_check(self, mini, sae, batch):
         assert ev.splice_check(mini, sae, batch) < 1e-5

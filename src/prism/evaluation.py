@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.models import harvest
+from prism.models import check_hook, harvest
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
 
@@ -35,7 +35,12 @@ def mse(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) ->
 
     >>> mse(torch.zeros(2, 3), torch.ones(2, 3))
     3.0
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if x.shape != x_hat.shape:
+        raise ValueError(f"activations {tuple(x.shape)} and reconstruction {tuple(x_hat.shape)} differ in shape")
     return (x - x_hat).double().pow(2).sum(-1).mean().item()
 
 
@@ -97,7 +102,12 @@ def ce_recovered(ce_clean: float, ce_sae: float, ce_ablated: float) -> float:
 
     >>> round(ce_recovered(4.694, 4.714, 13.08), 4)  # a published fixture: flattering, for a cost of 0.020 nats
     0.9976
+
+    Returns:
+        NaN if the ablation changes nothing, so that there is nothing to recover.
     """
+    if ce_ablated == ce_clean:
+        return float("nan")
     return (ce_ablated - ce_sae) / (ce_ablated - ce_clean)
 
 
@@ -109,9 +119,13 @@ def kl(
     >>> kl(torch.zeros(2, 3), torch.zeros(2, 3))
     0.0
     """
-    p, q = clean.log_softmax(-1), other.log_softmax(-1)
-    values = (p.exp() * (p - q)).sum(-1).double()
-    return (values if mask is None else values[mask]).mean().item()
+    if mask is not None:
+        clean, other = clean[mask], other[mask]
+    total, rows = 0.0, clean.reshape(-1, clean.shape[-1])
+    for p, q in zip(rows.split(256), other.reshape(rows.shape).split(256), strict=True):  # bounds the copies
+        p, q = p.log_softmax(-1), q.log_softmax(-1)
+        total += (p.exp() * (p - q)).sum(-1).double().sum().item()
+    return total / len(rows)
 
 
 def paired_bootstrap(
@@ -123,7 +137,10 @@ def paired_bootstrap(
         difference: summed over each sequence's tokens (nats); weight: its number of tokens.
         n: resamples.
     """
+    difference, weight = difference[weight > 0], weight[weight > 0]  # sequences without a prediction say nothing
     size = len(difference)
+    if size < 2:
+        return float("nan"), float("nan")  # one sequence says nothing about the spread
     counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n)
     low, high = np.quantile((counts @ difference) / (counts @ weight), [0.025, 0.975])
     return float(low), float(high)
@@ -206,6 +223,8 @@ def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable
         change: maps the kept activations `[tokens, d_in]` to what takes their place.
     """
 
+    check_hook(model, hook_name)
+
     def hook(activation: Tensor, hook) -> Tensor:
         spliced = activation.clone()
         spliced[keep] = change(activation[keep]).to(activation.dtype)
@@ -260,7 +279,7 @@ def evaluate(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no kept token, or the SAE's hook or width does not fit the model.
+        ValueError: no kept token, activations that are not finite, or an SAE whose hook or width does not fit.
     """
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
@@ -283,6 +302,8 @@ def _stream(model, sae, batch: TokenBatch, batch_size: int) -> _Sums:
     for x, keep in zip(activations, batch.keep.split(batch_size), strict=True):
         if x.shape[-1] != sae.cfg.d_in:
             raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
+        if not torch.isfinite(x[keep]).all():
+            raise ValueError("activations are NaN or infinite; check the model's weights and its number format")
         for part in x[keep].split(ENCODE_TOKENS):
             f = sae.encode(part)
             sums.add(part, sae.decode(f), f)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
@@ -188,7 +189,6 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
     Raises:
         FileNotFoundError: embedded files missing, or neither cached nor downloadable.
     """
-    torch.set_grad_enabled(True)
     source = spec.hub_id or str(DATA / "model")
     if spec.hub_id is None and not (DATA / "model" / "model.safetensors").is_file():
         raise FileNotFoundError("the embedded model is missing: no 'data/model/model.safetensors' in this repository")
@@ -201,7 +201,12 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
         )
         return tokenizer, hf_model
 
-    tokenizer, hf_model = load(True) if spec.hub_id is None else _from_hub(spec, load, "the model")
+    if spec.hub_id is None:
+        transformers.utils.logging.disable_progress_bar()  # nothing to wait for
+        tokenizer, hf_model = load(True)
+        transformers.utils.logging.enable_progress_bar()
+    else:
+        tokenizer, hf_model = _from_hub(spec, load, "the model")
     bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
     bridge.enable_compatibility_mode(disable_warnings=True, **weight_processing(sae))
     for parameter in bridge.parameters():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -24,6 +25,7 @@ MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
 
 # A Markdown link's or an HTML attribute's target that is neither a whole address nor an anchor.
+_FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
 _LINK = re.compile(r"""(?P<before>\]\(|\b(?:href|src)=["'])(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#]+)""")
 
 
@@ -167,13 +169,22 @@ def to_html(notebook: NotebookNode, title: str, source: Path, target: Path) -> s
     page.metadata["title"] = title
     for number, cell in enumerate(page.cells):
         if cell.cell_type == "markdown":
-            cell.source = relink(cell.source, source, target)
+            cell.source = formulas(relink(cell.source, source, target))
         for i, output in enumerate(cell.get("outputs", [])):
             if "data" in output:
                 output.data = _page_data(output.data, f"figure-{number}-{i}", source, target)
     # plotly.js takes the place of require.js, which would keep it from being a global (and comes from a network).
     exporter = HTMLExporter(require_js_url="plotly.min.js", exclude_anchor_links=True)
     return exporter.from_notebook_node(page)[0]
+
+
+def formulas(text: str) -> str:
+    """Formulas between dollars as MathML, which a browser shows without a script from the network."""
+
+    def mathml(match: re.Match) -> str:
+        return convert(match["block"] or match["inline"], display="block" if match["block"] else "inline")
+
+    return _FORMULA.sub(mathml, text)
 
 
 def _page_data(data: dict, name: str, source: Path, target: Path) -> dict:

@@ -528,9 +528,9 @@ def _node_traces(fig: go.Figure, nodes: pd.DataFrame, place: dict) -> None:
 # ---------------------------------------------------------------- tokens as HTML
 
 
-def link(address: str) -> str:
-    """A feature page's address as an HTML link, for the cells of a table."""
-    return f'<a href="{escape(address)}">{"Neuronpedia" if "neuronpedia" in address else "local page"}</a>'
+def link(address: str, text: str) -> str:
+    """An HTML link, for the cells of a table."""
+    return f'<a href="{escape(address)}">{escape(text)}</a>'
 
 
 def visible(token: str) -> str:

@@ -54,9 +54,9 @@ def model_card(bits: dict[str, dict[str, float]], trained_tokens: float, n_param
     return f"""# The embedded language model `mini`
 
 A GPT-2 of {n_parameters / 1e6:.2f} million parameters (4 layers, 192 dimensions, 6 heads, context 256 tokens,
-byte-level BPE with 6,144 tokens), trained from scratch by `python -m prism.build` on {trained_tokens / 1e6:.1f} million tokens of
-nine kinds of text. Weights are float16 safetensors in Hugging Face format. Every training sequence began with the
-end-of-text token, so give it one in front (BOS).
+byte-level BPE with 6,144 tokens), trained from scratch by `python -m prism.build` on
+{trained_tokens / 1e6:.1f} million tokens of nine kinds of text. Weights are float16 safetensors in Hugging Face
+format. Every training sequence began with the end-of-text token, so give it one in front (BOS).
 
 It is a teaching model: it writes text that looks like its kind for a sentence or two and knows nothing. Its
 training text includes social media with some profanity; samples can contain it.
@@ -148,9 +148,9 @@ def sae_card(measured: dict[str, dict], samples: int) -> str:
     clean, tokens = next(iter(measured.values()))["ce_clean"], next(iter(measured.values()))["tokens"]
     return f"""# The embedded SAEs
 
-Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that keeps 32 features
-a token on average) in SAELens' on-disk format (float16): `SAE.load_from_disk("data/saes/2-res")` reads
-them unchanged. Trained by `python -m prism.build saes` with SAELens' own trainer on {samples / 1e6:.1f} million
+Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that
+keeps 32 features a token on average) in SAELens' on-disk format (float16):
+`SAE.load_from_disk("data/saes/2-res")` reads them unchanged. Trained by `python -m prism.build saes` with SAELens' own trainer on {samples / 1e6:.1f} million
 activations each from the training mixture; BOS positions left out; no weight processing. `2-res` is the default.
 
 {markdown_table(frame)}
@@ -171,9 +171,9 @@ def corpus_card(corpus: pd.DataFrame) -> str:
     return f"""# The embedded corpus
 
 {int(frame["tokens"].sum()):,} tokens **sampled from `mini` itself** (`sampled.parquet`): what the model writes, so
-it is in-distribution by construction, and it carries nobody's licence. Temperature {corpus["temperature"].iloc[0]}, no top-k
-or top-p; each document begins with a short opening written for this project and ends at the model's end token or at
-its context of 256 tokens. Columns: kind, opening, temperature, seed, text, tokens (ids without BOS).
+it is in-distribution by construction, and it carries nobody's licence. Temperature {corpus["temperature"].iloc[0]},
+no top-k or top-p; each document begins with a short opening written for this project and ends at the model's end
+token or at its context of 256 tokens. Columns: kind, opening, temperature, seed, text, tokens (ids without BOS).
 
 {markdown_table(frame)}
 
@@ -198,9 +198,9 @@ def texts_card(frames: dict[str, pd.DataFrame], tokenizer) -> str:
     return f"""# The labelled texts
 
 140 short texts written for this project: seven categories × 10 to discover on (`discover.jsonl`) × 10 others to
-confirm on (`confirm.jsonl`). One JSON object a line: id, category, subcategory, language, text. The halves share no topic
-and no run of six words (a test checks it), and the categories are of similar length, so that length cannot stand in for
-category. MIT licence, like the rest of the repository.
+confirm on (`confirm.jsonl`). One JSON object a line: id, category, subcategory, language, text. The halves share no
+topic and no run of six words (a test checks it), and the categories are of similar length, so that length cannot
+stand in for category. MIT licence, like the rest of the repository.
 
 {markdown_table(table)}
 

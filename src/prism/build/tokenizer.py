@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,4 +54,7 @@ def train_tokenizer(corpus: Path, out: Path, vocabulary: int = VOCABULARY, n_byt
     )
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(out)
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows as well
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return out / "tokenizer.json"

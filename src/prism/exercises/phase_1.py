@@ -11,7 +11,7 @@ from prism.exercises import check
 
 def _features() -> tuple[torch.Tensor, torch.Tensor]:
     """Features of two texts of different length, with a loud BOS and a loud padding position."""
-    f = torch.tensor([[[9.0, 9, 9, 9], [1, 0, 0, 2], [0, 3, 0, 0]], [[9, 9, 9, 9], [0, 0, 4, 0], [7, 7, 7, 0]]])
+    f = torch.tensor([[[9.0, 9, 9, 9], [1, 0, 0, 2], [2, 3, 0, 0]], [[9, 9, 9, 9], [0, 0, 4, 0], [7, 7, 7, 0]]])
     keep = torch.tensor([[False, True, True], [False, True, False]])
     return f, keep
 
