@@ -13,6 +13,7 @@ from sae_lens import SAE
 from tokenizers import Tokenizer
 
 from prism.build import corpus as corpus_module
+from prism.build.__main__ import main as command
 from prism.build.baselines import NGram, bits_per_byte
 from prism.build.corpus import END, find_kinds, read_documents, split_documents, tokenise
 from prism.build.pretrain import (
@@ -255,3 +256,28 @@ def test_hub_corpus_writes_the_same_format(tmp_path, monkeypatch):
     documents = list(read_documents(tmp_path / "stories.txt"))
     assert documents[:2] == ["roneneldan/TinyStories None 0", "roneneldan/TinyStories None 1"]
     assert not list(tmp_path.glob("*.part"))
+
+
+class TestCommand:
+    def test_missing_corpus_is_one_line(self, tmp_path):
+        with pytest.raises(SystemExit, match="prism.build tokenizer: no training text in"):
+            command(["tokenizer", "--corpus", str(tmp_path), "--data", str(tmp_path / "data")])
+
+    def test_unknown_step_and_missing_option_are_refused(self, capsys):
+        for arguments in (["pretrian", "--corpus", "x"], ["pretrain"]):
+            with pytest.raises(SystemExit) as stopped:
+                command(arguments)
+            assert stopped.value.code == 2
+        assert "--corpus DIR is needed" in capsys.readouterr().err
+
+    def test_tokenizer_and_pretrain_write_a_model(self, folder, tmp_path, monkeypatch):
+        import prism.build.pretrain as module
+
+        monkeypatch.setattr(module, "CPU", TINY)
+        monkeypatch.setattr("prism.build.tokenizer.VOCABULARY", 300)
+        common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+        command(["tokenizer", *common])
+        command(["pretrain", *common])
+        config = json.loads((tmp_path / "data" / "model" / "config.json").read_text())
+        assert config["dtype"] == "float16" and config["activation_function"] == "gelu_new"
+        assert not list((tmp_path / "data" / "model").glob(".*"))

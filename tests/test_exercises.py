@@ -12,6 +12,10 @@ def loop_l0(f, keep):
     return sum(counts) / len(counts)
 
 
+def loop_text_activation(f, keep):
+    return np.stack([x[m].amax(0).numpy() for x, m in zip(f, keep, strict=True)])
+
+
 def loop_p(observed, null):
     return (sum(1 for value in null if value >= observed) + 1) / (len(null) + 1)
 
@@ -27,8 +31,8 @@ RIGHT = [
     (phase_1.check_l0_without_bos, lambda f, keep: ((f > 0) * keep[..., None]).sum() / keep.sum()),
     (phase_1.check_l0_without_bos, lambda f, keep: torch.count_nonzero(f[keep], dim=1).double().mean()),
     (phase_1.check_text_activation, lambda f, keep: f.masked_fill(~keep[..., None], 0).max(1).values),
-    (phase_1.check_text_activation, lambda f, keep: np.stack([x[m].amax(0).numpy() for x, m in zip(f, keep, strict=True)])),
-    (phase_1.check_text_activation, lambda f, keep: torch.stack([x[m].max(dim=0)[0] for x, m in zip(f, keep, strict=True)])),
+    (phase_1.check_text_activation, loop_text_activation),
+    (phase_1.check_text_activation, lambda f, keep: torch.where(keep[..., None], f, -1.0).max(dim=1)[0]),
     (phase_1.check_ev, lambda x, y: 1 - (x - y).var(0, correction=0).sum() / x.var(0, correction=0).sum()
      - ((x - y).mean(0) ** 2).sum() / x.var(0, correction=0).sum()),
     (phase_1.check_ev, lambda x, y: 1 - np.linalg.norm(x - y) ** 2 / np.linalg.norm(x - x.mean(0)) ** 2),

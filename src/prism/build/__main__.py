@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
         return download_hub_corpus(options.corpus)
     for step in STEPS if options.step == "all" else (options.step,):
         print(f"== {step}", flush=True)
-        globals()[f"run_{step}"](options)
+        try:
+            globals()[f"run_{step}"](options)
+        except (FileNotFoundError, FloatingPointError, ValueError) as error:
+            sys.exit(f"prism.build {step}: {error}")
 
 
 def run_tokenizer(options: argparse.Namespace) -> None:
@@ -118,14 +122,14 @@ def run_saes(options: argparse.Namespace) -> None:
         ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
         tokens = {**tokens, "sampled": np.concatenate(ids)}
     model = load_model(spec)
-    shares = MIXTURE | {"sampled": SAMPLED_SHARE}
     configs = sae_configs(model.cfg.d_model, options.sae_samples)
+    wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(configs)
+    shares = MIXTURE | {"sampled": SAMPLED_SHARE}
     hooks = {config.hook_name: config.d_in for config in configs.values()}
     out = options.work / "activations"
     activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
-    for name, config in configs.items():
-        if options.sae and name not in options.sae:
-            continue
+    for name in wanted:
+        config = configs[name]
         print(f"-- {name}", flush=True)
         save_sae(train_sae(activations[config.hook_name], config), config, spec.context, options.data / "saes")
 

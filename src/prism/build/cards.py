@@ -150,8 +150,9 @@ def sae_card(measured: dict[str, dict], samples: int) -> str:
 
 Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that
 keeps 32 features a token on average) in SAELens' on-disk format (float16):
-`SAE.load_from_disk("data/saes/2-res")` reads them unchanged. Trained by `python -m prism.build saes` with SAELens' own trainer on {samples / 1e6:.1f} million
-activations each from the training mixture; BOS positions left out; no weight processing. `2-res` is the default.
+`SAE.load_from_disk("data/saes/2-res")` reads them unchanged. Trained by `python -m prism.build saes` with
+SAELens' own trainer on {samples / 1e6:.1f} million activations each, from the training mixture and the embedded
+corpus; BOS positions left out; no weight processing. `2-res` is the default.
 
 {markdown_table(frame)}
 

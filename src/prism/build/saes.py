@@ -186,10 +186,10 @@ def save_sae(sae: BatchTopKTrainingSAE, config: SaeConfig, context: int, out: Pa
         hook_head_index=None,
         context_size=context,
         prepend_bos=True,
-        exclude_special_tokens=True,
+        exclude_special_tokens=False,  # end tokens between documents were trained on, position 0 was not
         model_from_pretrained_kwargs={},
         training_samples=config.samples,
-        training_data="the training mixture of mini, BOS positions left out",
+        training_data="the training mixture of mini and its embedded corpus, BOS positions left out",
     )
     folder = out / config.name
     temporary = out / f".{config.name}.part"
