@@ -140,7 +140,7 @@ def run_cards(options: argparse.Namespace) -> None:
 
     _, tokens = _training_tokens(options)
     config = _pretrain_config(options)
-    write_cards(options.data, options.corpus, tokens, config.tokens, options.sae_samples)
+    write_cards(options.data, options.corpus, tokens, config.tokens)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def measure_sae(model, sae, batch, small) -> dict[str, object]:
     return {
         "hook": sae.cfg.metadata.hook_name,
         "d_sae": sae.cfg.d_sae,
+        "samples": sae.cfg.metadata.training_samples,
         "l0": wide.l0,
         "explained_variance": wide.explained_variance,
         "ce_clean": ce.ce_clean,
@@ -123,7 +124,7 @@ def measure_sae(model, sae, batch, small) -> dict[str, object]:
     }
 
 
-def sae_card(measured: dict[str, dict], samples: int) -> str:
+def sae_card(measured: dict[str, dict]) -> str:
     """Text of `data/saes/README.md`."""
     frame = pd.DataFrame(
         [
@@ -131,6 +132,7 @@ def sae_card(measured: dict[str, dict], samples: int) -> str:
                 "SAE": name,
                 "hook": row["hook"],
                 "features": f"{row['d_sae']:,}",
+                "trained on": f"{row['samples'] / 1e6:.0f} M",
                 "L0": f"{row['l0']:.1f}",
                 "EV": f"{row['explained_variance']:.3f}",
                 "ΔCE (nats, 95 %)": f"{row['delta_ce']:.3f} [{row['delta_ce_low']:.3f}, {row['delta_ce_high']:.3f}]",
@@ -151,8 +153,8 @@ def sae_card(measured: dict[str, dict], samples: int) -> str:
 Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that
 keeps 32 features a token on average) in SAELens' on-disk format (float16):
 `SAE.load_from_disk("data/saes/2-res")` reads them unchanged. Trained by `python -m prism.build saes` with
-SAELens' own trainer on {samples / 1e6:.1f} million activations each, from the training mixture and the embedded
-corpus; BOS positions left out; no weight processing. `2-res` is the default.
+SAELens' own trainer on activations from the training mixture and the embedded corpus, the first position of each
+sequence left out (*trained on* says how many); no weight processing. `2-res` is the default.
 
 {markdown_table(frame)}
 
@@ -209,7 +211,7 @@ The texts are ours, so they are not a sample of anything: results hold for texts
 """
 
 
-def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained_tokens: float, samples: int) -> None:
+def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained_tokens: float) -> None:
     """Measure everything and write the data cards; `data/measurements.json` holds the same numbers."""
     from transformers import AutoModelForCausalLM
 
@@ -241,7 +243,7 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
         data / "model" / "README.md",
         model_card(bits, measured["trained_tokens"], measured["parameters"], show_samples(corpus)),
     )
-    write(data / "saes" / "README.md", sae_card(measured["saes"], samples))
+    write(data / "saes" / "README.md", sae_card(measured["saes"]))
     write(data / "corpus" / "README.md", corpus_card(corpus))
     frames = {split: load_texts(split) for split in ("discover", "confirm")}
     write(data / "texts" / "README.md", texts_card(frames, bridge.tokenizer))
