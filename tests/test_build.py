@@ -281,3 +281,19 @@ class TestCommand:
         config = json.loads((tmp_path / "data" / "model" / "config.json").read_text())
         assert config["dtype"] == "float16" and config["activation_function"] == "gelu_new"
         assert not list((tmp_path / "data" / "model").glob(".*"))
+
+
+def test_the_card_measures_what_evaluate_measures(mini):
+    from prism.build.cards import measure_saes
+    from prism.data import corpus_batch, load_corpus
+    from prism.evaluation import evaluate
+    from prism.models import get_spec, load_sae
+
+    batch = corpus_batch(load_corpus("mini", 20), mini.tokenizer, 64)
+    saes = {name: load_sae(get_spec("mini"), name) for name in ("2-res", "2-mlp-out")}
+    rows = measure_saes(mini, saes, batch, batch)
+    for name, sae in saes.items():
+        expected = evaluate(mini, sae, batch, with_kl=False)
+        for measure in ("l0", "explained_variance", "dead", "delta_ce", "ce_recovered_mean"):
+            assert rows[name][measure] == pytest.approx(getattr(expected, measure), rel=1e-5), (name, measure)
+        assert sum(rows[name]["density_histogram"]) == sae.cfg.d_sae - rows[name]["dead"]

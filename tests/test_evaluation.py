@@ -98,7 +98,7 @@ class TestSums:
     def test_streamed_equals_whole(self, x, cuts):
         x = torch.from_numpy(x) + torch.tensor([1000.0, 0, 0]) + torch.arange(12.0)[:, None]
         x_hat, f = x + 0.5, (x - 3).relu()
-        sums = ev._Sums(3, 3)
+        sums = ev.Sums(3, 3)
         edges = [0, *sorted(cuts), 12]
         for a, b in zip(edges[:-1], edges[1:], strict=True):
             sums.add(x[a:b], x_hat[a:b], f[a:b])

@@ -189,8 +189,12 @@ def _show(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-class _Sums:
-    """Running float64 sums over tokens; the total variance is merged batch by batch (Chan et al. 1979)."""
+class Sums:
+    """Running float64 sums over tokens; the total variance is merged batch by batch (Chan et al. 1979).
+
+    Args:
+        d_in: channels of the activation; d_sae: features.
+    """
 
     def __init__(self, d_in: int, d_sae: int):
         self.n, self.active = 0, 0
@@ -214,6 +218,15 @@ class _Sums:
         self.total += (x - mean).pow(2).sum().item() + shift.pow(2).sum().item() * self.n * len(x) / n
         self.mean += shift * len(x) / n
         self.n = n
+
+    def measures(self) -> dict[str, object]:
+        """All that `Evaluation` says without running the model any further."""
+        return {
+            "n_tokens": self.n, "d_sae": len(self.fires), "l0": self.active / self.n, "mse": self.residual / self.n,
+            "explained_variance": _explained(self.residual, self.total), "cosine": self.cosine / self.n,
+            "relative_reconstruction_bias": self.norm_hat / self.dot if self.dot else float("nan"),
+            "dead": int((self.fires == 0).sum()), "density": (self.fires.double() / self.n).numpy(),
+        }  # fmt: skip
 
 
 def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -284,20 +297,15 @@ def evaluate(
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
     sums = _stream(model, sae, batch, batch_size)
-    measured = {
-        "n_tokens": sums.n, "d_sae": sae.cfg.d_sae, "l0": sums.active / sums.n, "mse": sums.residual / sums.n,
-        "explained_variance": _explained(sums.residual, sums.total), "cosine": sums.cosine / sums.n,
-        "relative_reconstruction_bias": sums.norm_hat / sums.dot if sums.dot else float("nan"),
-        "dead": int((sums.fires == 0).sum()), "density": (sums.fires.double() / sums.n).numpy(),
-    }  # fmt: skip
+    measured = sums.measures()
     if with_ce:
         measured |= _cross_entropies(model, sae, batch, batch_size, sums.mean.float(), ablations, with_kl, seed)
     return Evaluation(**measured)
 
 
-def _stream(model, sae, batch: TokenBatch, batch_size: int) -> _Sums:
+def _stream(model, sae, batch: TokenBatch, batch_size: int) -> Sums:
     """First pass: everything that needs activations but no logits."""
-    sums = _Sums(sae.cfg.d_in, sae.cfg.d_sae)
+    sums = Sums(sae.cfg.d_in, sae.cfg.d_sae)
     activations = harvest(model, batch.tokens, sae.cfg.metadata.hook_name, batch_size)
     for x, keep in zip(activations, batch.keep.split(batch_size), strict=True):
         if x.shape[-1] != sae.cfg.d_in:

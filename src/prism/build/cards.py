@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from prism.build.corpus import MIXTURE
+from prism.build.saes import keep_activation
 from prism.build.sample import OPENINGS
+from prism.evaluation import Evaluation, Sums, evaluate
+from prism.models import get_spec, load_model, load_sae
+
+CE_TOKENS = 30_000  # of the embedded corpus, for the cross-entropies of the SAE card
 
 
 def write(path: Path, text: str) -> None:
@@ -93,33 +99,48 @@ def show_samples(corpus: pd.DataFrame, n: int = 3, width: int = 300) -> str:
     return "\n\n".join(blocks)
 
 
-def measure_sae(model, sae, batch, small) -> dict[str, object]:
-    """All that the SAE card says of one SAE: measured with `prism.evaluation`.
+@torch.no_grad()
+def measure_saes(model, saes: dict, batch, small) -> dict[str, dict[str, object]]:
+    """All that the SAE card says, by SAE.
 
     Args:
-        batch: the whole embedded corpus, for densities, L0 and explained variance.
+        saes: name -> SAE of this model.
+        batch: the whole embedded corpus, for densities, L0 and explained variance: one pass for all SAEs.
         small: a part of it, for the cross-entropies.
     """
-    from prism.evaluation import evaluate
+    hooks = {sae.cfg.metadata.hook_name for sae in saes.values()}
+    stop = 1 + max(int(hook.split(".")[1]) for hook in hooks)
+    sums = {name: Sums(sae.cfg.d_in, sae.cfg.d_sae) for name, sae in saes.items()}
+    for start in tqdm(range(0, len(batch), 16), desc="measure", unit="batch"):
+        part, caught = batch[start : start + 16], {}
+        fwd_hooks = [(hook, keep_activation(caught, hook)) for hook in hooks]
+        model.run_with_hooks(part.tokens, fwd_hooks=fwd_hooks, stop_at_layer=stop, return_type=None)
+        for name, sae in saes.items():
+            x = caught[sae.cfg.metadata.hook_name][part.keep]
+            f = sae.encode(x)
+            sums[name].add(x, sae.decode(f), f)
+    return {name: _card_row(sums[name], sae, evaluate(model, sae, small, with_kl=False)) for name, sae in saes.items()}
 
-    wide = evaluate(model, sae, batch, ablations=False, with_kl=False, with_ce=False)
-    ce = evaluate(model, sae, small, with_kl=False)
-    live = wide.density[wide.density > 0]
-    counts, _ = np.histogram(np.log10(live), bins=np.arange(-6, 0.5, 0.5))
+
+def _card_row(sums: Sums, sae, ce: Evaluation) -> dict[str, object]:
+    measured = sums.measures()
+    density = measured["density"]
+    counts, _ = np.histogram(np.log10(density[density > 0]), bins=np.arange(-6, 0.5, 0.5))
     return {
         "hook": sae.cfg.metadata.hook_name,
         "d_sae": sae.cfg.d_sae,
         "samples": sae.cfg.metadata.training_samples,
-        "l0": wide.l0,
-        "explained_variance": wide.explained_variance,
+        "l0": measured["l0"],
+        "explained_variance": measured["explained_variance"],
         "ce_clean": ce.ce_clean,
+        "ce_tokens": ce.n_tokens,
         "delta_ce": ce.delta_ce,
         "delta_ce_low": ce.delta_ce_interval[0],
         "delta_ce_high": ce.delta_ce_interval[1],
         "ce_recovered_mean": ce.ce_recovered_mean,
         "ce_recovered_zero": ce.ce_recovered_zero,
-        "dead": int((wide.density == 0).sum()),
-        "tokens": wide.n_tokens,
+        "dead": measured["dead"],
+        "tokens": measured["n_tokens"],
         "density_histogram": counts.tolist(),
     }
 
@@ -147,7 +168,7 @@ def sae_card(measured: dict[str, dict]) -> str:
     density = pd.DataFrame(
         [[name, *row["density_histogram"]] for name, row in measured.items()], columns=["SAE", *edges]
     )
-    clean, tokens = next(iter(measured.values()))["ce_clean"], next(iter(measured.values()))["tokens"]
+    first = next(iter(measured.values()))
     return f"""# The embedded SAEs
 
 Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that
@@ -158,8 +179,9 @@ sequence left out (*trained on* says how many); no weight processing. `2-res` is
 
 {markdown_table(frame)}
 
-Measured on the embedded corpus ({tokens:,} tokens; cross-entropies on part of it; clean CE {clean:.3f} nats), BOS
-excluded, by the definitions in `prism.evaluation`. *Dead* means that it never fired on these tokens.
+Measured on the embedded corpus ({first["tokens"]:,} tokens; cross-entropies on {first["ce_tokens"]:,} of them,
+clean CE {first["ce_clean"]:.3f} nats), BOS excluded, by the definitions in `prism.evaluation`. *Dead* means that it
+never fired on these tokens.
 
 ## Density histogram: live features by log10 of the share of tokens on which they fire (lower edge of each bin)
 
@@ -217,7 +239,6 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
 
     from prism.build.baselines import bits_per_byte
     from prism.data import corpus_batch, load_texts
-    from prism.models import get_spec, load_model, load_sae
 
     spec = get_spec("mini")
     bridge = load_model(spec)
@@ -231,12 +252,9 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
         measured["parameters"] = hf_model.num_parameters()
     shuffled = corpus.sample(frac=1.0, random_state=0)
     batch = corpus_batch(shuffled, bridge.tokenizer, spec.context)
-    small = corpus_batch(shuffled, bridge.tokenizer, spec.context, n_tokens=min(100_000, batch.n_tokens))
-    measured["saes"] = {
-        name: measure_sae(bridge, load_sae(spec, name), batch, small)
-        for name in spec.saes
-        if (data / "saes" / name / "cfg.json").is_file()
-    }
+    small = corpus_batch(shuffled, bridge.tokenizer, spec.context, n_tokens=min(CE_TOKENS, batch.n_tokens))
+    saes = {name: load_sae(spec, name) for name in spec.saes if (data / "saes" / name / "cfg.json").is_file()}
+    measured["saes"] = measure_saes(bridge, saes, batch, small)
     write(path, json.dumps(measured, indent=1))
     bits = measured["bits_per_byte"]
     write(

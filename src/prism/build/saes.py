@@ -93,7 +93,7 @@ def harvest_all(
             caught: dict[str, torch.Tensor] = {}
             model.run_with_hooks(
                 batches(step),
-                fwd_hooks=[(hook, _catcher(caught, hook)) for hook in hooks],
+                fwd_hooks=[(hook, keep_activation(caught, hook)) for hook in hooks],
                 stop_at_layer=stop,
                 return_type=None,
             )
@@ -109,7 +109,7 @@ def harvest_all(
     return {hook: np.load(path, mmap_mode="r") for hook, path in files.items()}
 
 
-def _catcher(caught: dict[str, torch.Tensor], name: str):
+def keep_activation(caught: dict[str, torch.Tensor], name: str):
     """A hook that keeps its activation under a name."""
 
     def catch(activation: torch.Tensor, hook) -> None:
