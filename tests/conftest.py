@@ -7,6 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("PRISM_MODEL", None)  # tests name the model that they want
 os.environ.pop("PRISM_PNG", None)
+os.environ.pop("PRISM_DATA", None)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ class TestCorpus:
         train, held_out = split_documents(folder / "python.txt")
         assert (len(train), len(held_out)) == (149, 1)
         assert not set(held_out) & set(train)
+
+    def test_a_small_corpus_never_trains_on_what_it_holds_out(self, tmp_path):
+        (tmp_path / "web.txt").write_text(f"one\r\n{END}\r\ntwo\r\n{END}\r\nthree", encoding="utf-8", newline="")
+        train, held_out = split_documents(tmp_path / "web.txt")
+        assert ([d.strip() for d in train], held_out) == (["one", "two"], ["three"])
 
     def test_missing_text_is_said(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="expected files named python.txt"):
@@ -153,6 +159,14 @@ class TestPretrain:
         assert load_checkpoint(tmp_path / "last.safetensors", model, make_optimizers(model, TINY)) == 2
         assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".jsonl"}
 
+    def test_another_configuration_is_refused(self, built, tmp_path):
+        tokenizer, tokens, _ = built
+        pretrain(tokens, tokenizer, tmp_path, TINY, stop_at=2)
+        with pytest.raises(ValueError, match="'batch' was 4, is 8"):
+            pretrain(tokens, tokenizer, tmp_path, replace(TINY, batch=8), resume=True)
+        with pytest.raises(ValueError, match="--resume"):
+            pretrain(tokens, tokenizer, tmp_path, TINY)
+
     def test_nan_stops_with_the_step(self, built, tmp_path):
         tokenizer, tokens, _ = built
         with pytest.raises(FloatingPointError, match="at step"):
@@ -205,7 +219,7 @@ def test_an_sae_survives_the_way_to_disk(tmp_path):
 
     rng = np.random.default_rng(0)
     activations = (rng.normal(size=(4_096, 16)) * 3 + 1).astype(np.float16)
-    config = SaeConfig("tiny", "blocks.0.hook_resid_pre", 16, 64, k=4, samples=8_192, batch=256)
+    config = SaeConfig("tiny", "blocks.0.hook_resid_pre", 16, 64, k=4, samples=262_144, batch=256)
     trained = train_sae(activations, config)
     save_sae(trained, config, context=32, out=tmp_path)
     loaded = SAE.load_from_disk(tmp_path / "tiny", dtype="float32")
@@ -215,7 +229,10 @@ def test_an_sae_survives_the_way_to_disk(tmp_path):
     assert fires.float().sum(1).mean().item() == pytest.approx(config.k, rel=0.05)
     pre = trained.encode_with_hidden_pre(x)[1]
     f = torch.where(pre > trained.topk_threshold, pre, 0.0) / trained.W_dec.norm(dim=-1)
-    torch.testing.assert_close(loaded(x), (f @ trained.W_dec + trained.b_dec).float(), atol=0.1, rtol=0.02)
+    same = (fires == (f > 0)).all(1)  # float16 moves a few activations across the threshold
+    assert same.float().mean() > 0.95
+    expected = (f @ trained.W_dec + trained.b_dec).float()
+    torch.testing.assert_close(loaded(x)[same], expected[same], atol=0.05, rtol=0.02)
     assert json.loads((tmp_path / "tiny" / "cfg.json").read_text())["dtype"] == "float16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
 
@@ -259,6 +276,10 @@ def test_hub_corpus_writes_the_same_format(tmp_path, monkeypatch):
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def restore(self, monkeypatch):
+        monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
+
     def test_missing_corpus_is_one_line(self, tmp_path):
         with pytest.raises(SystemExit, match="prism.build tokenizer: no training text in"):
             command(["tokenizer", "--corpus", str(tmp_path), "--data", str(tmp_path / "data")])
@@ -271,16 +292,24 @@ class TestCommand:
         assert "--corpus DIR is needed" in capsys.readouterr().err
 
     def test_tokenizer_and_pretrain_write_a_model(self, folder, tmp_path, monkeypatch):
-        import prism.build.pretrain as module
-
-        monkeypatch.setattr(module, "CPU", TINY)
-        monkeypatch.setattr("prism.build.tokenizer.VOCABULARY", 300)
+        monkeypatch.setattr("prism.build.pretrain.CPU", TINY)
+        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         command(["tokenizer", *common])
         command(["pretrain", *common])
         config = json.loads((tmp_path / "data" / "model" / "config.json").read_text())
         assert config["dtype"] == "float16" and config["activation_function"] == "gelu_new"
+        assert 257 < config["vocab_size"] <= 300
         assert not list((tmp_path / "data" / "model").glob(".*"))
+        with pytest.raises(SystemExit, match="--resume"):
+            command(["pretrain", *common])
+        command(["pretrain", *common, "--resume"])
+
+    def test_a_step_without_the_one_before_says_which(self, folder, tmp_path):
+        common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+        for step, needed in (("pretrain", "tokenizer"), ("sample", "pretrain"), ("saes", "tokenizer")):
+            with pytest.raises(SystemExit, match=f"run the step '{needed}' first"):
+                command([step, *common])
 
 
 def test_the_card_measures_what_evaluate_measures(mini):

@@ -1,7 +1,6 @@
 """The registry, loading, and harvesting."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -74,8 +73,8 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match="embedded SAE is missing"):
             load_sae(get_spec("mini"))
 
-    @pytest.mark.skipif(os.environ.get("HF_HUB_OFFLINE") != "1", reason="needs HF_HUB_OFFLINE=1")
     def test_hub_model_without_cache_or_network_says_what_to_do(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(FileNotFoundError, match="not in the local Hugging Face cache.*PRISM_MODEL=mini"):
             load_model(get_spec("gpt2-small"))
 
@@ -99,10 +98,12 @@ class TestHarvest:
         torch.testing.assert_close(streamed, cache[hook])
 
     def test_runs_no_layer_above_the_hook(self, mini):
-        seen = []
-        with mini.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: seen.append(1))]):
-            list(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.1.hook_resid_pre"))
-        assert not seen
+        seen, tokens = [], torch.zeros(1, 4, dtype=torch.long)
+        with mini.hooks(fwd_hooks=[("blocks.2.attn.hook_out", lambda x, hook: seen.append(1))]):
+            list(harvest(mini, tokens, "blocks.1.hook_resid_pre"))
+            assert not seen
+            mini(tokens)
+            assert seen
 
     def test_residual_before_a_block_is_the_hidden_state(self, mini):
         reference = AutoModelForCausalLM.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -113,6 +114,10 @@ class TestHarvest:
     def test_unknown_hook_names_the_nearest(self, mini):
         with pytest.raises(ValueError, match="nearest is 'blocks.2.hook_resid_pre'"):
             next(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.2.hook_resid_pr"))
+
+    def test_hook_outside_the_blocks(self, mini):
+        with pytest.raises(ValueError, match="not inside a block"):
+            next(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "embed.hook_out"))
 
     def test_too_long(self, mini):
         with pytest.raises(ValueError, match="sequences of 300 tokens; .* takes 256"):

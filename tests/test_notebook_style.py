@@ -290,3 +290,7 @@ def test_repeated_function_is_rejected() -> None:
         notebook.cells[4].source = "def twice(x):\n    return 2 * x"
     assert repeated_functions({"a": one, "b": other}) == ["twice is defined in a and b"]
     assert repeated_functions({"a": one, "b": _good_notebook()}) == []
+
+
+def test_notebooks_are_there():
+    assert len(_paths()) >= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -124,7 +125,7 @@ GPT2_SMALL = ModelSpec(
     context=128,
     default_sae="6-res-jb",
     corpus="tinystories",
-    download=700,
+    download=1200,
     saes={
         spec.name: spec
         for spec in (
@@ -165,7 +166,7 @@ def get_spec(name: str | None = None) -> ModelSpec:
 
 
 def _from_hub(spec: ModelSpec, load, what: str):
-    """Call `load(local_files_only)`: first from the cache alone, then from the hub; else one clear error."""
+    """Call `load(local_files_only)`: first with the cache alone, then with the hub; else one clear error."""
     try:
         return load(True)
     except OSError:
@@ -173,9 +174,10 @@ def _from_hub(spec: ModelSpec, load, what: str):
     try:
         return load(False)
     except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise FileNotFoundError(
             f"{what} of '{spec.name}' is not in the local Hugging Face cache and could not be downloaded "
-            f"(about {spec.download} MB in all for this model): {str(error).splitlines()[0][:120]}. "
+            f"(about {spec.download} MB in all for this model): {reason}. "
             "With a network, run once more online; without one, the model 'mini' works offline: PRISM_MODEL=mini"
         ) from None
 
@@ -202,9 +204,8 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
         return tokenizer, hf_model
 
     if spec.hub_id is None:
-        transformers.utils.logging.disable_progress_bar()  # nothing to wait for
-        tokenizer, hf_model = load(True)
-        transformers.utils.logging.enable_progress_bar()
+        with _no_progress_bar():  # there is nothing to wait for
+            tokenizer, hf_model = load(True)
     else:
         tokenizer, hf_model = _from_hub(spec, load, "the model")
     bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
@@ -212,6 +213,20 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
     return bridge.eval()
+
+
+@contextmanager
+def _no_progress_bar():
+    """Transformers' progress bars off, and back to what they were."""
+    bars = transformers.utils.logging
+    was_on = bars.is_progress_bar_enabled()
+    if was_on:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()
 
 
 def weight_processing(sae: SAE | None) -> dict[str, bool]:
@@ -265,6 +280,8 @@ def harvest(
     if tokens.shape[1] > model.cfg.n_ctx:
         raise ValueError(f"sequences of {tokens.shape[1]} tokens; '{model.cfg.model_name}' takes {model.cfg.n_ctx}")
     check_hook(model, hook_name)
+    if not hook_name.startswith("blocks."):
+        raise ValueError(f"'{hook_name}' is not inside a block; harvest reads hooks named blocks.LAYER.…")
     layer = int(hook_name.split(".")[1])
     starts: Iterable[int] = range(0, len(tokens), batch_size)
     if progress if progress is not None else len(starts) > 20:

@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Run one step or all of them."""
     options = parse(arguments)
-    os.environ.setdefault("PRISM_DATA", str(options.data.resolve()))
+    os.environ["PRISM_DATA"] = str(options.data.resolve())
     if options.step == "hub-corpus":
         from prism.build.corpus import download_hub_corpus
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"== {step}", flush=True)
         try:
             globals()[f"run_{step}"](options)
-        except (FileNotFoundError, FloatingPointError, ValueError) as error:
+        except (OSError, FloatingPointError, ValueError) as error:
             sys.exit(f"prism.build {step}: {error}")
 
 
@@ -58,12 +58,19 @@ def run_tokenizer(options: argparse.Namespace) -> None:
     train_tokenizer(options.corpus, options.data / "model")
 
 
+def _need(path: Path, step: str) -> Path:
+    """The path, or an error that says which step makes it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no '{path}'; run the step '{step}' first")
+    return path
+
+
 def _training_tokens(options: argparse.Namespace):
     from tokenizers import Tokenizer
 
     from prism.build.corpus import tokenise
 
-    path = options.data / "model" / "tokenizer.json"
+    path = _need(options.data / "model" / "tokenizer.json", "tokenizer")
     tokenizer = Tokenizer.from_file(str(path))
     return tokenizer, tokenise(options.corpus, tokenizer, path, options.work)
 
@@ -101,6 +108,7 @@ def run_sample(options: argparse.Namespace) -> None:
 
     from prism.build.sample import sample_corpus
 
+    _need(options.data / "model" / "model.safetensors", "pretrain")
     model = GPT2LMHeadModel.from_pretrained(options.data / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.data / "model")
     sample_corpus(model, tokenizer, options.data / "corpus" / "sampled.parquet", options.sample_tokens)
@@ -137,10 +145,11 @@ def run_saes(options: argparse.Namespace) -> None:
 def run_cards(options: argparse.Namespace) -> None:
     """Measure the model and the SAEs and write the data cards."""
     from prism.build.cards import write_cards
+    from prism.build.pretrain import trained_tokens
 
     _, tokens = _training_tokens(options)
-    config = _pretrain_config(options)
-    write_cards(options.data, options.corpus, tokens, config.tokens)
+    _need(options.work / "pretrain" / "last.safetensors", "pretrain")
+    write_cards(options.data, options.corpus, tokens, trained_tokens(options.work / "pretrain"))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def model_card(bits: dict[str, dict[str, float]], trained_tokens: float, n_parameters: int, samples: str) -> str:
+def model_card(
+    bits: dict[str, dict[str, float]], trained_tokens: float, corpus_tokens: float, shape: str, samples: str
+) -> str:
     """Text of `data/model/README.md`."""
     frame = pd.DataFrame(
         [
@@ -59,8 +61,7 @@ def model_card(bits: dict[str, dict[str, float]], trained_tokens: float, n_param
     )
     return f"""# The embedded language model `mini`
 
-A GPT-2 of {n_parameters / 1e6:.2f} million parameters (4 layers, 192 dimensions, 6 heads, context 256 tokens,
-byte-level BPE with 6,144 tokens), trained from scratch by `python -m prism.build` on
+A GPT-2 of {shape}, trained from scratch by `python -m prism.build` on
 {trained_tokens / 1e6:.1f} million tokens of nine kinds of text. Weights are float16 safetensors in Hugging Face
 format. Every training sequence began with the end-of-text token, so give it one in front (BOS).
 
@@ -73,10 +74,10 @@ training text includes social media with some profanity; samples can contain it.
 
 {verdict}
 
-Both baselines are trained on the whole training text (66.7 million tokens): a unigram, and an interpolated
-Kneser–Ney 5-gram over the same tokens. One document in a hundred of each kind is held out. Long documents were cut
-into pieces before they were shuffled, so a held-out piece can come from the same source file as a training piece;
-this helps all three models.
+Both baselines are trained on the whole training text ({corpus_tokens / 1e6:.1f} million tokens): a unigram, and an
+interpolated Kneser–Ney 5-gram over the same tokens. One document in a hundred of each kind is held out. Long documents
+were cut into pieces before they were shuffled, so a held-out piece can come from the same source file as a training
+piece; this helps all three models.
 
 Training mixture (share of tokens): {", ".join(f"{kind} {share:.2f}" for kind, share in MIXTURE.items())}.
 
@@ -86,6 +87,15 @@ Temperature {0.9}; the opening was written by us, the rest by the model.
 
 {samples}
 """
+
+
+def describe(model) -> str:
+    """Size and shape of a GPT-2 in words."""
+    c = model.config
+    return (
+        f"{model.num_parameters() / 1e6:.2f} million parameters ({c.n_layer} layers, {c.n_embd} dimensions, "
+        f"{c.n_head} heads, context\n{c.n_positions} tokens, byte-level BPE with {c.vocab_size:,} tokens)"
+    )
 
 
 def show_samples(corpus: pd.DataFrame, n: int = 3, width: int = 300) -> str:
@@ -125,7 +135,7 @@ def measure_saes(model, saes: dict, batch, small) -> dict[str, dict[str, object]
 def _card_row(sums: Sums, sae, ce: Evaluation) -> dict[str, object]:
     measured = sums.measures()
     density = measured["density"]
-    counts, _ = np.histogram(np.log10(density[density > 0]), bins=np.arange(-6, 0.5, 0.5))
+    counts, _ = np.histogram(np.log10(density[density > 0]).clip(-6, 0), bins=np.arange(-6, 0.5, 0.5))
     return {
         "hook": sae.cfg.metadata.hook_name,
         "d_sae": sae.cfg.d_sae,
@@ -153,7 +163,7 @@ def sae_card(measured: dict[str, dict]) -> str:
                 "SAE": name,
                 "hook": row["hook"],
                 "features": f"{row['d_sae']:,}",
-                "trained on": f"{row['samples'] / 1e6:.0f} M",
+                "trained on": f"{row['samples'] / 1e6:.1f} M",
                 "L0": f"{row['l0']:.1f}",
                 "EV": f"{row['explained_variance']:.3f}",
                 "ΔCE (nats, 95 %)": f"{row['delta_ce']:.3f} [{row['delta_ce_low']:.3f}, {row['delta_ce_high']:.3f}]",
@@ -224,7 +234,7 @@ def texts_card(frames: dict[str, pd.DataFrame], tokenizer) -> str:
 
 140 short texts written for this project: seven categories × 10 to discover on (`discover.jsonl`) × 10 others to
 confirm on (`confirm.jsonl`). One JSON object a line: id, category, subcategory, language, text. The halves share no
-topic and no run of six words (a test checks it), and the categories are of similar length, so that length cannot
+run of six words (a test checks it), and the categories are of similar length, so that length cannot
 stand in for category. MIT licence, like the rest of the repository.
 
 {markdown_table(table)}
@@ -249,7 +259,8 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
         hf_model = AutoModelForCausalLM.from_pretrained(data / "model", dtype=torch.float32)
         measured["bits_per_byte"] = bits_per_byte(hf_model, bridge.tokenizer.backend_tokenizer, corpus_dir, train)
         measured["trained_tokens"] = trained_tokens
-        measured["parameters"] = hf_model.num_parameters()
+        measured["corpus_tokens"] = sum(len(ids) for ids in train.values())
+        measured["shape"] = describe(hf_model)
     shuffled = corpus.sample(frac=1.0, random_state=0)
     batch = corpus_batch(shuffled, bridge.tokenizer, spec.context)
     small = corpus_batch(shuffled, bridge.tokenizer, spec.context, n_tokens=min(CE_TOKENS, batch.n_tokens))
@@ -259,7 +270,9 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
     bits = measured["bits_per_byte"]
     write(
         data / "model" / "README.md",
-        model_card(bits, measured["trained_tokens"], measured["parameters"], show_samples(corpus)),
+        model_card(
+            bits, *(measured[name] for name in ("trained_tokens", "corpus_tokens", "shape")), show_samples(corpus)
+        ),
     )
     write(data / "saes" / "README.md", sae_card(measured["saes"]))
     write(data / "corpus" / "README.md", corpus_card(corpus))

@@ -73,7 +73,7 @@ def read_documents(path: Path) -> Iterator[str]:
     lines: list[str] = []
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
-            if line.rstrip("\n") != END:
+            if line.rstrip("\r\n") != END:
                 lines.append(line)
                 continue
             if text := "".join(lines).strip("\n"):
@@ -84,11 +84,12 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def split_documents(path: Path) -> tuple[list[str], list[str]]:
-    """Documents of one kind as (training, held out): every hundredth document is held out."""
+    """Documents of one kind as (training, held out): every hundredth is held out, or the last of fewer."""
     documents = list(read_documents(path))
-    held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or documents[-1:]
-    if len(documents) >= HELD_OUT_EVERY:
-        del documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    if len(documents) < HELD_OUT_EVERY:
+        return documents[:-1], documents[-1:]
+    held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    del documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     return documents, held_out
 
 
@@ -113,6 +114,7 @@ def tokenise(corpus: Path, tokenizer, tokenizer_path: Path, work: Path) -> dict[
     key = {"tokenizer": _digest(tokenizer_path), "files": {k: p.stat().st_size for k, p in find_kinds(corpus).items()}}
     key_path = folder / "key.json"
     if not (key_path.is_file() and json.loads(key_path.read_text()) == key):
+        key_path.unlink(missing_ok=True)  # an interrupted run leaves no key behind
         for kind, path in find_kinds(corpus).items():
             train, _ = split_documents(path)
             np.save(folder / f"{kind}.npy", encode_documents(tokenizer, train))
@@ -134,7 +136,7 @@ def download_hub_corpus(out: Path, megabytes_per_kind: float = 20.0) -> None:
     for kind, (name, config, split, column, licence) in HUB_SOURCES.items():
         configs = [config.format(language=lang) for lang in LANGUAGES] if config and "{" in config else [config]
         temporary = out / f"{kind}.txt.part"
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             for one in configs:
                 written, limit = 0, megabytes_per_kind * 1e6 / len(configs)
                 for row in load_dataset(name, one, split=split, streaming=True):

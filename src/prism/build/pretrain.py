@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -206,8 +207,6 @@ def save_checkpoint(path: Path, model, optimizers, step: int, config: PretrainCo
 
 def load_checkpoint(path: Path, model, optimizers) -> int:
     """Restore weights and optimiser state; return the next step."""
-    from safetensors import safe_open
-
     tensors = load_file(path)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -247,6 +246,8 @@ def pretrain(
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     batches = Batches(tokens, config, end)
     last, stable = run / "last.safetensors", run / "stable.safetensors"
+    if last.is_file() and not resume:
+        raise ValueError(f"'{last}' holds an earlier run; go on from it with --resume, or choose another --work")
     start = _resume(last, stable, model, optimizers, config) if resume else 0
     losses, saved = [], time.monotonic()
     stop = min(config.steps, stop_at or config.steps)
@@ -287,17 +288,30 @@ def _resume(last: Path, stable: Path, model, optimizers, config: PretrainConfig)
     """Load the newest usable checkpoint; 0 when there is none yet."""
     if not last.is_file():
         return 0
+    planned, _ = _planned(last)
+    for name, value in asdict(config).items():
+        if name not in ("tokens", "checkpoint_minutes") and getattr(planned, name) != value:
+            raise ValueError(f"cannot resume '{last}': '{name}' was {getattr(planned, name)}, is {value}")
     step = load_checkpoint(last, model, optimizers)
     if stable.is_file() and _decayed(last, config):
         step = load_checkpoint(stable, model, optimizers)
     return step
 
 
-def _decayed(path: Path, config: PretrainConfig) -> bool:
-    """Whether a checkpoint lies in the decay of a run that was planned shorter than this one."""
-    from safetensors import safe_open
-
+def _planned(path: Path) -> tuple[PretrainConfig, int]:
+    """The settings that a checkpoint was written under, and its step."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    planned = PretrainConfig(**json.loads(metadata["config"]))
-    return config.steps > planned.steps and int(metadata["step"]) > planned.decay_start
+    return PretrainConfig(**json.loads(metadata["config"])), int(metadata["step"])
+
+
+def _decayed(path: Path, config: PretrainConfig) -> bool:
+    """Whether a checkpoint lies in the decay of a run that was planned shorter than this one."""
+    planned, step = _planned(path)
+    return config.steps > planned.steps and step > planned.decay_start
+
+
+def trained_tokens(run: Path) -> float:
+    """Tokens that a run has been trained on, from its last checkpoint."""
+    planned, step = _planned(run / "last.safetensors")
+    return float(step * planned.batch * planned.context)

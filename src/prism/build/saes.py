@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def harvest_all(
     """
     out.mkdir(parents=True, exist_ok=True)
     fingerprint = float(sum(p.double().abs().sum() for p in model.original_model.parameters()))
-    key = {"n": n, "hooks": hooks, "model": f"{fingerprint:.6f}"}
+    streams = {kind: [len(ids), zlib.crc32(np.ascontiguousarray(ids))] for kind, ids in tokens.items()}
+    key = {"n": n, "hooks": hooks, "model": f"{fingerprint:.6f}", "context": context, "shares": shares} | streams
     files = {hook: out / f"{hook}.npy" for hook in hooks}
     key_path = out / "key.json"
     if not (key_path.is_file() and json.loads(key_path.read_text()) == key):
