@@ -128,7 +128,7 @@ def test_category_heatmap_sorts_texts_into_the_fixed_order(scale, expected):
     values = np.array([[0.0, 4.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
     fig = titled(viz.category_heatmap(values, [11, 12], categories, scale), "texts", "feature")
     assert fig.data[0].z[0, 0] == pytest.approx(expected)
-    assert [float(v) for v in fig.data[0].customdata[0, :, 0]] == [4.0, 2.0, 1.0, 0.0]
+    assert [float(v) for v in fig.data[0].customdata[0]] == [4.0, 2.0, 1.0, 0.0]
     bands = [note.text.replace("<br>", " ") for note in fig.layout.annotations]
     assert bands == [CATEGORY_TITLES[name] for name in ("python", "math", "conversational")]
     assert ("log" if scale == "log1p" else "maximum") in fig.data[0].colorbar.title.text

@@ -137,7 +137,7 @@ GPT2_SMALL = ModelSpec(
                 hook_name="blocks.6.hook_mlp_out",
                 title="MLP output of block 6, 32,768 features (OpenAI v5)",
                 source=("gpt2-small-mlp-out-v5-32k", "blocks.6.hook_mlp_out"),
-                neuronpedia="gpt2-small/6-mlp_oai32k",
+                neuronpedia="gpt2-small/6-mlp_32k-oai",
             ),
         )
     },

@@ -44,6 +44,7 @@ def use_style() -> None:
     pio.templates["prism"] = _template()
     pio.templates.default = "prism"
     pio.renderers["png"].width = WIDTH
+    pio.renderers["png"].scale = 0.8  # a notebook with its pictures stays below 1 MB
     pio.renderers.default = "plotly_mimetype+png" if os.environ.get("PRISM_PNG") == "1" else "plotly_mimetype"
 
 
@@ -268,11 +269,10 @@ def category_heatmap(
     values = values[:, order]
     shown = np.log1p(values) if scale == "log1p" else values / np.maximum(values.max(1, keepdims=True), 1e-9)
     bar = "log(1 + activation)" if scale == "log1p" else "share of the feature's maximum"
-    hover = [[category_title(categories[text]) for text in order]] * len(labels)
     fig = go.Figure(go.Heatmap(
-        z=shown, colorscale=SEQUENTIAL, zmin=0, customdata=np.dstack([values, np.array(hover, dtype=object)]),
+        z=shown, colorscale=SEQUENTIAL, zmin=0, customdata=values.round(2),
         colorbar=_colour_bar(bar),
-        hovertemplate="%{customdata[1]}, text %{x}<br>%{y}: %{customdata[0]:.2f}<extra></extra>",
+        hovertemplate="text %{x}<br>%{y}: %{customdata:.2f}<extra></extra>",
     ))  # fmt: skip
     slanted = _category_bands(fig, [categories[text] for text in order])
     fig.update_xaxes(title="texts, sorted by category", showticklabels=False, ticks="", showgrid=False,
