@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -62,8 +61,3 @@ def _same(a: object, b: object, tolerance: float) -> bool:
     except (TypeError, ValueError):
         return False
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
-
-
-def source(function: Callable) -> str:
-    """The text of a reference answer, for showing it."""
-    return inspect.getsource(function)
