@@ -214,27 +214,45 @@ class TestBaselines:
         assert rows["all"]["5-gram"] < rows["all"]["unigram"] < rows["all"]["model"]
 
 
-def test_an_sae_survives_the_way_to_disk(tmp_path):
-    from prism.build.saes import SaeConfig, save_sae, train_sae
+def test_an_embedded_sae_survives_the_way_to_disk(tmp_path):
+    from prism.build.saes import EmbeddedSae, train_embedded
+    from prism.sae import SaeConfig
 
     rng = np.random.default_rng(0)
-    activations = (rng.normal(size=(4_096, 16)) * 3 + 1).astype(np.float16)
-    config = SaeConfig("tiny", "blocks.0.hook_resid_pre", 16, 64, k=4, samples=262_144, batch=256)
-    trained = train_sae(activations, config)
-    save_sae(trained, config, context=32, out=tmp_path)
+    activations = (rng.normal(size=(65_536, 16)) * 3 + 1).astype(np.float16)
+    sae = EmbeddedSae("tiny", "blocks.0.hook_resid_pre", SaeConfig(16, 64, k=4))
+    trained = train_embedded(activations, sae, context=32, out=tmp_path)
     loaded = SAE.load_from_disk(tmp_path / "tiny", dtype="float32")
-    x = torch.from_numpy(activations.astype(np.float32))
+    x = torch.from_numpy(activations[:4_096].astype(np.float32))
     assert loaded.cfg.architecture() == "jumprelu"
+    assert loaded.cfg.metadata.training_samples == 65_536
+    f = trained.encode(x)
     fires = loaded.encode(x) > 0
-    assert fires.float().sum(1).mean().item() == pytest.approx(config.k, rel=0.05)
-    pre = trained.encode_with_hidden_pre(x)[1]
-    f = torch.where(pre > trained.topk_threshold, pre, 0.0) / trained.W_dec.norm(dim=-1)
+    assert fires.float().sum(1).mean().item() == pytest.approx(4, rel=0.05)
     same = (fires == (f > 0)).all(1)  # float16 moves a few activations across the threshold
     assert same.float().mean() > 0.95
-    expected = (f @ trained.W_dec + trained.b_dec).float()
-    torch.testing.assert_close(loaded(x)[same], expected[same], atol=0.05, rtol=0.02)
+    torch.testing.assert_close(loaded(x)[same], trained.decode(f)[same], atol=0.05, rtol=0.02)
     assert json.loads((tmp_path / "tiny" / "cfg.json").read_text())["dtype"] == "float16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_the_quick_harvest_catches_what_the_hook_points_see(mini):
+    from transformers import GPT2LMHeadModel
+
+    from prism.build.saes import catch_gpt2, embedded_saes
+    from prism.data import DATA
+
+    model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
+    tokens = torch.randint(0, 4_000, (2, 40), generator=torch.Generator().manual_seed(0))
+    hooks = list({sae.hook_name for sae in embedded_saes(192).values()})
+    for some in (hooks, ["blocks.2.hook_mlp_out"], ["blocks.2.hook_mlp_out", "blocks.2.mlp.hook_post"]):
+        caught = catch_gpt2(model, tokens, some)
+        expected = mini.run_with_cache(tokens, names_filter=some)[1]
+        assert set(caught) == set(some)
+        for hook in some:
+            torch.testing.assert_close(caught[hook], expected[hook], atol=1e-4, rtol=1e-4)
+    with pytest.raises(KeyError, match="hook_z"):
+        catch_gpt2(model, tokens, ["blocks.1.attn.hook_z"])
 
 
 def test_sampling_is_repeatable_and_starts_with_the_opening():
@@ -252,6 +270,26 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
     assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
+
+
+def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path):
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from prism.build.corpus import MIXTURE
+    from prism.build.sample import OPENINGS, TEMPERATURE, sample_corpus, sample_kind
+    from prism.data import DATA
+
+    model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    model.config.n_positions = 16
+    frame = sample_corpus(model, tokenizer, tmp_path / "sampled.parquet", n_tokens=600)
+    assert list(frame["kind"].unique()) == list(OPENINGS)
+    assert 600 <= frame["tokens"].map(len).sum() < 900
+    for row in frame.itertuples():
+        assert row.text == tokenizer.decode(row.tokens) and row.text.startswith(row.opening)
+    here = sample_kind(model, tokenizer, "math", 600 * MIXTURE["math"], TEMPERATURE, seed=20_000)
+    assert [tuple(row) for row in frame[frame["kind"] == "math"].itertuples(index=False)] == here
+    assert [p.name for p in tmp_path.iterdir()] == ["sampled.parquet"]
 
 
 def test_hub_corpus_writes_the_same_format(tmp_path, monkeypatch):

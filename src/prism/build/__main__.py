@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6; on a GPU 3e9)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--sample-tokens", type=int, default=1_000_000, help="size of the embedded corpus (tokens)")
-    parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations each SAE is trained on")
+    parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
     if options.corpus is None and options.step not in ("sample",):
@@ -118,10 +118,12 @@ def run_saes(options: argparse.Namespace) -> None:
     """Harvest activations once and train the SAEs on them."""
     import numpy as np
     import pandas as pd
+    import torch
+    from transformers import GPT2LMHeadModel
 
     from prism.build.corpus import END, MIXTURE
-    from prism.build.saes import SAMPLED_SHARE, harvest_all, sae_configs, save_sae, train_sae
-    from prism.models import get_spec, load_model
+    from prism.build.saes import SAMPLED_SHARE, embedded_saes, harvest_all, train_embedded
+    from prism.models import get_spec
 
     tokenizer, tokens = _training_tokens(options)
     sampled = options.data / "corpus" / "sampled.parquet"
@@ -129,17 +131,15 @@ def run_saes(options: argparse.Namespace) -> None:
     if sampled.is_file():  # the embedded corpus is one more kind, so that the SAEs know it
         ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
         tokens = {**tokens, "sampled": np.concatenate(ids)}
-    model = load_model(spec)
-    configs = sae_configs(model.cfg.d_model, options.sae_samples)
-    wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(configs)
+    model = GPT2LMHeadModel.from_pretrained(options.data / "model", dtype=torch.float32).eval()
+    family = embedded_saes(model.config.n_embd)
+    wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(family)
     shares = MIXTURE | {"sampled": SAMPLED_SHARE}
-    hooks = {config.hook_name: config.d_in for config in configs.values()}
+    hooks = {sae.hook_name: sae.config.d_in for sae in family.values()}
     out = options.work / "activations"
     activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
     for name in wanted:
-        config = configs[name]
-        print(f"-- {name}", flush=True)
-        save_sae(train_sae(activations[config.hook_name], config), config, spec.context, options.data / "saes")
+        train_embedded(activations[family[name].hook_name], family[name], spec.context, options.data / "saes")
 
 
 def run_cards(options: argparse.Namespace) -> None:

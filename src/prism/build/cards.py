@@ -181,11 +181,11 @@ def sae_card(measured: dict[str, dict]) -> str:
     first = next(iter(measured.values()))
     return f"""# The embedded SAEs
 
-Sparse autoencoders of `mini` (TopK, then BatchTopK with k = 32; saved as JumpReLU with one threshold that
-keeps 32 features a token on average) in SAELens' on-disk format (float16):
-`SAE.load_from_disk("data/saes/2-res")` reads them unchanged. Trained by `python -m prism.build saes` with
-SAELens' own trainer on activations from the training mixture and the embedded corpus, the first position of each
-sequence left out (*trained on* says how many); no weight processing. `2-res` is the default.
+Sparse autoencoders of `mini` (BatchTopK with k = 32; saved as JumpReLU with one threshold that keeps 32 features
+a token on average) in SAELens' on-disk format (float16): `SAE.load_from_disk("data/saes/2-res")` reads them
+unchanged. Trained by `python -m prism.build saes` with `prism.training` on activations from the training mixture
+and the embedded corpus, the first position of each sequence left out (*trained on* says how many); no weight
+processing. `2-res` is the default.
 
 {markdown_table(frame)}
 

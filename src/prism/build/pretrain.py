@@ -169,7 +169,7 @@ def make_model(config: PretrainConfig, vocabulary: int, end: int) -> GPT2LMHeadM
     )
 
 
-def chunked_loss(model: GPT2LMHeadModel, tokens: torch.Tensor, chunk: int = 256) -> float:
+def chunked_loss(model: GPT2LMHeadModel, tokens: torch.Tensor, chunk: int = 1024) -> float:
     """Backpropagate the mean next-token cross-entropy without holding all the logits; return its value."""
     hidden = model.transformer(tokens[:, :-1]).last_hidden_state
     flat = hidden.detach().reshape(-1, hidden.shape[-1]).requires_grad_()
@@ -261,7 +261,7 @@ def pretrain(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * config.lr_scale(step)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = chunked_loss(model, batches(step).to(device), chunk=256 if device == "cpu" else 8192)
+            loss = chunked_loss(model, batches(step).to(device), chunk=1024 if device == "cpu" else 8192)
         if not np.isfinite(loss):
             raise FloatingPointError(f"loss became {loss} at step {step}; last good checkpoint: '{last}'")
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)

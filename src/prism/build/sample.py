@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -125,11 +127,13 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@torch.no_grad()
 def sample_corpus(
     model, tokenizer, out: Path, n_tokens: int = 1_000_000, temperature: float = TEMPERATURE, seed: int = 0
 ) -> pd.DataFrame:
     """Sample documents of every kind, in the proportions of the training mixture, and write them as Parquet.
+
+    Each kind is one job of a process with one thread, as many at a time as there are cores: the result does not
+    depend on their number.
 
     Args:
         model: a GPT-2 language model; tokenizer: its Hugging Face tokenizer.
@@ -138,20 +142,16 @@ def sample_corpus(
     Returns:
         One row a document: kind, opening, temperature, seed, text, tokens (ids without BOS).
     """
-    rows, batch = [], 64
     bar = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="sample")
-    for k, (kind, openings) in enumerate(OPENINGS.items()):
-        wanted, i = n_tokens * MIXTURE[kind], 0
-        while wanted > 0:
-            opening, row_seed = openings[i % len(openings)], seed + 10_000 * k + i
-            share = n_tokens * MIXTURE[kind] / len(openings) / 150  # documents a pass, at about 150 tokens each
-            documents = _sample(model, tokenizer, opening, min(batch, max(1, int(share))), temperature, row_seed)
-            for ids in documents:
-                text = tokenizer.decode(ids)
-                rows.append((kind, opening, temperature, row_seed, text, ids))
-                wanted -= len(ids)
-                bar.update(len(ids))
-            i += 1
+    workers = min(os.cpu_count() or 1, len(OPENINGS))
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        jobs = [
+            pool.submit(sample_kind, model, tokenizer, kind, n_tokens * MIXTURE[kind], temperature, seed + 10_000 * k)
+            for k, kind in enumerate(OPENINGS)
+        ]
+        for job in jobs:
+            job.add_done_callback(lambda job: job.exception() or bar.update(sum(len(row[-1]) for row in job.result())))
+        rows = [row for job in jobs for row in job.result()]
     bar.close()
     frame = pd.DataFrame(rows, columns=["kind", "opening", "temperature", "seed", "text", "tokens"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +159,20 @@ def sample_corpus(
     frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
     os.replace(temporary, out)
     return frame
+
+
+@torch.no_grad()
+def sample_kind(model, tokenizer, kind: str, n_tokens: float, temperature: float, seed: int) -> list[tuple]:
+    """Documents of one kind, opening after opening, until they hold `n_tokens` in all."""
+    openings, rows, i, total = OPENINGS[kind], [], 0, 0
+    share = int(n_tokens / len(openings) / 150)  # documents a pass, at about 150 tokens each
+    while total < n_tokens:
+        opening = openings[i % len(openings)]
+        for ids in _sample(model, tokenizer, opening, min(64, max(1, share)), temperature, seed + i):
+            rows.append((kind, opening, temperature, seed + i, tokenizer.decode(ids), ids))
+            total += len(ids)
+        i += 1
+    return rows
 
 
 def _sample(model, tokenizer, opening: str, n: int, temperature: float, seed: int) -> list[list[int]]:

@@ -1,0 +1,209 @@
+"""Training SAEs quickly: one dense product a step, everything else over the active entries only.
+
+In a TopK code 32 of thousands of features are active. Autograd nevertheless runs three more dense products of the
+encoder's size: the decoder and two weight gradients. `sparse_gradients` runs them over the active entries with
+`embedding_bag` (a weighted sum of rows), and is held equal to autograd by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from prism.sae import Codes, SaeConfig, SparseAutoencoder, fold_scale, make_sae
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run."""
+
+    tokens: int = 4_000_000  # activations trained on, in all
+    batch: int = 2_048  # activations a step
+    lr: float = 3e-3  # Adam, for inputs of mean norm sqrt(d_in)
+    warmup_share: float = 0.05  # first share of the steps, over which the learning rate rises
+    decay_share: float = 0.25  # last share of the steps, over which it falls to zero
+    dead_after: int = 250_000  # activations without firing after which a feature counts as dead
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the whole run."""
+        return max(1, self.tokens // self.batch)
+
+    def lr_scale(self, step: int) -> float:
+        """Learning-rate factor at a step: linear warm-up, constant, linear decay to zero."""
+        rise = (step + 1) / max(1.0, self.warmup_share * self.steps)
+        fall = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return min(1.0, rise, fall)
+
+
+def sparse_rows(pre: Float[Tensor, "batch d_sae"], flat: Int[Tensor, "active"]) -> Codes:
+    """The entries of a dense matrix at flat positions (in order), as CSR."""
+    row = flat.div(pre.shape[1], rounding_mode="floor")
+    return Codes(flat - row * pre.shape[1], pre.flatten()[flat], row, _starts(row, len(pre)))
+
+
+def _starts(sorted_ids: Int[Tensor, "n"], n: int) -> Int[Tensor, "groups"]:
+    """Where each of `n` groups begins in a sorted list of group numbers."""
+    counts = torch.bincount(sorted_ids, minlength=n)
+    return counts.cumsum(0) - counts
+
+
+def weighted_rows(
+    table: Float[Tensor, "rows d"], index: Int[Tensor, "active"], start: Int[Tensor, "groups"], weight: Tensor
+) -> Float[Tensor, "groups d"]:
+    """`out[g] = Σ weight[e] · table[index[e]]` over the entries `e` of group `g`: a sparse-dense product."""
+    return F.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
+
+
+@torch.no_grad()
+def add_gradients(
+    sae: SparseAutoencoder,
+    centred: Float[Tensor, "batch d_in"],
+    codes: Codes,
+    slope: Float[Tensor, "batch d_in"],
+) -> None:
+    """Add to `.grad` of the weights what follows from `slope`, the loss's gradient at the reconstruction.
+
+    With `f` the codes and `s` the slope: `∂W_dec = fᵀ s`; `∂f = s W_decᵀ` at the active entries; `∂W_enc = ∂fᵀ
+    (x − b_dec)`; `∂b_enc = Σ ∂f`; and `b_dec` feels the encoder with the opposite sign, `−∂b_enc W_enc`.
+    """
+    d_code = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        slope, sae.W_dec, codes.feature, codes.start, codes.row, 0
+    )
+    order = codes.feature.argsort()
+    row, start = codes.row[order], _starts(codes.feature[order], sae.config.d_sae)
+    sae.W_dec.grad += weighted_rows(slope, row, start, codes.value[order])
+    sae.W_enc.grad += weighted_rows(centred, row, start, d_code[order])
+    d_bias = torch.zeros_like(sae.b_enc).index_add_(0, codes.feature, d_code)
+    sae.b_enc.grad += d_bias
+    sae.b_dec.grad -= d_bias @ sae.W_enc
+
+
+@torch.no_grad()
+def sparse_gradients(
+    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], dead: Int[Tensor, "n_dead"] | None = None
+) -> tuple[float, float, Codes]:
+    """The gradients of `sae.loss(x, dead)`, without a dense product but the encoder's.
+
+    Returns:
+        (squared error a token, auxiliary loss before its coefficient, the active codes).
+    """
+    for parameter in sae.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    centred = x - sae.b_dec
+    pre = F.linear(centred, sae.W_enc, sae.b_enc)
+    codes = sparse_rows(pre, sae.select(pre))
+    error = x - sae.b_dec - weighted_rows(sae.W_dec, codes.feature, codes.start, codes.value)
+    slope = error * (-2 / len(x))
+    sae.b_dec.grad += slope.sum(0)
+    add_gradients(sae, centred, codes, slope)
+    auxiliary = 0.0
+    if dead is not None and len(dead):
+        value, index = pre[:, dead].topk(min(sae.aux_k, len(dead)), dim=1)
+        flat = (dead[index] + pre.shape[1] * torch.arange(len(x), device=x.device)[:, None])[value > 0].sort().values
+        revived = sparse_rows(pre, flat)
+        left = error - weighted_rows(sae.W_dec, revived.feature, revived.start, revived.value)
+        auxiliary = left.pow(2).sum(1).mean().item()
+        add_gradients(sae, centred, revived, left * (-2 * sae.config.aux_coefficient / len(x)))
+    return error.pow(2).sum(1).mean().item(), auxiliary, codes
+
+
+def batches_of(activations: np.ndarray, config: TrainConfig) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Random batches without replacement, epoch after epoch, as float32.
+
+    Args:
+        activations: `[samples, d_in]`, an array or a memory map of any float type.
+
+    Raises:
+        ValueError: fewer activations than one batch.
+    """
+    if len(activations) < config.batch:
+        raise ValueError(f"{len(activations)} activations do not fill one batch of {config.batch}")
+    rng = np.random.default_rng(config.seed)
+    while True:
+        order = rng.permutation(len(activations))
+        for start in range(0, len(order) - config.batch + 1, config.batch):
+            yield torch.from_numpy(activations[np.sort(order[start : start + config.batch])].astype(np.float32))
+
+
+def train(
+    activations: np.ndarray,
+    sae: SaeConfig,
+    config: TrainConfig | None = None,
+    gradients: Callable = sparse_gradients,
+    progress: str | None = None,
+) -> SparseAutoencoder:
+    """Train an SAE on activations; inputs are scaled to mean norm `sqrt(d_in)`, and the scale folded in at the end.
+
+    Args:
+        activations: `[samples, d_in]`, visited in random order as often as `config.tokens` asks for.
+        progress: label of the progress bar; none without one.
+
+    Raises:
+        ValueError: activations of another width, or fewer than one batch.
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    config = config or TrainConfig()
+    if activations.shape[1] != sae.d_in:
+        raise ValueError(f"activations are {activations.shape[1]} wide; this SAE reads {sae.d_in}")
+    sample = torch.from_numpy(activations[:: max(1, len(activations) // 20_000)].astype(np.float32))
+    scale = float(sae.d_in**0.5 / sample.norm(dim=1).mean())
+    model = make_sae(sae).train()
+    model.b_dec.data = sample.mean(0) * scale
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    quiet = torch.zeros(sae.d_sae)  # activations since each feature last fired
+    batches = batches_of(activations, config)
+    bar = tqdm(total=config.steps * config.batch, unit="tok", unit_scale=True, desc=progress, disable=progress is None)
+    for step in range(config.steps):
+        x = next(batches) * scale
+        dead = (quiet > config.dead_after).nonzero()[:, 0]
+        error, _, codes = gradients(model, x, dead)
+        if not np.isfinite(error):
+            raise FloatingPointError(f"the loss became {error} at step {step}")
+        _step(model, optimizer, config.lr * config.lr_scale(step))
+        quiet += len(x)
+        quiet[codes.feature] = 0
+        if len(codes.value):
+            model.threshold.lerp_(codes.value.min(), 0.01 if step else 1.0)
+        bar.update(len(x))
+        if step % 50 == 0:
+            bar.set_postfix(mse=f"{error:.2f}", l0=f"{len(codes.value) / len(x):.1f}", dead=len(dead), refresh=False)
+    bar.close()
+    calibrate(model, sample * scale)
+    fold_scale(model, scale)
+    return model.eval()
+
+
+@torch.no_grad()
+def calibrate(sae: SparseAutoencoder, sample: Float[Tensor, "batch d_in"]) -> None:
+    """Set the threshold under which `k` features a token are active on average over a sample.
+
+    The running mean of training lags behind weights that still move; this reads it off the finished SAE.
+    """
+    rows = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))]
+    pre = sae.pre_activations(rows[: max(1, 2**25 // sae.config.d_sae)]).flatten()  # 128 MB at most
+    kept = min(len(pre) - 1, sae.config.k * len(pre) // sae.config.d_sae)
+    sae.threshold.fill_(pre.kthvalue(len(pre) - kept).values.clamp(min=0))
+
+
+@torch.no_grad()
+def _step(model: SparseAutoencoder, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """One update that leaves decoder rows at norm 1 (Bricken et al. 2023, appendix).
+
+    The part of the gradient along a row would only change its norm: it is taken out before, so that Adam's
+    memory does not fill with it.
+    """
+    grad, rows = model.W_dec.grad, model.W_dec
+    grad -= (grad * rows).sum(1, keepdim=True) * rows
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    rows.div_(rows.norm(dim=1, keepdim=True))
