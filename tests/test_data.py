@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from prism import data
-from prism.data import CATEGORIES, load_activations, save_activations, token_table, tokenize
+from prism.data import CATEGORIES, load_activations, load_corpus, save_activations, token_table, tokenize
 
 
 def ngrams(text: str, n: int) -> set[str]:
@@ -191,3 +191,73 @@ def test_token_ids_survive_the_table(mini):
     batch = tokenize(["Ünïcode 今日は 🎉"], mini.tokenizer, 256)
     table = token_table(batch, mini.tokenizer)
     assert np.array_equal(table["token_id"].to_numpy(), batch.tokens[batch.keep].numpy())
+
+
+class TestHubCorpora:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("prism.data.CACHE", tmp_path)
+        return tmp_path
+
+    def test_streamed_once_then_cached(self, own_cache, monkeypatch):
+        calls = []
+
+        class Stream(list):
+            def take(self, n):
+                return self[:n]
+
+        def load_dataset(name, split, streaming):
+            calls.append((name, split, streaming))
+            return Stream({"text": f"story {i}"} for i in range(7_000))
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        first = load_corpus("tinystories", n_documents=50, seed=1)
+        assert len(first) == 50 and set(first["kind"]) == {"tinystories"}
+        assert load_corpus("tinystories", n_documents=50, seed=1).equals(first)
+        assert len(load_corpus("tinystories")) == 5_000
+        assert calls == [("roneneldan/TinyStories", "train", True)]
+        assert [p.name for p in (own_cache / "corpora").iterdir()] == ["tinystories.parquet"]
+
+    def test_neither_cached_nor_reachable(self, own_cache, monkeypatch):
+        def load_dataset(*_, **__):
+            raise ConnectionError("no route to the hub\nand more lines")
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        with pytest.raises(FileNotFoundError, match="corpus 'openwebtext'.*prism fetch.*PRISM_MODEL=mini") as error:
+            load_corpus("openwebtext")
+        assert "\n" not in str(error.value)
+        assert not (own_cache / "corpora").exists()
+
+    def test_a_broken_stream_leaves_nothing(self, own_cache, monkeypatch):
+        class Stream:
+            def take(self, n):
+                yield {"text": "one"}
+                raise ConnectionError("cut")
+
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Stream())
+        with pytest.raises(FileNotFoundError, match="cut"):
+            load_corpus("tinystories")
+        assert not list(own_cache.rglob("*.parquet"))
+
+
+def test_sampled_ids_are_not_given_to_another_tokenizer(mini):
+    from prism.data import corpus_batch
+
+    frame = load_corpus("mini", n_documents=5)
+
+    class Bytes:
+        """A tokenizer of another kind: one token a byte."""
+
+        bos_token_id = 256
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": list(text.encode())}
+
+        def decode(self, ids):
+            return bytes(i % 256 for i in ids).decode(errors="replace")
+
+    own, foreign = corpus_batch(frame, mini.tokenizer, 64), corpus_batch(frame, Bytes(), 64)
+    assert own.tokens.max() > 256
+    assert foreign.tokens.max() == 256
+    text = bytes(foreign.tokens[0][foreign.keep[0]].tolist()).decode(errors="ignore")
+    assert frame["text"].str.startswith(text).any()

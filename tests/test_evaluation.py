@@ -219,3 +219,67 @@ class TestAgainstSaeLens:
         assert ours.ce_clean == pytest.approx(clean, abs=1e-4)
         assert ours.delta_ce == pytest.approx(spliced - clean, abs=1e-4)
         assert ours.kl == pytest.approx(theirs["kl_div_with_sae"][:, 1:-1].mean().item(), abs=1e-4)
+
+
+class TestPreflight:
+    @pytest.fixture(scope="class")
+    def fitting(self, mini):
+        from prism.data import corpus_batch, load_corpus
+        from prism.models import get_spec, load_sae
+
+        batch = corpus_batch(load_corpus("mini", n_documents=12), mini.tokenizer, 64)
+        return mini, load_sae(get_spec("mini")), batch
+
+    @pytest.fixture
+    def sae(self, fitting):
+        import copy
+
+        return copy.deepcopy(fitting[1])
+
+    def test_passes_where_they_belong_together(self, fitting):
+        from prism.evaluation import preflight
+
+        frame = preflight(*fitting, published_l0=32)
+        assert frame["ok"].all()
+        assert list(frame["check"]) == ["hook point", "width", "weight processing", "BOS", "splice check", "L0"]
+
+    @pytest.mark.parametrize("hook, reason", [
+        ("blocks.9.hook_resid_pre", "failed at hook point.*nearest is"),
+        ("blocks.2.mlp.hook_post", "failed at width: found 768, wanted 192"),
+    ])  # fmt: skip
+    def test_wrong_hook(self, fitting, sae, hook, reason):
+        from prism.evaluation import PreflightError, preflight
+
+        sae.cfg.metadata.hook_name = hook
+        with pytest.raises(PreflightError, match=reason):
+            preflight(fitting[0], sae, fitting[2])
+
+    def test_other_weight_processing(self, fitting, sae):
+        from prism.evaluation import PreflightError, preflight
+
+        sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+        with pytest.raises(
+            PreflightError, match="found no_processing, wanted center_writing_weights"
+        ):
+            preflight(fitting[0], sae, fitting[2])
+
+    def test_no_bos(self, fitting):
+        from prism.evaluation import PreflightError, preflight
+
+        model, sae, batch = fitting
+        with pytest.raises(PreflightError, match="BOS: found missing or counted"):
+            preflight(model, sae, type(batch)(batch.tokens[:, 1:], batch.keep[:, 1:]))
+
+    @pytest.mark.parametrize("published", [5.0, 500.0])
+    def test_l0_far_from_the_published_one(self, fitting, published):
+        from prism.evaluation import PreflightError, preflight
+
+        with pytest.raises(PreflightError, match="failed at L0.*published"):
+            preflight(*fitting, published_l0=published)
+
+    def test_an_sae_that_never_fires(self, fitting, sae):
+        from prism.evaluation import PreflightError, preflight
+
+        sae.threshold.data.fill_(1e9)
+        with pytest.raises(PreflightError, match="failed at L0: found 0.0, wanted more than 0"):
+            preflight(fitting[0], sae, fitting[2])

@@ -25,7 +25,9 @@ class TestRegistry:
         assert get_spec("mini").name == "mini"
 
     def test_unknown_model_names_the_nearest(self):
-        with pytest.raises(ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"):
+        with pytest.raises(
+            ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"
+        ):
             get_spec("gpt2")
 
     def test_unknown_sae_names_the_nearest(self):
@@ -39,6 +41,20 @@ class TestRegistry:
             assert spec.sae().name == spec.default_sae
             for sae in spec.saes.values():
                 assert 0 <= sae.layer and sae.hook_name.startswith("blocks.")
+
+    def test_hub_saes_are_as_the_saelens_registry_has_them(self):
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+        releases = get_pretrained_saes_directory()
+        saes = [(spec, sae) for spec in models.MODELS.values() for sae in spec.saes.values() if sae.source]
+        assert len(saes) >= 14
+        for spec, sae in saes:
+            release, sae_id = sae.source
+            entry = releases[release]
+            assert entry.model == spec.name
+            assert entry.neuronpedia_id[sae_id] == sae.neuronpedia
+            published = entry.expected_l0.get(sae_id)
+            assert sae.published_l0 == (None if published in (None, 0) else published)
 
     def test_feature_links(self):
         assert get_spec("gpt2-small").sae().feature_url(7) == "https://www.neuronpedia.org/gpt2-small/6-res-jb/7"
@@ -126,3 +142,113 @@ class TestHarvest:
     def test_gradients_stay_enabled_afterwards(self, mini):
         list(harvest(mini, torch.zeros(1, 4, dtype=torch.long), "blocks.2.hook_resid_pre"))
         assert torch.is_grad_enabled()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a Llama-style model (RMSNorm, rotary positions) of random weights."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    end = tokenizer.bos_token_id
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **sizes, **heads)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def quick_training(tmp_path, monkeypatch):
+    """A cache of its own, and few tokens to train on."""
+    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(models, "HOME_TOKENS", 6_000)
+
+
+class TestLocalModel:
+    def test_its_spec(self, llama, monkeypatch):
+        monkeypatch.setenv("PRISM_MODEL", str(llama))
+        spec = get_spec()
+        assert (spec.name, spec.context, spec.default_sae) == ("tiny-llama", 128, "1-res")
+        assert spec.sae().hook_name == "blocks.1.hook_resid_pre"
+
+    def test_computes_what_hugging_face_computes(self, llama):
+        model = load_model(get_spec(str(llama)))
+        reference = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+        tokens = tokenize(["The quick brown fox", "x = 1"], model.tokenizer, 128).tokens
+        torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-4)
+
+    def test_a_model_without_an_sae_gets_one_once(self, llama, quick_training, monkeypatch, capsys):
+        from prism.data import corpus_batch, load_corpus
+        from prism.evaluation import preflight
+
+        spec = get_spec(str(llama))
+        sae = load_sae(spec)
+        assert "training a small one" in capsys.readouterr().out
+        assert (sae.cfg.metadata.model_name, sae.cfg.d_in, sae.cfg.d_sae) == ("tiny-llama", 32, 256)
+        model = load_model(spec, sae)
+        batch = corpus_batch(load_corpus(spec.corpus, n_documents=20), model.tokenizer, spec.context)
+        assert preflight(model, sae, batch[:8])["ok"].all()
+        monkeypatch.setattr("prism.training.train", None)  # would fail if called
+        again = load_sae(get_spec(str(llama)))
+        assert torch.equal(again.W_dec, sae.W_dec)
+
+    def test_another_model_in_the_same_folder_gets_another_sae(self, llama, quick_training, tmp_path):
+        import shutil
+
+        folder = tmp_path / "tiny-llama"
+        shutil.copytree(llama, folder)
+        spec = get_spec(str(folder))
+        first = models.trained_here(spec, spec.sae())
+        (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+        assert models.trained_here(spec, spec.sae()) != first
+
+    def test_its_own_saes_are_found(self, llama, tmp_path, monkeypatch):
+        from sae_lens.saes.sae import SAEMetadata
+
+        from prism.sae import SaeConfig, make_sae, save_saelens
+
+        for name, hook in (("b", "blocks.2.hook_mlp_out"), ("a", "blocks.1.hook_resid_pre")):
+            save_saelens(make_sae(SaeConfig(32, 64, k=4)), tmp_path / name, SAEMetadata(hook_name=hook))
+        monkeypatch.setenv("PRISM_SAES", str(tmp_path))
+        spec = get_spec(str(llama))
+        assert list(spec.saes) == ["a", "b"] and spec.default_sae == "a"
+        assert load_sae(spec, "b").cfg.metadata.hook_name == "blocks.2.hook_mlp_out"
+        save_saelens(make_sae(SaeConfig(32, 64, k=4)), tmp_path / "c", SAEMetadata())
+        with pytest.raises(ValueError, match="c/cfg.json' names the hook point None"):
+            get_spec(str(llama))
+
+    def test_a_folder_without_a_model(self, tmp_path):
+        with pytest.raises(ValueError, match="holds no model: there is no config.json.*mini"):
+            get_spec(str(tmp_path))
+        with pytest.raises(ValueError, match="holds no model"):
+            get_spec(str(tmp_path / "nowhere"))
+
+    def test_a_tokenizer_without_bos_uses_its_end_token(self, llama, tmp_path):
+        import shutil
+
+        folder = tmp_path / "no-bos"
+        shutil.copytree(llama, folder)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        end = settings.get("eos_token") or "<|endoftext|>"
+        path.write_text(json.dumps({k: v for k, v in settings.items() if k != "bos_token"} | {"eos_token": end}))
+        tokenizer = load_model(get_spec(str(folder))).tokenizer
+        assert tokenizer.bos_token_id == tokenizer.eos_token_id is not None
+
+
+class TestSharing:
+    def test_same_processing_same_model(self, mini):
+        spec = get_spec("mini")
+        assert load_model(spec, load_sae(spec)) is load_model(spec, load_sae(spec, "2-mlp-out")) is mini
+
+    def test_other_processing_is_another_variant(self, mini):
+        spec, sae = get_spec("mini"), load_sae(get_spec("mini"))
+        sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+        centred = load_model(spec, sae)
+        assert centred is not mini and centred.weight_processing["center_writing_weights"]
+        assert abs(centred.W_E.mean(-1)).max() < 1e-5 < abs(mini.W_E.mean(-1)).max()
+        assert load_model(spec, sae) is centred

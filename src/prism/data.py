@@ -15,8 +15,10 @@ from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
+CACHE = Path(os.environ.get("PRISM_CACHE") or DATA.parent / "outputs" / "cache")
 
 CATEGORY_TITLES = {
     "python": "Python code",
@@ -50,31 +52,56 @@ def load_texts(split: str = "discover") -> pd.DataFrame:
     return frame.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
+HUB_CORPORA = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/openwebtext-10k"}
+CACHED_DOCUMENTS = 5_000  # of a hub corpus, kept on disk after the first use
+
+
 def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Documents of an unlabelled corpus, shuffled.
 
     Args:
-        name: `mini` is embedded (sampled from the model itself); `tinystories` and `openwebtext` are streamed
-            from the Hugging Face hub.
-        n_documents: how many; all of `mini`, 2,000 of a streamed corpus, when not given.
+        name: `mini` is embedded (sampled from the model itself); `tinystories` and `openwebtext` come from the
+            Hugging Face hub, once, and then from the cache.
+        n_documents: how many; all that there are when not given.
 
     Returns:
         Columns kind, text; for `mini` also tokens (the sampled ids) and temperature.
 
     Raises:
         ValueError: unknown corpus.
+        FileNotFoundError: neither cached nor downloadable.
     """
-    if name == "mini":
-        frame = pd.read_parquet(DATA / "corpus" / "sampled.parquet")
-        return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
-    hub = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/openwebtext-10k"}
-    if name not in hub:
-        raise ValueError(f"no corpus '{name}'; choose from mini, {', '.join(hub)}")
+    if name != "mini" and name not in HUB_CORPORA:
+        raise ValueError(f"no corpus '{name}'; choose from mini, {', '.join(HUB_CORPORA)}")
+    frame = pd.read_parquet(DATA / "corpus" / "sampled.parquet" if name == "mini" else fetch_corpus(name))
+    return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
+
+
+def fetch_corpus(name: str) -> Path:
+    """The cached file of a hub corpus; streams its first documents from the hub if there is none yet.
+
+    Raises:
+        FileNotFoundError: not cached, and the hub cannot be reached.
+    """
+    path = CACHE / "corpora" / f"{name}.parquet"
+    if path.is_file():
+        return path
     from datasets import load_dataset
 
-    rows = load_dataset(hub[name], split="train", streaming=True).shuffle(seed=seed, buffer_size=10_000)
-    texts = [row["text"] for row in rows.take(n_documents or 2_000)]
-    return pd.DataFrame({"kind": name, "text": texts})
+    try:
+        rows = load_dataset(HUB_CORPORA[name], split="train", streaming=True).take(CACHED_DOCUMENTS)
+        texts = [row["text"] for row in tqdm(rows, total=CACHED_DOCUMENTS, desc=f"corpus {name}", unit="doc")]
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise FileNotFoundError(
+            f"the corpus '{name}' is not in '{CACHE / 'corpora'}' and could not be downloaded (about 20 MB): {reason}. "
+            "With a network, `prism fetch MODEL` gets it; the model 'mini' works without: PRISM_MODEL=mini"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    pd.DataFrame({"kind": name, "text": texts}).to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+    return path
 
 
 @dataclass(frozen=True)
@@ -146,8 +173,9 @@ def corpus_batch(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | N
         ValueError: no usable document, or fewer tokens in all of them than asked for.
     """
     rows, total = [], 0
-    for document in frame["tokens" if "tokens" in frame else "text"]:
-        ids = document if "tokens" in frame else tokenizer(document, add_special_tokens=False)["input_ids"]
+    ready = "tokens" in frame and len(frame) and tokenizer.decode(frame["tokens"].iloc[0]) == frame["text"].iloc[0]
+    for document in frame["tokens" if ready else "text"]:  # sampled ids are of use to the tokenizer that made them only
+        ids = document if ready else tokenizer(document, add_special_tokens=False)["input_ids"]
         if len(ids) < 16:
             continue
         rows.append(ids[: context - 1])

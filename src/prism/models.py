@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 import transformers
@@ -15,9 +19,9 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from prism.data import DATA
+from prism.data import CACHE, DATA
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class SaeSpec:
     Attributes:
         name: short name, `LAYER-SITE`, as used in notebooks.
         hook_name: the activation that it reads and rebuilds.
-        source: (release, id) in the SAELens registry; None for an SAE embedded in `data/saes/<name>`.
+        source: (release, id) in the SAELens registry, if it comes from the hub.
+        folder: where it lies in SAELens' format, if it is on this disk. With neither, it is trained when first used.
         title: what it is, in a few words.
         published_l0: mean active features a token, as its makers state it; None if unknown.
         neuronpedia: `model/sae` part of its feature pages' addresses; None if it has none.
@@ -37,6 +42,7 @@ class SaeSpec:
     hook_name: str
     title: str
     source: tuple[str, str] | None = None
+    folder: Path | None = None
     published_l0: float | None = None
     neuronpedia: str | None = None
 
@@ -50,13 +56,14 @@ class SaeSpec:
         return f"https://www.neuronpedia.org/{self.neuronpedia}/{feature}" if self.neuronpedia else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
     """One language model, its SAEs and its corpus: all that a notebook needs to know about it.
 
     Attributes:
-        name: what `PRISM_MODEL` is set to.
-        hub_id: repository on the Hugging Face hub; None for the model embedded in `data/model`.
+        name: what `PRISM_MODEL` is set to (for a model folder: its path; the name is the folder's).
+        hub_id: repository on the Hugging Face hub, if it comes from there.
+        folder: where it lies in Hugging Face format, if it is on this disk.
         context: longest sequence used here, BOS included (tokens).
         corpus: default corpus name for `data.load_corpus`.
         download: size of what the hub sends, for the error message (MB).
@@ -70,6 +77,7 @@ class ModelSpec:
     saes: dict[str, SaeSpec]
     corpus: str
     hub_id: str | None = None
+    folder: Path | None = None
     download: int = 0
     exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -83,7 +91,7 @@ class ModelSpec:
 
 
 def _embedded(name: str, hook_name: str, title: str) -> SaeSpec:
-    return SaeSpec(name=name, hook_name=hook_name, title=title)
+    return SaeSpec(name=name, hook_name=hook_name, title=title, folder=DATA / "saes" / name)
 
 
 def _gpt2_res(layer: int, l0: float) -> SaeSpec:
@@ -98,12 +106,35 @@ def _gpt2_res(layer: int, l0: float) -> SaeSpec:
     )
 
 
+def _gpt2_splitting(width: int, l0: float) -> SaeSpec:
+    hook = "blocks.8.hook_resid_pre"
+    return SaeSpec(
+        name=f"8-res-fs{width}",
+        hook_name=hook,
+        title=f"residual stream before block 8, {width:,} features (Bloom, feature splitting)",
+        source=("gpt2-small-res-jb-feature-splitting", f"{hook}_{width}"),
+        published_l0=l0,
+        neuronpedia=f"gpt2-small/8-res_fs{width}-jb",
+    )
+
+
+def _pythia(layer: int, site: str, hook: str) -> SaeSpec:
+    return SaeSpec(
+        name=f"{layer}-{site}",
+        hook_name=f"blocks.{layer}.{hook}",
+        title=f"{'residual stream after' if site == 'res' else 'MLP output of'} block {layer}, 32,768 features (Marks)",
+        source=(f"pythia-70m-deduped-{site}-sm", f"blocks.{layer}.{hook}"),
+        neuronpedia=f"pythia-70m-deduped/{layer}-{site}-sm",
+    )
+
+
 MINI = ModelSpec(
     name="mini",
     title="mini, the embedded 4-layer model",
     context=256,
     default_sae="2-res",
     corpus="mini",
+    folder=DATA / "model",
     saes={
         spec.name: spec
         for spec in (
@@ -139,12 +170,32 @@ GPT2_SMALL = ModelSpec(
                 source=("gpt2-small-mlp-out-v5-32k", "blocks.6.hook_mlp_out"),
                 neuronpedia="gpt2-small/6-mlp_32k-oai",
             ),
+            *map(_gpt2_splitting, (768, 1_536, 3_072, 6_144, 12_288, 24_576), (36, 39, 41, 43, 43, 40)),
         )
     },
     exhibits={"first_write_up": (10399, 18522, 174, 18, 31, 36, 45)},
 )
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, GPT2_SMALL)}
+PYTHIA_70M = ModelSpec(
+    name="pythia-70m-deduped",
+    title="Pythia 70M (deduped)",
+    hub_id="EleutherAI/pythia-70m-deduped",
+    context=128,
+    default_sae="3-res",
+    corpus="tinystories",
+    download=700,
+    saes={
+        spec.name: spec
+        for spec in (
+            _pythia(3, "res", "hook_resid_post"),
+            _pythia(1, "res", "hook_resid_post"),
+            _pythia(4, "res", "hook_resid_post"),
+            _pythia(3, "mlp", "hook_mlp_out"),
+        )
+    },
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, GPT2_SMALL, PYTHIA_70M)}
 
 
 def _pick(name: str, options: dict, what: str):
@@ -157,12 +208,60 @@ def _pick(name: str, options: dict, what: str):
 
 
 def get_spec(name: str | None = None) -> ModelSpec:
-    """The model of that name; by default that of the environment variable `PRISM_MODEL`, else `mini`.
+    """The model of that name or in that folder; by default what `PRISM_MODEL` says, else `mini`.
 
     Raises:
-        ValueError: unknown name; the message gives the nearest valid one.
+        ValueError: unknown name, with the nearest valid one; or a folder without a model.
     """
-    return _pick(name or os.environ.get("PRISM_MODEL") or "mini", MODELS, "model")
+    name = name or os.environ.get("PRISM_MODEL") or "mini"
+    if name not in MODELS and (os.sep in name or Path(name).is_dir()):
+        return local_spec(name)
+    return _pick(name, MODELS, "model")
+
+
+def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
+    """Any model that `save_pretrained` wrote, tokenizer included, as a `ModelSpec`.
+
+    Args:
+        saes: a folder of SAEs in SAELens' format, one folder each; by default the environment variable `PRISM_SAES`,
+            else `saes` inside the model's folder. Without any, one SAE at the middle layer is trained when first used.
+
+    Raises:
+        ValueError: no model there, or an SAE that names no hook point.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"'{folder}' holds no model: there is no config.json. Give a folder that model.save_pretrained and "
+            f"tokenizer.save_pretrained wrote, or a name: {', '.join(MODELS)}"
+        )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    home = Path(saes or os.environ.get("PRISM_SAES") or folder / "saes")
+    found = [_local_sae(path.parent) for path in sorted(home.glob("*/cfg.json"))]
+    if not found:
+        layer = config.num_hidden_layers // 2
+        title = f"residual stream before block {layer}, trained here on {HOME_TOKENS:,} tokens"
+        found = [SaeSpec(f"{layer}-res", f"blocks.{layer}.hook_resid_pre", title)]
+    return ModelSpec(
+        name=folder.name,
+        title=f"{folder.name} ({config.model_type}, from its folder)",
+        context=min(256, config.max_position_embeddings),
+        default_sae=found[0].name,
+        saes={sae.name: sae for sae in found},
+        corpus="mini",
+        folder=folder,
+    )
+
+
+def _local_sae(folder: Path) -> SaeSpec:
+    """One SAE of a local model, from its own metadata."""
+    cfg = json.loads((folder / "cfg.json").read_text())
+    hook = (cfg.get("metadata") or cfg).get("hook_name")
+    if not hook or not hook.startswith("blocks."):
+        raise ValueError(
+            f"'{folder / 'cfg.json'}' names the hook point {hook!r}; needed is metadata.hook_name blocks.L.…"
+        )
+    return SaeSpec(folder.name, hook, f"{hook}, {cfg['d_sae']:,} features", folder=folder)
 
 
 def _from_hub(spec: ModelSpec, load, what: str):
@@ -185,15 +284,24 @@ def _from_hub(spec: ModelSpec, load, what: str):
 def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
     """Load a language model with hook points, in float32 on the CPU.
 
+    The same model with the same weight processing is loaded once and shared; two SAEs that need different
+    processing get two variants of the model.
+
     Args:
         sae: an SAE for it; weights are processed as that SAE's metadata says (by default not at all).
 
     Raises:
         FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+        ValueError: a model without a tokenizer, or whose tokenizer has neither a BOS nor an end-of-text token.
     """
-    source = spec.hub_id or str(DATA / "model")
-    if spec.hub_id is None and not (DATA / "model" / "model.safetensors").is_file():
-        raise FileNotFoundError("the embedded model is missing: no 'data/model/model.safetensors' in this repository")
+    return _boot(spec, tuple(weight_processing(sae).items()))
+
+
+@lru_cache(maxsize=2)
+def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...]) -> TransformerBridge:
+    source = spec.hub_id or str(spec.folder)
+    if spec.folder is not None and not any(spec.folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
 
     def load(local: bool):
         options = {"local_files_only": local}
@@ -208,8 +316,13 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
             tokenizer, hf_model = load(True)
     else:
         tokenizer, hf_model = _from_hub(spec, load, "the model")
+    if tokenizer.bos_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of '{spec.name}' has neither a BOS nor an end-of-text token")
+        tokenizer.bos_token = tokenizer.eos_token  # as GPT-2 does
     bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    bridge.enable_compatibility_mode(disable_warnings=True, **weight_processing(sae))
+    bridge.enable_compatibility_mode(disable_warnings=True, **dict(processing))
+    bridge.weight_processing = dict(processing)
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
     return bridge.eval()
@@ -245,19 +358,39 @@ def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
         FileNotFoundError: embedded files missing, or neither cached nor downloadable.
     """
     sae_spec = spec.sae(name)
-    if sae_spec.source is None:
-        folder = DATA / "saes" / sae_spec.name
-        if not (folder / "sae_weights.safetensors").is_file():
-            raise FileNotFoundError(f"the embedded SAE is missing: no 'data/saes/{sae_spec.name}/' in this repository")
-        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    else:
+    if sae_spec.source is not None:
         release, sae_id = sae_spec.source
         sae = _from_hub(
             spec, lambda local: SAE.from_pretrained(release, sae_id, device="cpu"), f"the SAE '{sae_spec.name}'"
         )
+    else:
+        folder = sae_spec.folder or trained_here(spec, sae_spec)
+        if not (folder / "sae_weights.safetensors").is_file():
+            raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
+        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
     for parameter in sae.parameters():
         parameter.requires_grad_(False)
     return sae.eval()
+
+
+HOME_TOKENS = 200_000  # activations that an SAE is trained on for a model that has none
+
+
+def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
+    """Folder of an SAE trained on this machine for a model that has none; trains it first if need be (minutes).
+
+    A small SAE (8 features a channel, BatchTopK with k = 32) from the embedded corpus, read by the model's own
+    tokenizer: enough to run every notebook, not enough to study the model. Kept under a key of the model's files.
+    """
+    from prism.training import train_for_model  # here, because training reads activations through this module
+
+    files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
+    key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
+    folder = CACHE / "saes" / f"{spec.name}-{key[:12]}" / sae_spec.name
+    if not (folder / "sae_weights.safetensors").is_file():
+        print(f"{spec.name} has no SAE: training a small one at {sae_spec.hook_name}, once")
+        train_for_model(load_model(spec), spec.name, spec.corpus, sae_spec.hook_name, spec.context, HOME_TOKENS, folder)
+    return folder
 
 
 @torch.no_grad()

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from prism.sae import Codes, SaeConfig, SparseAutoencoder, fold_scale, make_sae
+from prism.data import corpus_batch, load_corpus
+from prism.models import harvest
+from prism.sae import Codes, SaeConfig, SparseAutoencoder, fold_scale, make_sae, save_saelens
 
 
 @dataclass(frozen=True)
@@ -207,3 +211,30 @@ def _step(model: SparseAutoencoder, optimizer: torch.optim.Optimizer, lr: float)
         group["lr"] = lr
     optimizer.step()
     rows.div_(rows.norm(dim=1, keepdim=True))
+
+
+def train_for_model(model, name: str, corpus: str, hook_name: str, context: int, n_tokens: int, folder: Path) -> None:
+    """Train an SAE of modest size on one hook of a model and save it in SAELens' format.
+
+    Args:
+        name: what the metadata calls the model.
+        corpus: name for `data.load_corpus`; its texts are read by the model's own tokenizer.
+        n_tokens: activations to harvest (BOS and padding left out); training passes over them four times.
+    """
+    batch = corpus_batch(load_corpus(corpus), model.tokenizer, context, n_tokens)
+    stream = zip(harvest(model, batch.tokens, hook_name), batch.keep.split(32), strict=True)
+    activations = np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
+    d_in = activations.shape[1]
+    config = TrainConfig(tokens=4 * len(activations), dead_after=len(activations) // 2)
+    trained = train(activations, SaeConfig(d_in, 8 * d_in), config, progress=f"SAE at {hook_name}")
+    metadata = SAEMetadata(
+        model_name=name,
+        hook_name=hook_name,
+        hook_head_index=None,
+        context_size=context,
+        prepend_bos=True,
+        model_from_pretrained_kwargs={},
+        training_samples=config.steps * config.batch,
+        training_data=f"{len(activations):,} tokens of the corpus '{corpus}'",
+    )
+    save_saelens(trained, folder, metadata)
