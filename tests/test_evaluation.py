@@ -125,6 +125,8 @@ class TestEvaluate:
         mean = x.double().mean(0).float()
         result = ev.evaluate(mini, Fixed(sae, lambda x: mean.expand_as(x)), batch)
         assert result.ce_recovered_mean == pytest.approx(0, abs=1e-4)
+        assert result.mean_ablation_cost == pytest.approx(result.delta_ce, abs=1e-6)
+        assert result.mean_ablation_interval[0] < result.mean_ablation_cost < result.mean_ablation_interval[1]
         assert result.explained_variance == pytest.approx(0, abs=1e-6)
 
     def test_streamed_equals_the_pure_functions(self, mini, sae, batch):

@@ -162,6 +162,8 @@ class Evaluation:
     ce_clean: float | None = None
     delta_ce: float | None = None
     delta_ce_interval: tuple[float, float] | None = None
+    mean_ablation_cost: float | None = None  # what replacing the activation by its mean costs: all there is to recover
+    mean_ablation_interval: tuple[float, float] | None = None
     ce_recovered_mean: float | None = None
     ce_recovered_zero: float | None = None
     kl: float | None = None
@@ -172,7 +174,8 @@ class Evaluation:
             "n_tokens": "tokens", "d_sae": "features", "l0": "features per token", "mse": "squared units per token",
             "explained_variance": "share", "cosine": "", "relative_reconstruction_bias": "1 is unbiased",
             "dead": "features", "ce_clean": "nats per token", "delta_ce": "nats per token",
-            "delta_ce_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
+            "delta_ce_interval": "95 %, bootstrap over sequences", "mean_ablation_cost": "nats per token",
+            "mean_ablation_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
             "ce_recovered_zero": "against zero-ablation", "kl": "nats per token",
         }  # fmt: skip
         rows = []
@@ -400,5 +403,7 @@ def _cross_entropies(
     out = {"ce_clean": ce["clean"], "delta_ce": ce["sae"] - ce["clean"]}
     out["delta_ce_interval"] = paired_bootstrap(total["sae"] - total["clean"], weight, seed=seed)
     if ablations:
+        out["mean_ablation_cost"] = ce["mean"] - ce["clean"]
+        out["mean_ablation_interval"] = paired_bootstrap(total["mean"] - total["clean"], weight, seed=seed)
         out |= {f"ce_recovered_{name}": ce_recovered(ce["clean"], ce["sae"], ce[name]) for name in ("mean", "zero")}
     return out | ({"kl": kl_sum / n} if with_kl else {})
