@@ -156,7 +156,7 @@ GPT2_SMALL = ModelSpec(
     context=128,
     default_sae="6-res-jb",
     corpus="tinystories",
-    download=1200,
+    download=1500,
     saes={
         spec.name: spec
         for spec in (
