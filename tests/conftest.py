@@ -25,3 +25,22 @@ def mini():
     from prism.models import get_spec, load_model
 
     return load_model(get_spec("mini"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A folder with a Llama-style model (RMSNorm, rotary positions) of random weights."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from prism.data import DATA
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    end = tokenizer.bos_token_id
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **sizes, **heads)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -25,9 +25,7 @@ class TestRegistry:
         assert get_spec("mini").name == "mini"
 
     def test_unknown_model_names_the_nearest(self):
-        with pytest.raises(
-            ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"
-        ):
+        with pytest.raises(ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"):
             get_spec("gpt2")
 
     def test_unknown_sae_names_the_nearest(self):
@@ -144,23 +142,6 @@ class TestHarvest:
         assert torch.is_grad_enabled()
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A folder with a Llama-style model (RMSNorm, rotary positions) of random weights."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 128}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    end = tokenizer.bos_token_id
-    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **sizes, **heads)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def quick_training(tmp_path, monkeypatch):
     """A cache of its own, and few tokens to train on."""
@@ -172,13 +153,13 @@ class TestLocalModel:
     def test_its_spec(self, llama, monkeypatch):
         monkeypatch.setenv("PRISM_MODEL", str(llama))
         spec = get_spec()
-        assert (spec.name, spec.context, spec.default_sae) == ("tiny-llama", 128, "1-res")
+        assert (spec.name, spec.context, spec.default_sae) == ("tiny-llama", 256, "1-res")
         assert spec.sae().hook_name == "blocks.1.hook_resid_pre"
 
     def test_computes_what_hugging_face_computes(self, llama):
         model = load_model(get_spec(str(llama)))
         reference = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
-        tokens = tokenize(["The quick brown fox", "x = 1"], model.tokenizer, 128).tokens
+        tokens = tokenize(["The quick brown fox", "x = 1"], model.tokenizer, 256).tokens
         torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-4)
 
     def test_a_model_without_an_sae_gets_one_once(self, llama, quick_training, monkeypatch, capsys):
