@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from hub_fixture import MODEL, RES_JB, make_repos, serve, use_hub, write_cache
 
-from prism import cli, notebooks
+from prism import cli, data, hub, notebooks
 
 FIGURE = {
     "data": [{"type": "bar", "x": ["a", "</script><b>"], "y": [1, 2]}],
@@ -96,7 +98,7 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
 
     page = (out / "phase_1_a.html").read_text()
     assert '<script src="plotly.min.js"></script>' in page and page.count("Plotly.newPlot(") == 1
-    assert "require.min.js" not in page and '<\\/script><b>' in page and 'src="data:image/png' not in page
+    assert "require.min.js" not in page and "<\\/script><b>" in page and 'src="data:image/png' not in page
     assert f"some-model {folder}" in page
     for link in ('"phase_2_b.html#x"', '"glossary.html#term"', '"../../data/x.txt"', '"https://x.org"'):
         assert f"href={link}" in page
@@ -195,9 +197,137 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_doctor_names_versions_and_models(capsys) -> None:
     cli.main(["doctor"])
     shown = capsys.readouterr().out
-    for line in (*cli.PACKAGES, "python", "threads", "embedded models", "embedded SAEs", "browser"):
+    for line in (*cli.PACKAGES, "python", "threads", "embedded models", "embedded SAEs", "hub cache", "browser"):
         assert f"\n{line} " in shown
     assert "mini (" in shown
+
+
+def test_doctor_knows_every_requirement() -> None:
+    lines = (Path(cli.__file__).parents[2] / "requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in lines if "==" in line} <= {*cli.PACKAGES}
+
+
+# --- fetch, and what doctor says of the hub --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repos() -> dict[str, dict[str, bytes]]:
+    return make_repos()
+
+
+@pytest.fixture
+def no_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(data, "fetch_corpus", raising=False)
+
+
+def test_doctor_says_what_is_cached_and_asks_nobody(repos, tmp_path, monkeypatch, capsys) -> None:
+    partial = {name: content for name, content in repos[RES_JB].items() if name.startswith("blocks.6")}
+    partial["blocks.8.hook_resid_pre/cfg.json"] = b"{}"
+    write_cache(tmp_path, {MODEL: repos[MODEL], RES_JB: partial})
+    with serve(repos) as running:
+        use_hub(monkeypatch, tmp_path, running.endpoint)
+        status = cli.main(["doctor"])
+        assert running.requests == []
+    lines = {line[:17].strip(): line[18:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["hub cache"] == f"{tmp_path} (HF_HUB_OFFLINE is not set)"
+    size = sum(len(repos[MODEL][file.filename]) for file in hub.cached_model_files(MODEL)) / 1e6
+    assert lines["gpt2-small"] == f"cached ({size:.0f} MB)" and lines["6-res-jb"] == "cached (0 MB)"
+    assert lines["8-res-jb"] == lines["10-res-jb"] == lines["6-mlp-out"] == "not cached"
+    assert lines["missing"] == "prism fetch gpt2-small (about 1200 MB in all)"
+    assert status == 0, "what is missing of the hub is no failure"
+
+
+def test_doctor_has_nothing_to_fetch_when_all_is_there(repos, tmp_path, monkeypatch, capsys) -> None:
+    write_cache(tmp_path, repos)
+    use_hub(monkeypatch, tmp_path)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    cli.main(["doctor"])
+    shown = capsys.readouterr().out
+    assert "prism fetch" not in shown and "not cached" not in shown and "HF_HUB_OFFLINE is set" in shown
+
+
+def test_fetch_of_the_embedded_model(capsys) -> None:
+    assert cli.main(["fetch", "mini"]) == 0
+    assert capsys.readouterr().out == "mini is part of this repository; nothing to fetch\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gpt2"], "did you mean 'gpt2-small'"),
+        (["gpt2-small", "--sae", "6-res"], "did you mean '6-res-jb'"),
+        (["mini", "--sae", "zzz"], "choose from 2-res"),
+    ],
+)
+def test_fetch_of_something_unknown(capsys, arguments, says) -> None:
+    assert cli.main(["fetch", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_fetch_shows_what_it_got(repos, tmp_path, monkeypatch, capsys, no_corpus) -> None:
+    with serve(repos) as running:
+        use_hub(monkeypatch, tmp_path, running.endpoint)
+        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        running.requests.clear()
+        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb"]) == 0
+        assert running.requests == []
+    assert len(lines) == 7 + 3 + 1 and lines[-1].endswith("MB  in all")
+    assert all(" MB  downloaded  verified  " in line for line in lines[:-1])
+    assert lines[6].endswith("openai-community/gpt2/model.safetensors")
+    again = capsys.readouterr().out.splitlines()
+    assert [line.replace("cached    ", "downloaded") for line in again] == lines
+    assert not list(tmp_path.glob("*/snapshots/*/blocks.8*"))
+
+
+def test_fetch_of_everything_includes_the_corpus(repos, tmp_path, monkeypatch, capsys) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(data, "fetch_corpus", asked.append, raising=False)
+    with serve(repos) as running:
+        use_hub(monkeypatch, tmp_path, running.endpoint)
+        assert cli.main(["fetch", "gpt2-small", "--no-corpus"]) == 0 and asked == []
+        assert cli.main(["fetch", "gpt2-small"]) == 0 and asked == ["tinystories"]
+    shown = capsys.readouterr().out
+    assert all(
+        f"/{part}/" in shown for part in ("blocks.6.hook_resid_pre", "blocks.10.hook_resid_pre", "v5_32k_layer_6")
+    )
+
+
+def test_fetch_that_fails_is_one_line(repos, tmp_path, monkeypatch, capsys) -> None:
+    with serve({MODEL: repos[MODEL]}) as running:
+        use_hub(monkeypatch, tmp_path, running.endpoint)
+        assert cli.main(["fetch", "gpt2-small"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"prism: {RES_JB}, file blocks.6.hook_resid_pre/cfg.json: ") and "HTTP 404" in error
+
+
+def test_fetch_without_a_network_is_one_line(tmp_path, monkeypatch, capsys) -> None:
+    use_hub(monkeypatch, tmp_path)
+    assert cli.main(["fetch", "gpt2-small"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"prism: {MODEL}, file config.json: ") and error.count("\n") == 1
+
+
+def test_fetch_that_is_stopped_can_go_on(tmp_path, monkeypatch, capsys) -> None:
+    def stop(*args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "model_files", stop)
+    assert cli.main(["fetch", "gpt2-small"]) == 130
+    assert "stopped; `prism fetch gpt2-small` goes on where it stopped" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fetch_as_a_command(repos, tmp_path) -> None:
+    """`python -m prism fetch`, with the hub and its cache set in the environment."""
+    with serve(repos) as running:
+        settings = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": running.endpoint, "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "prism", "fetch", "gpt2-small", "--sae", "6-mlp-out", "--no-corpus"]
+        environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.1"}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("downloaded  verified") == 9
 
 
 def test_unknown_command_exits_2(capsys) -> None:

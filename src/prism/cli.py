@@ -1,4 +1,4 @@
-"""The `prism` command: run the notebooks, refresh the committed ones, report on the machine."""
+"""The `prism` command: run the notebooks, refresh the committed ones, fetch models, report on the machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prism import __version__
 
-PACKAGES = ("torch", "transformers", "sae-lens", "transformer-lens", "plotly")
+if TYPE_CHECKING:
+    from prism.hub import Fetched
+
+PACKAGES = (  # what requirements.txt names, and huggingface_hub, which fetches models
+    *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+    *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
+    *("plotly", "ipywidgets", "tqdm", "jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
+)
+FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 
@@ -58,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    doctor = commands.add_parser("doctor", help="show versions, embedded models and what is missing")
+    fetch = commands.add_parser("fetch", help="download a model, its SAEs and its corpus, to work offline later")
+    fetch.add_argument("name", metavar="NAME", help="model name, such as gpt2-small")
+    fetch.add_argument("--sae", action="append", metavar="NAME", help="only this SAE; may be repeated (default: all)")
+    fetch.add_argument("--no-corpus", action="store_true", help="leave the model's corpus out")
+    fetch.set_defaults(command=_fetch)
+
+    doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -219,6 +234,42 @@ def find_browser() -> str | None:
         return on_path
 
 
+# --- fetch -----------------------------------------------------------------------------------------------------------
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from prism import data, hub
+    from prism.models import get_spec
+
+    spec = _valid(get_spec, options.name)
+    sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
+    if spec.hub_id is None:
+        print(f"{spec.name} is part of this repository; nothing to fetch")
+        return 0
+    try:
+        files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
+        files += [file for source in sources if source for file in hub.sae_files(*source)]
+        _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
+        fetch_corpus = getattr(data, "fetch_corpus", None)
+        if fetch_corpus and not options.no_corpus:
+            fetch_corpus(spec.corpus)
+            print(f"corpus {spec.corpus}: there")
+    except OSError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nprism: stopped; `prism fetch {spec.name}` goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _print_fetched(fetched: Sequence[Fetched]) -> None:
+    for entry in fetched:
+        checked = "verified" if entry.sha else "not verifiable"
+        print(f"{entry.size / 1e6:9.2f} MB  {entry.state:<10}  {checked}  {entry.file.repo_id}/{entry.file.filename}")
+    print(f"{sum(entry.size for entry in fetched) / 1e6:9.2f} MB  in all")
+
+
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +303,29 @@ def _doctor_models() -> int:
     print(f"data              {DATA}{state}")
     print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
     print(f"embedded SAEs     {', '.join(saes) or 'none'}")
+    _doctor_hub()
     return (not models) + (not saes)
+
+
+def _doctor_hub() -> None:
+    """Prints which models and SAEs of the Hugging Face hub are cached, without asking it."""
+    from huggingface_hub import constants
+
+    from prism import hub
+    from prism.models import MODELS
+
+    offline = "set" if constants.HF_HUB_OFFLINE else "not set"
+    print(f"hub cache         {constants.HF_HUB_CACHE} (HF_HUB_OFFLINE is {offline})")
+    for spec in MODELS.values():
+        if spec.hub_id is None:
+            continue
+        parts = {spec.name: hub.cached_model_files(spec.hub_id)}
+        parts |= {f"  {sae.name}": hub.cached_sae_files(*sae.source) for sae in spec.saes.values() if sae.source}
+        for name, files in parts.items():
+            size = sum(hub.cached_path(file).stat().st_size for file in files) / 1e6
+            print(f"{name:<17} {f'cached ({size:.0f} MB)' if files else 'not cached'}")
+        if not all(parts.values()):
+            print(f"  missing         prism fetch {spec.name} (about {spec.download} MB in all)")
 
 
 def _described(folder: Path) -> str:
