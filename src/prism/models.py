@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from prism import hub
 from prism.data import CACHE, DATA
 
 
@@ -264,21 +265,18 @@ def _local_sae(folder: Path) -> SaeSpec:
     return SaeSpec(folder.name, hook, f"{hook}, {cfg['d_sae']:,} features", folder=folder)
 
 
-def _from_hub(spec: ModelSpec, load, what: str):
-    """Call `load(local_files_only)`: first with the cache alone, then with the hub; else one clear error."""
+def _from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: str):
+    """Fetch what the cache lacks of some files, then `load()` from the cache alone; else one clear error.
+
+    `files()` is empty for a release in another format than SAELens' own: SAELens downloads that itself.
+    """
     try:
-        return load(True)
-    except OSError:
-        pass
-    try:
-        return load(False)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise FileNotFoundError(
-            f"{what} of '{spec.name}' is not in the local Hugging Face cache and could not be downloaded "
-            f"(about {spec.download} MB in all for this model): {reason}. "
-            "With a network, run once more online; without one, the model 'mini' works offline: PRISM_MODEL=mini"
-        ) from None
+        wanted = files()
+        hub.fetch(wanted, verify=False)
+    except hub.HubError as error:
+        raise hub.not_available(what, spec.name, spec.download, error) from None
+    with hub.cached_only() if wanted else nullcontext():
+        return load()
 
 
 def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
@@ -303,19 +301,15 @@ def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...]) -> Transfor
     if spec.folder is not None and not any(spec.folder.glob("*.safetensors")):
         raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
 
-    def load(local: bool):
-        options = {"local_files_only": local}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="eager", **options
-        )
-        return tokenizer, hf_model
+    def load():
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
 
     if spec.hub_id is None:
         with _no_progress_bar():  # there is nothing to wait for
-            tokenizer, hf_model = load(True)
+            tokenizer, hf_model = load()
     else:
-        tokenizer, hf_model = _from_hub(spec, load, "the model")
+        tokenizer, hf_model = _from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
     if tokenizer.bos_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of '{spec.name}' has neither a BOS nor an end-of-text token")
@@ -359,9 +353,11 @@ def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
     """
     sae_spec = spec.sae(name)
     if sae_spec.source is not None:
-        release, sae_id = sae_spec.source
         sae = _from_hub(
-            spec, lambda local: SAE.from_pretrained(release, sae_id, device="cpu"), f"the SAE '{sae_spec.name}'"
+            spec,
+            lambda: hub.sae_files(*sae_spec.source),
+            lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
+            f"the SAE '{sae_spec.name}'",
         )
     else:
         folder = sae_spec.folder or trained_here(spec, sae_spec)
