@@ -31,7 +31,7 @@ RES_JB = "jbloom/GPT2-Small-SAEs-Reformatted"
 MLP_OUT = "jbloom/GPT2-Small-OAI-v5-32k-mlp-out-SAEs"
 SPLITTING = "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8"
 END = "<|endoftext|>"
-L0 = 30  # mean active features a token that the random SAEs are set to
+L0 = 50  # mean active features a token that the random SAEs are set to
 
 Repos = dict[str, dict[str, bytes]]  # repository -> file name -> content
 

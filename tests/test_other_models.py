@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from hub_fixture import make_hub_cache
 
 from prism import notebooks
+from prism.data import load_corpus
 
 PATHS = notebooks.find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")
 
@@ -32,8 +34,30 @@ def verdicts(notebook) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> dict[str, object]:
+    """Environment in which everything of `gpt2-small` is cached, and the hub's address answers nothing."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    make_hub_cache(folder / "hub")
+    corpora = folder / "cache" / "corpora"
+    corpora.mkdir(parents=True)
+    stories = load_corpus("mini").query("kind == 'stories'")[["kind", "text"]]
+    stories.to_parquet(corpora / "tinystories.parquet")
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    return {"PRISM_MODEL": "gpt2-small", "HF_HUB_CACHE": folder / "hub", "PRISM_CACHE": folder / "cache"} | nobody
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_gpt2_with_random_weights_from_the_cache(path, gpt2):
+    seen = verdicts(run(path, **gpt2))
+    supported = [claim for claim, verdict in seen.items() if verdict == "supported"]
+    assert not any("specialist" in claim.lower() for claim in supported), supported
+    assert not any("order of tokens" in claim or "fits this model" in claim for claim in supported), supported
+    assert len(supported) <= len(seen) / 2, supported
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_llama_style_folder(path, llama, tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "llama-cache"  # its SAE is trained once
     seen = verdicts(run(path, PRISM_MODEL=llama, PRISM_CACHE=cache))
-    assert seen and not any("specialist" in claim for claim, verdict in seen.items() if verdict == "supported")
+    assert seen and not any("specialist" in claim.lower() for claim, v in seen.items() if v == "supported")

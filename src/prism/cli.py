@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run the notebooks and write them as pages")
-    run.add_argument("--model", help="model name (default: PRISM_MODEL, else mini)")
+    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
     run.add_argument("--out", type=Path, default=Path("outputs/run"), help="folder to write (default: %(default)s)")
     run.set_defaults(command=_run)
 
@@ -113,10 +113,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _model_name(name: str | None) -> str:
-    """The checked name of the model; the import waits until here because it takes seconds."""
+    """The checked name or folder of the model; the import waits until here because it takes seconds."""
     from prism.models import get_spec
 
-    return _valid(get_spec, name).name
+    spec = _valid(get_spec, name)
+    return spec.name if spec.hub_id or spec.name == "mini" else str(spec.folder)
 
 
 def _run_with_progress(path: Path, environment: dict[str, str]):

@@ -260,12 +260,12 @@ def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def splice_check(model, sae, batch: TokenBatch, batch_size: int = 16) -> float:
+def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -> float:
     """Largest change of any sequence's mean CE when `x̂ + (x − x̂)` is put in place of `x` (nats; should be below 1e-5).
 
     It tests the plumbing: hook, positions and shapes, not the SAE's quality.
     """
-    worst = 0.0
+    worst, batch_size = 0.0, batch_size or logit_rows(model, batch)
     hook_name, rebuild = sae.cfg.metadata.hook_name, _reconstruct(sae)
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
@@ -332,19 +332,25 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     return pd.DataFrame(rows, columns=["check", "found", "wanted", "ok"])
 
 
+def logit_rows(model, batch: TokenBatch) -> int:
+    """Sequences whose logits fill 128 MB (at least 1, at most 16): a large vocabulary needs small batches."""
+    return max(1, min(16, 2**25 // (batch.tokens.shape[1] * model.cfg.d_vocab)))
+
+
 def _parts(batch: TokenBatch, batch_size: int) -> Iterator[TokenBatch]:
     return (batch[start : start + batch_size] for start in range(0, len(batch), batch_size))
 
 
 @torch.no_grad()
 def evaluate(
-    model, sae, batch: TokenBatch, batch_size: int = 16, with_ce: bool = True, ablations: bool = True,
+    model, sae, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
     with_kl: bool = True, seed: int = 0,
 ) -> Evaluation:  # fmt: skip
     """Measure an SAE on tokens of its model, in bounded memory.
 
     Args:
         batch: tokens with BOS in front (see `data.tokenize` and `data.corpus_batch`).
+        batch_size: sequences at a time; by default as many as `logit_rows` says.
         with_ce: also the cross-entropies, which need whole forward passes.
         ablations: also CE under zero- and mean-ablation (mean over the kept tokens of this batch).
         with_kl: also KL(clean ‖ spliced).
@@ -355,6 +361,7 @@ def evaluate(
     """
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
+    batch_size = batch_size or logit_rows(model, batch)
     sums = _stream(model, sae, batch, batch_size)
     measured = sums.measures()
     if with_ce:
