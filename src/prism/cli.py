@@ -114,10 +114,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _model_name(name: str | None) -> str:
     """The checked name or folder of the model; the import waits until here because it takes seconds."""
-    from prism.models import get_spec
+    from prism.models import MODELS, get_spec
 
     spec = _valid(get_spec, name)
-    return spec.name if spec.hub_id or spec.name == "mini" else str(spec.folder)
+    return spec.name if spec.name in MODELS else str(spec.folder)
 
 
 def _run_with_progress(path: Path, environment: dict[str, str]):
