@@ -197,6 +197,7 @@ class TestHubCorpora:
     @pytest.fixture(autouse=True)
     def own_cache(self, tmp_path, monkeypatch):
         monkeypatch.setattr("prism.data.CACHE", tmp_path)
+        monkeypatch.setattr("prism.hub.knock", lambda file, patience: None)
         return tmp_path
 
     def test_streamed_once_then_cached(self, own_cache, monkeypatch):
@@ -227,6 +228,17 @@ class TestHubCorpora:
             load_corpus("openwebtext")
         assert "\n" not in str(error.value)
         assert not (own_cache / "corpora").exists()
+
+    def test_no_network_is_known_before_anything_is_tried(self, monkeypatch):
+        from prism import hub
+
+        def knock(file, patience):
+            raise hub.HubError(f"{file}: nobody answers")
+
+        monkeypatch.setattr("prism.hub.knock", knock)
+        monkeypatch.setattr("datasets.load_dataset", None)  # would fail if called
+        with pytest.raises(FileNotFoundError, match="nobody answers"):
+            load_corpus("tinystories")
 
     def test_a_broken_stream_leaves_nothing(self, own_cache, monkeypatch):
         class Stream:

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from prism import hub
+
 DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
 CACHE = Path(os.environ.get("PRISM_CACHE") or DATA.parent / "outputs" / "cache")
 
@@ -89,6 +91,7 @@ def fetch_corpus(name: str) -> Path:
     from datasets import load_dataset
 
     try:
+        hub.knock(hub.HubFile(HUB_CORPORA[name], "README.md", "dataset"), hub.PATIENCE)  # datasets tries far longer
         rows = load_dataset(HUB_CORPORA[name], split="train", streaming=True).take(CACHED_DOCUMENTS)
         texts = [row["text"] for row in tqdm(rows, total=CACHED_DOCUMENTS, desc=f"corpus {name}", unit="doc")]
     except (OSError, RuntimeError) as error:
