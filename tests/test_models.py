@@ -1,6 +1,7 @@
 """The registry, loading, and harvesting."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,14 +81,16 @@ class TestLoading:
         assert x.shape[-1] == ours.cfg.d_in
         torch.testing.assert_close(ours(x), theirs(x))
 
-    def test_missing_embedded_files_are_one_clear_line(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(models, "DATA", tmp_path)
-        with pytest.raises(FileNotFoundError, match="embedded model is missing"):
-            load_model(get_spec("mini"))
-        with pytest.raises(FileNotFoundError, match="embedded SAE is missing"):
-            load_sae(get_spec("mini"))
+    def test_missing_embedded_files_are_one_clear_line(self, tmp_path):
+        spec = get_spec("mini")
+        lost = replace(spec, folder=tmp_path, saes={"2-res": replace(spec.sae(), folder=tmp_path)})
+        with pytest.raises(FileNotFoundError, match="model 'mini' is missing: no safetensors file in"):
+            load_model(lost)
+        with pytest.raises(FileNotFoundError, match="SAE '2-res' is missing: no sae_weights.safetensors in"):
+            load_sae(lost)
 
     def test_hub_model_without_cache_or_network_says_what_to_do(self, monkeypatch, tmp_path):
+        models._boot.cache_clear()  # another test may have loaded it
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(FileNotFoundError, match="not in the local Hugging Face cache.*PRISM_MODEL=mini"):
             load_model(get_spec("gpt2-small"))
