@@ -93,7 +93,7 @@ def make_repos(
     n_layer: int = 12,
     n_head: int = 4,
     d_sae: int = 512,
-    d_split: int = 128,
+    d_split: int = 16,
     layers: Sequence[int] = (6, 8, 10),
     seed: int = 0,
 ) -> Repos:
@@ -101,7 +101,7 @@ def make_repos(
 
     Args:
         d_sae: features of each SAE.
-        d_split: features of the smallest of four feature-splitting SAEs (really 768); each next one has twice as many.
+        d_split: features of the smallest of six feature-splitting SAEs (really 768); each next one has twice as many.
         layers: blocks whose residual stream has an SAE.
     """
     tokenizer = make_tokenizer()
@@ -114,7 +114,7 @@ def make_repos(
     for layer in layers:
         hook = f"blocks.{layer}.hook_resid_pre"
         repos[RES_JB] |= _inside(hook, _old_sae(residual[layer], hook, d_sae))
-    for times in (1, 2, 4, 8):
+    for times in (1, 2, 4, 8, 16, 32):
         hook = "blocks.8.hook_resid_pre"
         repos[SPLITTING] |= _inside(f"{hook}_{768 * times}", _old_sae(residual[8], hook, d_split * times))
     repos[MLP_OUT] |= _inside("v5_32k_layer_6", _topk_sae(mlp_out[6], 6, d_sae))

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from hub_fixture import MODEL, RES_JB, make_repos, serve, use_hub, write_cache
 
-from prism import cli, data, hub, notebooks
+from prism import cli, data, hub, models, notebooks
 
 FIGURE = {
     "data": [{"type": "bar", "x": ["a", "</script><b>"], "y": [1, 2]}],
@@ -220,7 +220,14 @@ def no_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(data, "fetch_corpus", raising=False)
 
 
-def test_doctor_says_what_is_cached_and_asks_nobody(repos, tmp_path, monkeypatch, capsys) -> None:
+@pytest.fixture
+def gpt2_only(monkeypatch) -> None:
+    """A registry without other models from the hub."""
+    for name in set(models.MODELS) - {"mini", "gpt2-small"}:
+        monkeypatch.delitem(models.MODELS, name)
+
+
+def test_doctor_says_what_is_cached_and_asks_nobody(gpt2_only, repos, tmp_path, monkeypatch, capsys) -> None:
     partial = {name: content for name, content in repos[RES_JB].items() if name.startswith("blocks.6")}
     partial["blocks.8.hook_resid_pre/cfg.json"] = b"{}"
     write_cache(tmp_path, {MODEL: repos[MODEL], RES_JB: partial})
@@ -233,11 +240,11 @@ def test_doctor_says_what_is_cached_and_asks_nobody(repos, tmp_path, monkeypatch
     size = sum(len(repos[MODEL][file.filename]) for file in hub.cached_model_files(MODEL)) / 1e6
     assert lines["gpt2-small"] == f"cached ({size:.0f} MB)" and lines["6-res-jb"] == "cached (0 MB)"
     assert lines["8-res-jb"] == lines["10-res-jb"] == lines["6-mlp-out"] == "not cached"
-    assert lines["missing"] == "prism fetch gpt2-small (about 1200 MB in all)"
+    assert lines["missing"] == "prism fetch gpt2-small (about 1500 MB in all)"
     assert status == 0, "what is missing of the hub is no failure"
 
 
-def test_doctor_has_nothing_to_fetch_when_all_is_there(repos, tmp_path, monkeypatch, capsys) -> None:
+def test_doctor_has_nothing_to_fetch_when_all_is_there(gpt2_only, repos, tmp_path, monkeypatch, capsys) -> None:
     write_cache(tmp_path, repos)
     use_hub(monkeypatch, tmp_path)
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
