@@ -93,7 +93,7 @@ def make_repos(
     n_layer: int = 12,
     n_head: int = 4,
     d_sae: int = 512,
-    d_split: int = 16,
+    d_split: int = 128,
     layers: Sequence[int] = (6, 8, 10),
     seed: int = 0,
 ) -> Repos:
