@@ -67,6 +67,7 @@ class ModelSpec:
         folder: where it lies in Hugging Face format, if it is on this disk.
         context: longest sequence used here, BOS included (tokens).
         corpus: default corpus name for `data.load_corpus`.
+        documents: corpus documents that phase 1 measures on; fewer for a larger model.
         download: size of what the hub sends, for the error message (MB).
         exhibits: names of demonstrations that need this very model -> feature indices.
     """
@@ -79,6 +80,7 @@ class ModelSpec:
     corpus: str
     hub_id: str | None = None
     folder: Path | None = None
+    documents: int = 80
     download: int = 0
     exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -157,6 +159,7 @@ GPT2_SMALL = ModelSpec(
     context=256,  # its SAEs saw 128, but the longest labelled text has 191
     default_sae="6-res-jb",
     corpus="tinystories",
+    documents=32,
     download=1500,
     saes={
         spec.name: spec
