@@ -138,8 +138,10 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     if tokenizer.get_vocab_size() == 0:
         letters = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=letters, show_progress=False)
-        tokenizer.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+        trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=letters, show_progress=False)
+        files = [ROOT / "data" / "texts" / f"{split}.jsonl" for split in ("discover", "confirm")]
+        rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        tokenizer.train_from_iterator([row["text"] for row in rows], trainer)
     tokenizer.add_special_tokens([END])  # the last id, as in GPT-2
     return tokenizer
 
