@@ -216,11 +216,6 @@ def repos() -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture
-def no_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(data, "fetch_corpus", raising=False)
-
-
-@pytest.fixture
 def gpt2_only(monkeypatch) -> None:
     """A registry without other models from the hub."""
     for name in set(models.MODELS) - {"mini", "gpt2-small"}:
@@ -272,13 +267,13 @@ def test_fetch_of_something_unknown(capsys, arguments, says) -> None:
     assert says in error and error.count("\n") == 1
 
 
-def test_fetch_shows_what_it_got(repos, tmp_path, monkeypatch, capsys, no_corpus) -> None:
+def test_fetch_shows_what_it_got(repos, tmp_path, monkeypatch, capsys) -> None:
     with serve(repos) as running:
         use_hub(monkeypatch, tmp_path, running.endpoint)
-        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb"]) == 0
+        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb", "--no-corpus"]) == 0
         lines = capsys.readouterr().out.splitlines()
         running.requests.clear()
-        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb"]) == 0
+        assert cli.main(["fetch", "gpt2-small", "--sae", "6-res-jb", "--no-corpus"]) == 0
         assert running.requests == []
     assert len(lines) == 7 + 3 + 1 and lines[-1].endswith("MB  in all")
     assert all(" MB  downloaded  verified  " in line for line in lines[:-1])
@@ -290,7 +285,7 @@ def test_fetch_shows_what_it_got(repos, tmp_path, monkeypatch, capsys, no_corpus
 
 def test_fetch_of_everything_includes_the_corpus(repos, tmp_path, monkeypatch, capsys) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(data, "fetch_corpus", asked.append, raising=False)
+    monkeypatch.setattr(data, "fetch_corpus", asked.append)
     with serve(repos) as running:
         use_hub(monkeypatch, tmp_path, running.endpoint)
         assert cli.main(["fetch", "gpt2-small", "--no-corpus"]) == 0 and asked == []

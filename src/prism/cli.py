@@ -18,7 +18,7 @@ from prism import __version__
 if TYPE_CHECKING:
     from prism.hub import Fetched
 
-PACKAGES = (  # what requirements.txt names, and huggingface_hub, which fetches models
+PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
     *("plotly", "ipywidgets", "tqdm", "jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
@@ -240,20 +240,20 @@ def find_browser() -> str | None:
 
 def _fetch(options: argparse.Namespace) -> int:
     from prism import data, hub
-    from prism.models import get_spec
+    from prism.models import MODELS, get_spec
 
     spec = _valid(get_spec, options.name)
     sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
     if spec.hub_id is None:
-        print(f"{spec.name} is part of this repository; nothing to fetch")
+        place = "is part of this repository" if spec.name in MODELS else f"lies in '{spec.folder}'"
+        print(f"{spec.name} {place}; nothing to fetch")
         return 0
     try:
         files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
         files += [file for source in sources if source for file in hub.sae_files(*source)]
         _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
-        fetch_corpus = getattr(data, "fetch_corpus", None)
-        if fetch_corpus and not options.no_corpus:
-            fetch_corpus(spec.corpus)
+        if not options.no_corpus:
+            data.fetch_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
     except OSError as error:
         print(f"prism: {error}", file=sys.stderr)

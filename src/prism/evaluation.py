@@ -319,11 +319,7 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     check("BOS", "in front, not counted" if first else "missing or counted", "in front, not counted", first)
     drift = splice_check(model, sae, batch)
     check("splice check", f"{drift:.1e} nats", "below 1e-4", drift < 1e-4)
-    counted = Sums(sae.cfg.d_in, sae.cfg.d_sae)
-    for part in x.split(ENCODE_TOKENS):
-        f = sae.encode(part)
-        counted.add(part, sae.decode(f), f)
-    found = counted.measures()["l0"]
+    found = sum(int((sae.encode(part) > 0).sum()) for part in x.split(ENCODE_TOKENS)) / len(x)
     if published_l0:
         check("L0", f"{found:.1f}", f"{published_l0 / 2:g} to {published_l0 * 2:g} (published: {published_l0:g})",
               published_l0 / 2 <= found <= published_l0 * 2)  # fmt: skip

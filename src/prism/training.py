@@ -227,14 +227,23 @@ def train_for_model(model, name: str, corpus: str, hook_name: str, context: int,
     d_in = activations.shape[1]
     config = TrainConfig(tokens=4 * len(activations), dead_after=len(activations) // 2)
     trained = train(activations, SaeConfig(d_in, 8 * d_in), config, progress=f"SAE at {hook_name}")
-    metadata = SAEMetadata(
-        model_name=name,
+    text = f"{len(activations):,} tokens of the corpus '{corpus}'"
+    save_saelens(trained, folder, metadata_of(trained, config, name, hook_name, context, text))
+
+
+def metadata_of(
+    sae: SparseAutoencoder, config: TrainConfig, model: str, hook_name: str, context: int, text: str
+) -> SAEMetadata:
+    """What SAELens keeps beside an SAE's weights: trained without weight processing, BOS in front but left out."""
+    return SAEMetadata(
+        model_name=model,
         hook_name=hook_name,
         hook_head_index=None,
         context_size=context,
         prepend_bos=True,
+        exclude_special_tokens=False,  # end tokens between documents are trained on, position 0 is not
         model_from_pretrained_kwargs={},
         training_samples=config.steps * config.batch,
-        training_data=f"{len(activations):,} tokens of the corpus '{corpus}'",
+        training_data=text,
+        training_architecture=sae.config.architecture,
     )
-    save_saelens(trained, folder, metadata)

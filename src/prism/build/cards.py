@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from prism.build.corpus import MIXTURE
-from prism.build.saes import keep_activation
 from prism.build.sample import OPENINGS
 from prism.evaluation import Evaluation, Sums, evaluate
 from prism.models import get_spec, load_model, load_sae
@@ -107,6 +106,15 @@ def show_samples(corpus: pd.DataFrame, n: int = 3, width: int = 300) -> str:
         for text in mine["text"]:
             blocks.append(f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~")
     return "\n\n".join(blocks)
+
+
+def keep_activation(caught: dict[str, torch.Tensor], name: str):
+    """A hook that keeps its activation under a name."""
+
+    def catch(activation: torch.Tensor, hook) -> None:
+        caught[name] = activation
+
+    return catch
 
 
 @torch.no_grad()

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sae_lens.saes.sae import SAEMetadata
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
-from prism.training import TrainConfig, train
+from prism.training import TrainConfig, metadata_of, train
 
 SAMPLED_SHARE = 0.25  # of the SAEs' training text is the embedded corpus (a quarter of what the mixture weighs)
 
@@ -125,30 +124,10 @@ def catch_gpt2(model: GPT2LMHeadModel, tokens: torch.Tensor, hooks: Iterable[str
     return caught
 
 
-def keep_activation(caught: dict[str, torch.Tensor], name: str):
-    """A hook that keeps its activation under a name."""
-
-    def catch(activation: torch.Tensor, hook) -> None:
-        caught[name] = activation
-
-    return catch
-
-
 def train_embedded(activations: np.ndarray, sae: EmbeddedSae, context: int, out: Path) -> SparseAutoencoder:
     """Train one SAE on harvested activations `[samples, d_in]` and save it in SAELens' format, as float16."""
     config = TrainConfig(tokens=len(activations))
     trained = train(activations, sae.config, config, progress=sae.name)
-    metadata = SAEMetadata(
-        model_name="mini",
-        hook_name=sae.hook_name,
-        hook_head_index=None,
-        context_size=context,
-        prepend_bos=True,
-        exclude_special_tokens=False,  # end tokens between documents were trained on, position 0 was not
-        model_from_pretrained_kwargs={},
-        training_samples=config.steps * config.batch,
-        training_data="the training mixture of mini and its embedded corpus, BOS positions left out",
-        training_architecture=sae.config.architecture,
-    )
-    save_saelens(trained, out / sae.name, metadata)
+    text = "the training mixture of mini and its embedded corpus, BOS positions left out"
+    save_saelens(trained, out / sae.name, metadata_of(trained, config, "mini", sae.hook_name, context, text))
     return trained
