@@ -8,18 +8,21 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
-from prism.sae import BatchTopK, SaeConfig, TopK, fold_scale, make_sae, save_saelens
+from prism.sae import ARCHITECTURES, BatchTopK, JumpReLU, SaeConfig, TopK, fold_scale, make_sae, save_saelens
+
+ALL = list(ARCHITECTURES)
 
 
-def random_sae(architecture: str, seed: int = 0, d_in: int = 12, d_sae: int = 40, k: int = 4):
+def random_sae(architecture: str, seed: int = 0, d_in: int = 12, d_sae: int = 40, k: int = 4, tied: bool = False):
     """An SAE with every weight away from its initial value."""
     generator = torch.Generator().manual_seed(seed)
-    sae = make_sae(SaeConfig(d_in, d_sae, architecture, k=k, aux_k=5, seed=seed))
+    sae = make_sae(SaeConfig(d_in, d_sae, architecture, k=k, aux_k=5, seed=seed, tied=tied, sparsity=0.3))
     with torch.no_grad():
-        sae.W_enc += 0.1 * torch.randn(sae.W_enc.shape, generator=generator)
-        sae.b_enc += 0.1 * torch.randn(sae.b_enc.shape, generator=generator)
-        sae.b_dec += 0.2 * torch.randn(sae.b_dec.shape, generator=generator)
-        sae.threshold.fill_(0.7)
+        for name, parameter in sae.named_parameters():
+            if name != "W_dec":
+                parameter += (0.2 if name == "b_dec" else 0.1) * torch.randn(parameter.shape, generator=generator)
+        if not isinstance(sae, JumpReLU):
+            sae.threshold.fill_(0.7)
     return sae
 
 
@@ -51,7 +54,7 @@ class TestSelection:
         largest = np.argsort(-pre.flatten().numpy(), kind="stable")[: 6 * k]
         assert expected == sorted(i for i in largest if pre.flatten()[i] > 0)
 
-    @pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+    @pytest.mark.parametrize("architecture", ["relu", "topk", "batch_topk", "matryoshka"])
     def test_encode_holds_exactly_the_selected_entries(self, architecture):
         sae = random_sae(architecture).train()
         x = torch.randn(30, 12)
@@ -61,16 +64,21 @@ class TestSelection:
 
 
 class TestExport:
-    @pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
-    def test_saelens_computes_the_same_to_the_bit(self, architecture):
+    @pytest.mark.parametrize("architecture", ALL)
+    def test_saelens_computes_the_same(self, architecture):
         sae = random_sae(architecture).eval()
-        x = torch.randn(50, 12)
+        x = torch.randn(200, 12)
         theirs = sae.to_saelens()
-        pre = (x - sae.b_dec) @ sae.W_enc.T.contiguous() + sae.b_enc  # the order in which SAELens adds
+        assert torch.equal(theirs.W_enc, sae.encoder.T) and torch.equal(theirs.W_dec, sae.W_dec)
         torch.testing.assert_close(theirs.encode(x), sae.encode(x), atol=1e-6, rtol=1e-5)
-        kept = theirs.encode(x) > 0
-        assert torch.equal(theirs.encode(x)[kept], pre[kept])
+        assert (theirs.encode(x) > 0).any()
         torch.testing.assert_close(theirs(x), sae(x), atol=1e-5, rtol=1e-5)
+
+    def test_tied_weights_export_as_their_transpose(self):
+        sae = random_sae("relu", tied=True).eval()
+        assert {name for name, _ in sae.named_parameters()} == {"W_dec", "b_enc", "b_dec"}
+        x = torch.randn(50, 12)
+        torch.testing.assert_close(sae.to_saelens()(x), sae(x), atol=1e-5, rtol=1e-5)
 
     def test_files_load_in_saelens(self, tmp_path):
         sae = random_sae("batch_topk").eval()
@@ -95,7 +103,7 @@ class TestExport:
         assert {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()} == before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["one"]
 
-    @pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+    @pytest.mark.parametrize("architecture", ALL)
     def test_folding_the_scale(self, architecture):
         sae = random_sae(architecture).eval()
         x = torch.randn(50, 12)
@@ -106,17 +114,92 @@ class TestExport:
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
 
 
+class TestLosses:
+    """Hand-computed values on an SAE with two features along the two axes."""
+
+    def axes(self, architecture, **settings):
+        sae = make_sae(SaeConfig(2, 2, architecture, k=1, **settings)).train()
+        with torch.no_grad():
+            for weights in {sae.encoder, sae.W_dec}:
+                weights.copy_(torch.eye(2))
+        return sae
+
+    def test_relu(self):
+        sae = self.axes("relu", sparsity=0.5)
+        x = torch.tensor([[3.0, -1.0], [1.0, 2.0]])
+        # errors 1 and 0, L1 3 and 3
+        assert sae.loss(x).item() == pytest.approx(0.5 + 0.5 * 3)
+        assert sae.loss(x, strength=0.0).item() == pytest.approx(0.5)
+        with torch.no_grad():
+            sae.W_dec.mul_(2)  # f is [3, 0], [1, 2]: x̂ doubles, and so does the weighted L1
+        assert sae.loss(x).item() == pytest.approx((9 + 1 + 1 + 4) / 2 + 0.5 * 6)
+
+    def test_topk(self):
+        assert self.axes("topk").loss(torch.tensor([[3.0, 1.0], [1.0, 2.0]])).item() == pytest.approx(1.0)
+
+    def test_auxiliary(self):
+        sae = self.axes("topk", aux_k=1, aux_coefficient=0.25)
+        x = torch.tensor([[3.0, 1.0]])
+        # feature 0 wins; the error is [0, 1]; dead feature 1 rebuilds it exactly, or not at all if nothing is dead
+        assert sae.loss(x, torch.tensor([1])).item() == pytest.approx(1.0)
+        assert sae.loss(x, torch.tensor([0])).item() == pytest.approx(1.0 + 0.25 * (9 + 1))
+
+    def test_matryoshka(self):
+        sae = self.axes("matryoshka", prefixes=(0.5, 1.0))
+        x = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+        # both features are active once; the prefix of one feature misses the second token
+        assert sae.widths == (1, 2)
+        assert sae.loss(x).item() == pytest.approx((4 / 2 + 0) / 2)
+
+    def test_jumprelu_counts_what_exceeds_its_threshold(self):
+        sae = self.axes("jumprelu", sparsity=0.5)
+        with torch.no_grad():
+            sae.log_threshold.copy_(torch.tensor([1.0, 1.0]).log())
+        x = torch.tensor([[3.0, 0.9], [1.5, 2.0]])
+        # errors 0.81 and 0, L0 1 and 2
+        assert sae.loss(x).item() == pytest.approx(0.405 + 0.5 * 1.5)
+
+    def test_jumprelu_gradient_of_the_threshold(self):
+        sae = self.axes("jumprelu", sparsity=1.0, bandwidth=0.5)
+        with torch.no_grad():
+            sae.log_threshold.zero_()  # thresholds of 1
+        x = torch.tensor([[1.1, 0.0]])  # inside the window of feature 0 only
+        sae.loss(x).backward()
+        # L0: −1/ε; error: 2 (x̂ − x) · ∂f/∂θ is 0, since x̂ = x; θ = e^0, so ∂θ/∂log θ = 1
+        assert sae.log_threshold.grad.tolist() == pytest.approx([-2.0, 0.0])
+
+    def test_gated(self):
+        sae = self.axes("gated", sparsity=0.5)
+        with torch.no_grad():
+            sae.b_enc.copy_(torch.tensor([-1.0, 0.0]))  # the gate of feature 0 opens above 1
+        x = torch.tensor([[3.0, 0.5]])
+        # f = x; gate [2, 0.5]: L1 2.5; frozen reconstruction misses [1, 0]
+        assert sae.loss(x).item() == pytest.approx(0 + 0.5 * 2.5 + 1)
+        assert sae.encode(torch.tensor([[0.9, 0.5]])).tolist()[0] == pytest.approx([0.0, 0.5])
+
+
 class TestSettings:
     def test_names(self):
         assert isinstance(make_sae(SaeConfig(4, 8, "topk", k=2)), TopK)
         assert isinstance(make_sae(SaeConfig(4, 8, k=2)), BatchTopK)
-        with pytest.raises(ValueError, match="no architecture 'top'; choose from topk, batch_topk"):
+        with pytest.raises(
+            ValueError, match="no architecture 'top'; choose from relu, topk, batch_topk, gated, jumprelu, matryoshka"
+        ):
             make_sae(SaeConfig(4, 8, "top", k=2))
 
     @pytest.mark.parametrize("k", [0, 9])
     def test_k_must_fit(self, k):
         with pytest.raises(ValueError, match="between 1 and d_sae = 8"):
             make_sae(SaeConfig(4, 8, k=k))
+
+    def test_tied_weights_are_for_relu(self):
+        with pytest.raises(ValueError, match="only 'relu' can tie"):
+            make_sae(SaeConfig(4, 8, "topk", k=2, tied=True))
+
+    @pytest.mark.parametrize("prefixes", [(0.5,), (0.5, 0.25, 1.0), (0.0, 1.0)])
+    def test_prefixes_rise_to_one(self, prefixes):
+        with pytest.raises(ValueError, match="rise from above 0 to 1"):
+            make_sae(SaeConfig(4, 8, "matryoshka", k=2, prefixes=prefixes))
 
     def test_seed_decides_the_start(self):
         one, same, other = (make_sae(SaeConfig(4, 8, k=2, seed=s)) for s in (0, 0, 1))

@@ -1,5 +1,7 @@
 """Training: the quick gradients are autograd's, and it finds directions that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,47 +12,47 @@ from scipy.optimize import linear_sum_assignment
 from test_sae import random_sae
 
 from prism.sae import SaeConfig
-from prism.training import TrainConfig, batches_of, calibrate, sparse_gradients, sparse_rows, train
-
-
-def reference_gradients(sae, x, dead=None):
-    """The same step by autograd: what `sparse_gradients` must equal."""
-    sae.zero_grad(set_to_none=True)
-    sae.loss(x, dead).backward()
-    with torch.no_grad():
-        error = (x - sae(x)).pow(2).sum(1).mean().item()
-        flat = sae.select(sae.pre_activations(x))
-        return error, 0.0, sparse_rows(sae.pre_activations(x), flat)
+from prism.training import (
+    TrainConfig,
+    batches_of,
+    calibrate,
+    dense_gradients,
+    gradients,
+    resample,
+    sparse_gradients,
+    train,
+)
 
 
 class TestGradients:
-    @settings(max_examples=40)
+    @settings(max_examples=60)
     @given(
-        architecture=st.sampled_from(["topk", "batch_topk"]),
+        architecture=st.sampled_from(["relu", "tied relu", "topk", "batch_topk", "matryoshka"]),
         seed=st.integers(0, 10_000),
         n_dead=st.integers(0, 20),
         k=st.integers(1, 40),
         batch=st.integers(1, 12),
+        strength=st.floats(0, 1),
     )
-    def test_equal_to_autograd_in_float64(self, architecture, seed, n_dead, k, batch):
-        sae = random_sae(architecture, seed, k=k).double().train()
+    def test_equal_to_autograd_in_float64(self, architecture, seed, n_dead, k, batch, strength):
+        sae = random_sae(architecture.split()[-1], seed, k=k, tied=architecture.startswith("tied")).double().train()
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(batch, 12, generator=generator).double()
         dead = torch.randperm(40, generator=generator)[:n_dead].sort().values
-        loss = sae.loss(x, dead)
-        loss.backward()
+        slow = dense_gradients(sae, x, dead, strength)
         expected = [p.grad.clone() for p in sae.parameters()]
-        error, auxiliary, codes = sparse_gradients(sae, x, dead)
-        assert error + sae.config.aux_coefficient * auxiliary == pytest.approx(loss.item(), rel=1e-12)
+        quick = sparse_gradients(sae, x, dead, strength)
+        assert quick.error == pytest.approx(slow.error, rel=1e-12)
         for p, grad in zip(sae.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad, atol=1e-12, rtol=1e-9)
-        assert len(codes.value) == (sae.encode(x) > 0).sum()
+        for mine, theirs in zip(quick.codes, slow.codes, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
     def test_a_batch_in_which_nothing_fires(self):
         sae = random_sae("topk").double()
         sae.b_enc.data.fill_(-100.0)
-        error, _, codes = sparse_gradients(sae, torch.randn(5, 12).double())
-        assert len(codes.value) == 0 and np.isfinite(error)
+        found = sparse_gradients(sae, torch.randn(5, 12).double())
+        assert len(found.codes.value) == 0 and np.isfinite(found.error)
         assert sae.W_enc.grad.abs().sum() == 0
 
     def test_dead_features_get_a_gradient_only_from_the_auxiliary_loss(self):
@@ -62,6 +64,14 @@ class TestGradients:
         assert sae.W_dec.grad[3].abs().sum() == 0
         sparse_gradients(sae, x, torch.tensor([3]))
         assert sae.W_dec.grad[3].abs().sum() > 0
+
+    def test_the_dense_way_is_taken_where_it_is_the_quicker(self, monkeypatch):
+        called = []
+        monkeypatch.setattr("prism.training.sparse_gradients", lambda *_: called.append("sparse"))
+        monkeypatch.setattr("prism.training.dense_gradients", lambda *_: called.append("dense"))
+        for architecture, l0 in (("relu", 100.0), ("relu", 5_000.0), ("gated", 10.0), ("topk", 32.0)):
+            gradients(random_sae(architecture), torch.zeros(1, 12), last_l0=l0)
+        assert called == ["sparse", "dense", "dense", "sparse"]
 
 
 def mixtures(n: int, seed: int = 0, d_in: int = 16, d_true: int = 24):
@@ -95,6 +105,19 @@ class TestTraining:
         control = random[linear_sum_assignment(-random)].mean()
         assert matched.mean() > 0.9 > control + 0.2
 
+    @pytest.mark.parametrize("architecture, sparsity", [("relu", 0.5), ("gated", 0.5), ("jumprelu", 0.1),
+                                                        ("topk", 0), ("matryoshka", 0)])  # fmt: skip
+    def test_every_architecture_learns(self, architecture, sparsity):
+        x, directions = mixtures(20_000)
+        settings = SaeConfig(16, 32, architecture, k=2, sparsity=sparsity)
+        sae = train(x, settings, replace(SMALL, tokens=100_000, resample_every=20_000))
+        part = torch.from_numpy(x[:2_000])
+        f = sae.encode(part)
+        explained = 1 - (part - sae(part)).pow(2).sum() / (part - part.mean(0)).pow(2).sum()
+        cosine = directions @ sae.W_dec.detach().numpy().T
+        assert explained > 0.6 and (f > 0).sum(1).float().mean() < 12
+        assert cosine[linear_sum_assignment(-cosine)].mean() > 0.75
+
     def test_threshold_gives_k_features_a_token(self, trained):
         x, _, sae = trained
         l0 = (sae.encode(torch.from_numpy(x)) > 0).sum(1).float().mean()
@@ -106,8 +129,8 @@ class TestTraining:
     def test_the_quick_path_trains_what_autograd_trains(self):
         x, _ = mixtures(4_000)
         config = TrainConfig(tokens=20 * 128, batch=128, dead_after=400)
-        quick = train(x, SaeConfig(16, 32, k=2), config)
-        slow = train(x, SaeConfig(16, 32, k=2), config, gradients=reference_gradients)
+        quick = train(x, SaeConfig(16, 32, k=2), config, way=sparse_gradients)
+        slow = train(x, SaeConfig(16, 32, k=2), config, way=dense_gradients)
         for a, b in zip(quick.parameters(), slow.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
@@ -123,6 +146,37 @@ class TestTraining:
         one, other = (train(x * s, SaeConfig(16, 32, k=2), config) for s in (1.0, 8.0))
         torch.testing.assert_close(one.W_dec, other.W_dec, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(one.b_dec * 8, other.b_dec, atol=1e-2, rtol=1e-2)
+
+
+class TestResampling:
+    def test_dead_features_turn_to_badly_rebuilt_activations(self):
+        sae = random_sae("relu")
+        optimizer = torch.optim.Adam(sae.parameters())
+        x = torch.randn(64, 12)
+        x[7] *= 50
+        sae.loss(x).backward()
+        optimizer.step()
+        kept = sae.W_dec[5].clone()
+        resample(sae, optimizer, x, torch.tensor([2, 9]))
+        towards = F.normalize(x[7] - sae.b_dec, dim=0)
+        assert sae.W_dec[2] @ towards > 0.99 and sae.W_dec[9] @ towards > 0.99
+        torch.testing.assert_close(sae.W_dec[[2, 9]].norm(dim=1), torch.ones(2))
+        alive = [i for i in range(40) if i not in (2, 9)]
+        torch.testing.assert_close(sae.W_enc[2].norm(), 0.2 * sae.W_enc[alive].norm(dim=1).mean())
+        assert sae.b_enc[2] == 0 and torch.equal(sae.W_dec[5], kept)
+        assert optimizer.state[sae.W_enc]["exp_avg"][[2, 9]].abs().sum() == 0
+        assert optimizer.state[sae.W_enc]["exp_avg"][5].abs().sum() > 0
+
+    def test_it_leaves_fewer_dead_features(self):
+        x, _ = mixtures(20_000)
+        x[:, 8:] *= 0.2
+        settings = SaeConfig(16, 64, "relu", sparsity=1.5)
+        config = replace(SMALL, tokens=150_000, dead_after=5_000)
+        dead = {}
+        for every in (10_000, 10**9):
+            sae = train(x, settings, replace(config, resample_every=every))
+            dead[every] = (sae.encode(torch.from_numpy(x)) > 0).any(0).logical_not().sum().item()
+        assert dead[10_000] < dead[10**9]
 
 
 class TestBadInput:
