@@ -14,6 +14,7 @@ from prism import visualization as viz
 from prism.analysis import Null
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
+from prism.visualization import coactivation
 
 SCRIPT = "<script>alert(1)</script>"
 DENSE = np.zeros((14 * 6, 9), np.float32)  # 14 texts (two a category) of 6 tokens; feature 7 is dead
@@ -208,14 +209,14 @@ def test_coactivation_network_without_edges_and_with_unknown_nodes():
 
 
 def test_close_nodes_are_spread_and_far_ones_are_not_moved_together():
-    place = viz._spread({0: np.array([0.0, 0.0]), 1: np.array([0.001, 0.0]), 2: np.array([1.0, 1.0])})
+    place = coactivation._spread({0: np.array([0.0, 0.0]), 1: np.array([0.001, 0.0]), 2: np.array([1.0, 1.0])})
     distance = np.linalg.norm(place[0] - place[1])
     assert distance > 0.15 and np.linalg.norm(place[0] - place[2]) > 1
 
 
 def test_plotly_sees_no_markup_in_labels():
-    assert viz._label("a <b>bold</b> & more") == "a &lt;b&gt;bold&lt;/b&gt; &amp; more"
-    assert len(viz._label("word " * 50)) <= 60
+    assert viz.short_label("a <b>bold</b> & more") == "a &lt;b&gt;bold&lt;/b&gt; &amp; more"
+    assert len(viz.short_label("word " * 50)) <= 60
 
 
 # tokens as HTML

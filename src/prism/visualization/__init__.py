@@ -1,0 +1,25 @@
+"""Figures, token shading, feature pages and the feature explorer: data in, a plotly Figure or HTML out."""
+
+from prism.visualization.coactivation import coactivation_heatmap, coactivation_network
+from prism.visualization.exploration import (
+    category_bars,
+    category_heatmap,
+    confirmation_figure,
+    null_figure,
+    top_features_bars,
+)
+from prism.visualization.explorer import explore
+from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
+from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
+from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_page
+from prism.visualization.style import (
+    BLUE,
+    CATEGORY_COLOURS,
+    WIDTH,
+    category_colours,
+    category_order,
+    category_title,
+    short_label,
+    use_style,
+)
+from prism.visualization.tokens import link, token_shading, visible
