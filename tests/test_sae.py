@@ -8,7 +8,20 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
-from prism.sae import ARCHITECTURES, BatchTopK, JumpReLU, SaeConfig, TopK, fold_scale, make_sae, save_saelens
+from prism.sae import (
+    ARCHITECTURES,
+    BatchTopK,
+    JumpReLU,
+    SaeConfig,
+    TopK,
+    fold_scale,
+    from_saelens,
+    make_sae,
+    save_saelens,
+    to_saelens,
+)
+from prism.sae.base import where_true
+from prism.training.steps import SparseGradients
 
 ALL = list(ARCHITECTURES)
 
@@ -21,7 +34,7 @@ def random_sae(architecture: str, seed: int = 0, d_in: int = 12, d_sae: int = 40
         for name, parameter in sae.named_parameters():
             if name != "W_dec":
                 parameter += (0.2 if name == "b_dec" else 0.1) * torch.randn(parameter.shape, generator=generator)
-        if not isinstance(sae, JumpReLU):
+        if isinstance(sae, BatchTopK):
             sae.threshold.fill_(0.7)
     return sae
 
@@ -44,15 +57,23 @@ class TestSelection:
         sae.threshold.fill_(1.0)
         assert sae.select(torch.tensor([[3.0, 1.0, 2.0, 0.5], [0.0, 0.6, 0.0, 1.1]])).tolist() == [0, 2, 7]
 
-    @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 3), k=st.integers(1, 20))
-    def test_looking_only_near_the_last_threshold_changes_nothing(self, seed, threshold, k):
-        pre = torch.randn(6, 20, generator=torch.Generator().manual_seed(seed))
-        sae = make_sae(SaeConfig(3, 20, "batch_topk", k=k)).train()
-        expected = sae.select(pre).tolist()
-        sae.threshold.fill_(threshold)
-        assert sae.select(pre).tolist() == expected
-        largest = np.argsort(-pre.flatten().numpy(), kind="stable")[: 6 * k]
-        assert expected == sorted(i for i in largest if pre.flatten()[i] > 0)
+    @given(seed=st.integers(0, 10_000), low=st.floats(0, 3), k=st.integers(1, 20))
+    def test_looking_only_above_a_guess_changes_nothing(self, seed, low, k):
+        sae = random_sae("batch_topk", seed, d_in=3, d_sae=20, k=k).train()
+        x = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+        quick = SparseGradients(sae, 6)
+        expected = quick(x).active
+        quick.low = low
+        for mine, theirs in zip(quick(x).active, expected, strict=True):
+            assert torch.equal(mine, theirs)
+        pre = sae.pre_activations(x).detach().flatten().numpy()
+        largest = np.argsort(-pre, kind="stable")[: 6 * k]
+        assert sorted(i for i in largest if pre[i] > 0) == (expected.row * 20 + expected.feature).tolist()
+
+    @pytest.mark.parametrize("share", [0.0, 0.03, 1.0])
+    def test_true_entries(self, share):
+        mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(0)) < share
+        assert where_true(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
 
     @pytest.mark.parametrize("architecture", ["relu", "topk", "batch_topk", "matryoshka"])
     def test_encode_holds_exactly_the_selected_entries(self, architecture):
@@ -65,20 +86,35 @@ class TestSelection:
 
 class TestExport:
     @pytest.mark.parametrize("architecture", ALL)
-    def test_saelens_computes_the_same(self, architecture):
+    def test_saelens_computes_the_same_to_the_bit(self, architecture):
         sae = random_sae(architecture).eval()
-        x = torch.randn(200, 12)
-        theirs = sae.to_saelens()
-        assert torch.equal(theirs.W_enc, sae.encoder.T) and torch.equal(theirs.W_dec, sae.W_dec)
-        torch.testing.assert_close(theirs.encode(x), sae.encode(x), atol=1e-6, rtol=1e-5)
-        assert (theirs.encode(x) > 0).any()
-        torch.testing.assert_close(theirs(x), sae(x), atol=1e-5, rtol=1e-5)
+        x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+        theirs = to_saelens(sae)
+        assert torch.equal(theirs.encode(x), sae.encode(x)) and (theirs.encode(x) > 0).any()
+        assert torch.equal(theirs(x), sae(x))
+
+    @pytest.mark.parametrize("architecture", ALL)
+    def test_there_and_back(self, architecture):
+        sae = random_sae(architecture).eval()
+        back = from_saelens(to_saelens(sae))
+        x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(back(x), sae(x))
+        assert type(back) is type(sae) or isinstance(sae, BatchTopK) and isinstance(back, JumpReLU)
+
+    def test_what_has_no_counterpart_is_refused(self):
+        theirs = to_saelens(random_sae("relu"))
+        theirs.cfg.apply_b_dec_to_input = False
+        with pytest.raises(ValueError, match="apply_b_dec_to_input = False; only True"):
+            from_saelens(theirs)
+        theirs.cfg.architecture = lambda: "transcoder"
+        with pytest.raises(ValueError, match="no counterpart of SAELens' 'transcoder'"):
+            from_saelens(theirs)
 
     def test_tied_weights_export_as_their_transpose(self):
         sae = random_sae("relu", tied=True).eval()
         assert {name for name, _ in sae.named_parameters()} == {"W_dec", "b_enc", "b_dec"}
         x = torch.randn(50, 12)
-        torch.testing.assert_close(sae.to_saelens()(x), sae(x), atol=1e-5, rtol=1e-5)
+        assert torch.equal(to_saelens(sae)(x), sae(x))
 
     def test_files_load_in_saelens(self, tmp_path):
         sae = random_sae("batch_topk").eval()
@@ -97,7 +133,7 @@ class TestExport:
         def full(*_, **__):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr("prism.sae.save_file", full)
+        monkeypatch.setattr("prism.sae.saelens.save_file", full)
         with pytest.raises(OSError, match="No space"):
             save_saelens(random_sae("topk", seed=1), tmp_path / "one", SAEMetadata())
         assert {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()} == before
@@ -129,7 +165,7 @@ class TestLosses:
         x = torch.tensor([[3.0, -1.0], [1.0, 2.0]])
         # errors 1 and 0, L1 3 and 3
         assert sae.loss(x).item() == pytest.approx(0.5 + 0.5 * 3)
-        assert sae.loss(x, strength=0.0).item() == pytest.approx(0.5)
+        assert sae.loss(x, sparsity=0.0).item() == pytest.approx(0.5)
         with torch.no_grad():
             sae.W_dec.mul_(2)  # f is [3, 0], [1, 2]: x̂ doubles, and so does the weighted L1
         assert sae.loss(x).item() == pytest.approx((9 + 1 + 1 + 4) / 2 + 0.5 * 6)

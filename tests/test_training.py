@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,49 +11,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from test_sae import random_sae
+from torch.utils.data import DataLoader
 
-from prism.sae import SaeConfig
-from prism.training import (
-    TrainConfig,
-    batches_of,
-    calibrate,
-    dense_gradients,
-    gradients,
-    resample,
-    sparse_gradients,
-    train,
-)
+from prism.data import TokenBatch
+from prism.sae import ARCHITECTURES, SaeConfig, make_sae
+from prism.training import Monitor, TrainConfig, Trainer, dense_gradients, sparse_gradients, train
+from prism.training.loop import calibrate, resample, update
+from prism.training.monitor import COLUMNS
+from prism.training.sources import ActivationStream, ArraySource, StreamSource, as_source
+from prism.training.steps import SparseGradients
 
 
 class TestGradients:
     @settings(max_examples=60)
     @given(
-        architecture=st.sampled_from(["relu", "tied relu", "topk", "batch_topk", "matryoshka"]),
+        architecture=st.sampled_from(["relu", "tied relu", "topk", "batch_topk", "matryoshka", "gated", "jumprelu"]),
         seed=st.integers(0, 10_000),
         n_dead=st.integers(0, 20),
         k=st.integers(1, 40),
         batch=st.integers(1, 12),
-        strength=st.floats(0, 1),
+        sparsity=st.floats(0, 1),
     )
-    def test_equal_to_autograd_in_float64(self, architecture, seed, n_dead, k, batch, strength):
+    def test_equal_to_autograd_in_float64(self, architecture, seed, n_dead, k, batch, sparsity):
         sae = random_sae(architecture.split()[-1], seed, k=k, tied=architecture.startswith("tied")).double().train()
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(batch, 12, generator=generator).double()
         dead = torch.randperm(40, generator=generator)[:n_dead].sort().values
-        slow = dense_gradients(sae, x, dead, strength)
+        slow = dense_gradients(sae, x, dead, sparsity)
         expected = [p.grad.clone() for p in sae.parameters()]
-        quick = sparse_gradients(sae, x, dead, strength)
+        quick = sparse_gradients(sae, x, dead, sparsity)
         assert quick.error == pytest.approx(slow.error, rel=1e-12)
+        assert quick.penalty == pytest.approx(slow.penalty, rel=1e-12)
         for p, grad in zip(sae.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad, atol=1e-12, rtol=1e-9)
-        for mine, theirs in zip(quick.codes, slow.codes, strict=True):
+        for mine, theirs in zip(quick.active, slow.active, strict=True):
             torch.testing.assert_close(mine, theirs)
 
     def test_a_batch_in_which_nothing_fires(self):
         sae = random_sae("topk").double()
         sae.b_enc.data.fill_(-100.0)
         found = sparse_gradients(sae, torch.randn(5, 12).double())
-        assert len(found.codes.value) == 0 and np.isfinite(found.error)
+        assert len(found.active.value) == 0 and np.isfinite(found.error)
         assert sae.W_enc.grad.abs().sum() == 0
 
     def test_dead_features_get_a_gradient_only_from_the_auxiliary_loss(self):
@@ -65,13 +64,29 @@ class TestGradients:
         sparse_gradients(sae, x, torch.tensor([3]))
         assert sae.W_dec.grad[3].abs().sum() > 0
 
+    def test_blocks_change_nothing(self, monkeypatch):
+        sae = random_sae("batch_topk").double().train()
+        x = torch.randn(50, 12).double()
+        whole = sparse_gradients(sae, x, torch.tensor([1, 5]))
+        expected = [p.grad.clone() for p in sae.parameters()]
+        monkeypatch.setattr("prism.training.steps.BLOCK", 7 * 40)
+        quick = SparseGradients(sae, 50)
+        assert len(quick.pre) == 7
+        parts = quick(x, torch.tensor([1, 5]))
+        for mine, theirs in zip(parts.active, whole.active, strict=True):
+            torch.testing.assert_close(mine, theirs)
+        for p, grad in zip(sae.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, grad)
+
     def test_the_dense_way_is_taken_where_it_is_the_quicker(self, monkeypatch):
         called = []
-        monkeypatch.setattr("prism.training.sparse_gradients", lambda *_: called.append("sparse"))
-        monkeypatch.setattr("prism.training.dense_gradients", lambda *_: called.append("dense"))
-        for architecture, l0 in (("relu", 100.0), ("relu", 5_000.0), ("gated", 10.0), ("topk", 32.0)):
-            gradients(random_sae(architecture), torch.zeros(1, 12), last_l0=l0)
-        assert called == ["sparse", "dense", "dense", "sparse"]
+        monkeypatch.setattr("prism.training.loop.dense_gradients", lambda *_: called.append("dense"))
+        for architecture, l0 in (("relu", 100.0), ("relu", 5_000.0), ("topk", 5_000.0)):
+            trainer = Trainer(random_sae(architecture), SMALL, torch.randn(50, 12))
+            trainer.quick = lambda *_: called.append("sparse")
+            trainer.l0 = l0
+            trainer.gradients(torch.zeros(1, 12), torch.tensor([]), 0.0)
+        assert called == ["sparse", "dense", "sparse"]
 
 
 def mixtures(n: int, seed: int = 0, d_in: int = 16, d_true: int = 24):
@@ -84,6 +99,7 @@ def mixtures(n: int, seed: int = 0, d_in: int = 16, d_true: int = 24):
     return (codes @ directions).astype(np.float32), directions
 
 
+K_FAMILY = ("topk", "batch_topk", "matryoshka")
 SMALL = TrainConfig(tokens=150_000, batch=256, lr=3e-3, dead_after=10_000)
 
 
@@ -105,17 +121,17 @@ class TestTraining:
         control = random[linear_sum_assignment(-random)].mean()
         assert matched.mean() > 0.9 > control + 0.2
 
-    @pytest.mark.parametrize("architecture, sparsity", [("relu", 0.5), ("gated", 0.5), ("jumprelu", 0.1),
-                                                        ("topk", 0), ("matryoshka", 0)])  # fmt: skip
-    def test_every_architecture_learns(self, architecture, sparsity):
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_every_architecture_finds_the_directions_at_the_l0_asked_for(self, architecture):
         x, directions = mixtures(20_000)
-        settings = SaeConfig(16, 32, architecture, k=2, sparsity=sparsity)
-        sae = train(x, settings, replace(SMALL, tokens=100_000, resample_every=20_000))
+        target = None if SaeConfig(16, 32, architecture, k=2).architecture in K_FAMILY else 2.5
+        config = replace(SMALL, tokens=200_000, resample_every=20_000, target_l0=target)
+        sae = train(x, SaeConfig(16, 32, architecture, k=2, sparsity=0.1), config)
         part = torch.from_numpy(x[:2_000])
-        f = sae.encode(part)
         explained = 1 - (part - sae(part)).pow(2).sum() / (part - part.mean(0)).pow(2).sum()
         cosine = directions @ sae.W_dec.detach().numpy().T
-        assert explained > 0.6 and (f > 0).sum(1).float().mean() < 12
+        assert explained > 0.6
+        assert (sae.encode(part) > 0).sum(1).float().mean() == pytest.approx(target or 2, rel=0.25)
         assert cosine[linear_sum_assignment(-cosine)].mean() > 0.75
 
     def test_threshold_gives_k_features_a_token(self, trained):
@@ -129,8 +145,8 @@ class TestTraining:
     def test_the_quick_path_trains_what_autograd_trains(self):
         x, _ = mixtures(4_000)
         config = TrainConfig(tokens=20 * 128, batch=128, dead_after=400)
-        quick = train(x, SaeConfig(16, 32, k=2), config, way=sparse_gradients)
-        slow = train(x, SaeConfig(16, 32, k=2), config, way=dense_gradients)
+        quick = train(x, SaeConfig(16, 32, k=2), config, way="sparse")
+        slow = train(x, SaeConfig(16, 32, k=2), config, way="dense")
         for a, b in zip(quick.parameters(), slow.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
@@ -169,14 +185,180 @@ class TestResampling:
 
     def test_it_leaves_fewer_dead_features(self):
         x, _ = mixtures(20_000)
-        x[:, 8:] *= 0.2
-        settings = SaeConfig(16, 64, "relu", sparsity=1.5)
-        config = replace(SMALL, tokens=150_000, dead_after=5_000)
+        config = replace(SMALL, tokens=150_000, dead_after=5_000, target_l0=2.0)
         dead = {}
         for every in (10_000, 10**9):
-            sae = train(x, settings, replace(config, resample_every=every))
+            sae = train(x, SaeConfig(16, 256, "relu", sparsity=3.0), replace(config, resample_every=every))
             dead[every] = (sae.encode(torch.from_numpy(x)) > 0).any(0).logical_not().sum().item()
         assert dead[10_000] < dead[10**9]
+
+
+class TestSteering:
+    def test_the_coefficient_moves_against_the_error(self):
+        trainer = Trainer(SaeConfig(16, 32, "relu", sparsity=1e-4), replace(SMALL, target_l0=2.0), torch.randn(50, 16))
+        x = torch.from_numpy(mixtures(256)[0])
+        before = trainer.sparsity
+        assert trainer.take(x)["l0"] > 2 and trainer.sparsity > before
+        trainer.sparsity = 1e4
+        for _ in range(300):
+            trainer.take(x)
+        assert trainer.l0 < 2 and trainer.sparsity < 1e4
+
+
+class TestDecoder:
+    def test_norms_after_each_step(self):
+        x, _ = mixtures(256 * 20)
+        trainer = Trainer(SaeConfig(16, 32, k=2), SMALL, torch.from_numpy(x))
+        for rows in torch.from_numpy(x).split(256):
+            trainer.take(rows)
+            torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(32))
+
+    def test_frozen_it_stays_at_its_start(self):
+        x, _ = mixtures(2_000)
+        start = make_sae(SaeConfig(16, 32, k=2)).W_dec
+        sae = train(x, SaeConfig(16, 32, k=2), replace(SMALL, tokens=5_000, freeze_decoder=True))
+        assert torch.equal(sae.W_dec, start) and not torch.equal(sae.W_enc, start)
+
+    def test_without_the_constraint_norms_drift(self):
+        x, _ = mixtures(2_000)
+        config = replace(SMALL, tokens=20_000, normalise_decoder=False)
+        sae = train(x, SaeConfig(16, 32, "relu", sparsity=0.5), config)
+        assert (sae.W_dec.norm(dim=1) - 1).abs().max() > 0.05
+
+    def test_the_gradient_along_a_row_is_taken_out(self):
+        sae = random_sae("topk")
+        optimizer = torch.optim.SGD(sae.parameters(), lr=0.1)
+        sae.loss(torch.randn(20, 12)).backward()
+        rows = sae.W_dec.detach().clone()
+        update(sae, optimizer, 0.1)
+        along = (sae.W_dec.grad * rows).sum(1)
+        assert along.abs().max() < 1e-5 < sae.W_dec.grad.norm(dim=1).max()
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("architecture", ["batch_topk", "relu", "jumprelu"])
+    def test_resumed_it_is_the_same_run(self, architecture, tmp_path, monkeypatch):
+        x, _ = mixtures(5_000)
+        sae = SaeConfig(16, 32, architecture, k=2)
+        config = replace(SMALL, tokens=256 * 40, dead_after=2_000, resample_every=2_000, target_l0=2.0)
+        whole = Monitor(every=1)
+        expected = train(x, sae, config, whole)
+
+        class Stop(Exception):
+            pass
+
+        take = Trainer.take
+
+        def stops(trainer, rows):
+            if trainer.step == 26:
+                raise Stop
+            return take(trainer, rows)
+
+        monkeypatch.setattr(Trainer, "take", stops)
+        path = tmp_path / "run.safetensors"
+        with pytest.raises(Stop):
+            train(x, sae, config, Monitor(every=1), checkpoint=path)
+        monkeypatch.undo()
+        resumed = Monitor(every=1)
+        found = train(x, sae, config, resumed, checkpoint=path)
+        assert resumed.frame()["loss"].tolist() == whole.frame()["loss"].tolist()
+        assert len(resumed.frame()) == 40
+        for mine, theirs in zip(found.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+        assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+    def test_another_run_is_refused(self, tmp_path):
+        x, _ = mixtures(2_000)
+        path, config = tmp_path / "run.safetensors", replace(SMALL, tokens=2_560)
+        train(x, SaeConfig(16, 32, k=2), config, checkpoint=path)
+        with pytest.raises(ValueError, match="belongs to another run: k 2 there and 3 here, lr 0.003 there and 0.01"):
+            train(x, SaeConfig(16, 32, k=3), replace(config, lr=0.01), checkpoint=path)
+        path.write_bytes(b"nonsense")
+        with pytest.raises(ValueError, match="no checkpoint of this trainer"):
+            train(x, SaeConfig(16, 32, k=2), config, checkpoint=path)
+
+    def test_a_full_disk_leaves_the_last_checkpoint(self, tmp_path, monkeypatch):
+        x, _ = mixtures(2_000)
+        path, config = tmp_path / "run.safetensors", replace(SMALL, tokens=2_560)
+        train(x, SaeConfig(16, 32, k=2), config, checkpoint=path)
+        before = path.read_bytes()
+
+        def full(*_, **__):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr("prism.training.loop.save_file", full)
+        path_b = tmp_path / "other.safetensors"
+        with pytest.raises(OSError, match="No space"):
+            train(x, SaeConfig(16, 32, k=2), config, checkpoint=path_b)
+        assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+class TestMonitor:
+    def test_the_log_becomes_a_parquet_file(self, tmp_path):
+        x, _ = mixtures(2_000)
+        monitor = Monitor(path=tmp_path / "log.parquet", every=3)
+        train(x, SaeConfig(16, 32, "relu"), replace(SMALL, tokens=2_560), monitor)
+        log = pd.read_parquet(tmp_path / "log.parquet")
+        assert log["step"].tolist() == [0, 3, 6, 9] and list(log.columns) == list(COLUMNS)
+        assert log["tokens"].iloc[-1] == 2_560 and (log["loss"] > log["mse"]).all()
+        assert log.notna().all().all() and [p.name for p in tmp_path.iterdir()] == ["log.parquet"]
+
+    def test_a_progress_bar_outside_notebooks(self, capsys):
+        x, _ = mixtures(2_000)
+        train(x, SaeConfig(16, 32, k=2), replace(SMALL, tokens=2_560), progress="my run")
+        assert "my run: 100%" in capsys.readouterr().err
+
+    def test_curves_in_a_notebook(self, monkeypatch, capsys):
+        shell = type("Shell", (), {"kernel": True})()
+        shown = []
+        monkeypatch.setattr("prism.training.monitor.get_ipython", lambda: shell)
+        monkeypatch.setattr("prism.training.monitor.display", shown.append)
+        monitor = Monitor("my run", every=1)
+        monitor.start(100, 10)
+        for step in range(100):
+            row = dict(loss=1 / (step + 1), mse=1.0, l0=3.0, explained_variance=0.5, dead=0, lr=1.0, sparsity=0.0)
+            monitor.record(step, **row)
+        html = shown[0].value
+        assert "my run" in html and "1,000 of 1,000 activations" in html and html.count("<polyline") == 4
+        monitor.close()
+        assert "my run: 1,000 activations, loss 0.01" in capsys.readouterr().out
+
+
+class TestSources:
+    def test_a_stream_is_mixed_and_complete(self):
+        parts = [torch.arange(i, i + 10.0)[:, None] for i in range(0, 400, 10)]
+        source = StreamSource(parts, batch=20, seed=0, size=200)
+        seen = torch.cat([rows for rows, _ in zip(source.batches(), range(10), strict=False)])[:, 0]
+        assert len(set(seen.tolist())) == 200 and (seen.diff() == 1).float().mean() < 0.1
+
+    def test_a_stream_goes_on_where_it_was(self):
+        parts = [torch.randn(7, 3) for _ in range(30)]
+        whole = [b for b, _ in zip(StreamSource(parts, 16, seed=1).batches(), range(9), strict=False)]
+        later = [b for b, _ in zip(StreamSource(parts, 16, seed=1).batches(4), range(5), strict=False)]
+        for mine, theirs in zip(later, whole[4:], strict=True):
+            assert torch.equal(mine, theirs)
+
+    def test_torch_datasets_and_loaders(self):
+        x, directions = mixtures(20_000)
+        rows = [torch.from_numpy(row) for row in x[:2_000]]
+        loader = DataLoader(rows, batch_size=500)
+        for activations in (rows, loader, torch.from_numpy(x), x.astype(np.float16)):
+            sae = train(activations, SaeConfig(16, 32, k=2), replace(SMALL, tokens=5_120))
+            assert sae.W_dec.shape == (32, 16)
+
+    def test_what_can_be_read_only_once_is_refused_when_it_ends(self):
+        x = torch.from_numpy(mixtures(2_000)[0])
+        with pytest.raises(ValueError, match="read only once"):
+            train(iter(x.split(100)), SaeConfig(16, 32, k=2), SMALL)
+
+    def test_activations_come_from_a_model_without_bos(self, monkeypatch):
+        batch = TokenBatch(torch.arange(20).view(4, 5), torch.tensor([[False, True, True, True, False]] * 4))
+        monkeypatch.setattr(
+            "prism.training.sources.harvest", lambda m, t, h, n, progress: (p.float()[..., None] for p in t.split(n))
+        )
+        stream = ActivationStream(None, batch, "blocks.0.hook_resid_pre", sequences=2)
+        for _ in range(2):
+            assert torch.cat(list(stream))[:, 0].tolist() == [1, 2, 3, 6, 7, 8, 11, 12, 13, 16, 17, 18]
 
 
 class TestBadInput:
@@ -186,7 +368,7 @@ class TestBadInput:
 
     def test_fewer_than_a_batch(self):
         with pytest.raises(ValueError, match="do not fill one batch of 256"):
-            next(batches_of(np.zeros((100, 8), np.float32), SMALL))
+            as_source(np.zeros((100, 8), np.float32), 256, 0)
 
     def test_not_a_number_names_the_step(self):
         x, _ = mixtures(1_000)
@@ -197,10 +379,17 @@ class TestBadInput:
 
 def test_batches_visit_every_row_once_an_epoch():
     rows = np.arange(40, dtype=np.float16)[:, None]
-    batches = batches_of(rows, TrainConfig(tokens=80, batch=8))
+    batches = ArraySource(rows, 8, seed=0).batches()
     for _ in range(2):
         seen = torch.cat([next(batches) for _ in range(5)])
         assert sorted(seen[:, 0].tolist()) == list(range(40))
+
+
+def test_batches_go_on_where_they_were():
+    rows = np.arange(40, dtype=np.float16)[:, None]
+    whole = [b for b, _ in zip(ArraySource(rows, 8, seed=3).batches(), range(12), strict=False)]
+    later = [b for b, _ in zip(ArraySource(rows, 8, seed=3).batches(7), range(5), strict=False)]
+    assert torch.equal(torch.cat(later), torch.cat(whole[7:]))
 
 
 def test_calibration_ignores_what_training_left():

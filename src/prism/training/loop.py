@@ -1,0 +1,297 @@
+"""The training loop: schedules, dead features, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, fold_scale, make_sae
+from prism.training.monitor import Monitor
+from prism.training.sources import as_source
+from prism.training.steps import MOST_ACTIVE, SparseGradients, Step, dense_gradients
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run."""
+
+    tokens: int = 4_000_000  # activations trained on, in all
+    batch: int = 2_048  # activations a step
+    lr: float = 3e-3  # Adam, for inputs of mean norm sqrt(d_in)
+    warmup_share: float = 0.05  # first share of the steps, over which the learning rate rises
+    decay_share: float = 0.25  # last share of the steps, over which it falls to zero
+    sparsity_warmup_share: float = 0.1  # first share of the steps, over which the sparsity penalty rises
+    target_l0: float | None = None  # active features a token that the penalty's coefficient is steered towards
+    dead_after: int = 250_000  # activations without firing after which a feature counts as dead
+    resample_every: int = 250_000  # activations between resamplings of dead features; for SAEs without AuxK
+    freeze_decoder: bool = False  # leave the decoder at its random start: a control
+    normalise_decoder: bool = True  # keep decoder rows at norm 1 (switch off to see what goes wrong)
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the whole run."""
+        return max(1, math.ceil(self.tokens / self.batch))
+
+    def lr_scale(self, step: int) -> float:
+        """Learning-rate factor at a step: linear warm-up, constant, linear decay to zero."""
+        rise = (step + 1) / max(1.0, self.warmup_share * self.steps)
+        fall = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return min(1.0, rise, fall)
+
+    def sparsity_scale(self, step: int) -> float:
+        """Factor of the sparsity penalty at a step."""
+        return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup_share * self.steps))
+
+
+STEERING = 0.03  # change of the penalty coefficient's logarithm a step, while L0 is e times too high
+SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
+
+
+class Trainer:
+    """One run's state. `train` drives it; use it directly to take steps by hand.
+
+    Args:
+        config: settings; sae: what to train, or its settings.
+        sample: activations from which the input scale, the decoder bias and the variance are read.
+        way: "sparse", "dense", or None for the quicker one at each step.
+    """
+
+    def __init__(
+        self, sae: SaeConfig | SparseAutoencoder, config: TrainConfig, sample: Float[Tensor, "sample d_in"],
+        way: str | None = None, device: str = "cpu",
+    ):  # fmt: skip
+        self.config, self.way, self.device = config, way, device
+        self.scale = float(sample.shape[1] ** 0.5 / sample.norm(dim=1).mean())
+        self.sample = sample.to(device) * self.scale
+        self.variance = float((self.sample - self.sample.mean(0)).pow(2).sum(1).mean())
+        self.sae = make_sae(sae) if isinstance(sae, SaeConfig) else sae
+        self.sae.b_dec.data = self.sample.mean(0).cpu()
+        self.sae.to(device).train()
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.quiet = torch.zeros(self.sae.config.d_sae, device=device)  # activations since each feature last fired
+        self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
+        self.quick = SparseGradients(self.sae, config.batch)
+
+    def gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Step:
+        """By the way that was asked for, else the quicker one."""
+        if (self.way or ("sparse" if self.l0 < MOST_ACTIVE or self.sae.revives else "dense")) == "sparse":
+            return self.quick(x, dead, sparsity)
+        return dense_gradients(self.sae, x, dead, sparsity)
+
+    def take(self, x: Float[Tensor, "batch d_in"]) -> dict[str, float]:
+        """One step on activations as the model gives them; returns what a monitor records.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the message names the step.
+        """
+        config, x = self.config, x.to(self.device) * self.scale
+        dead = (self.quiet > config.dead_after).nonzero()[:, 0]
+        sparsity = self.sparsity * config.sparsity_scale(self.step)
+        found = self.gradients(x, dead, sparsity)
+        loss = found.error + sparsity * found.penalty
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {self.step}; the usual causes are a learning rate that is too high "
+                f"(here {config.lr:g}) and activations that are not finite"
+            )
+        lr = config.lr * config.lr_scale(self.step)
+        update(self.sae, self.optimizer, lr, config.freeze_decoder, config.normalise_decoder)
+        self._after(x, found, dead)
+        self.step += 1
+        return {
+            "loss": loss, "mse": found.error, "l0": self.l0, "explained_variance": 1 - found.error / self.variance,
+            "dead": len(dead), "lr": lr, "sparsity": sparsity,
+        }  # fmt: skip
+
+    def _after(self, x: Tensor, found: Step, dead: Tensor) -> None:
+        """Counts who fired, steers the penalty towards the wanted L0, and resamples the dead."""
+        config = self.config
+        self.l0 = len(found.active.value) / len(x)
+        self.quiet += len(x)
+        self.quiet[found.active.feature] = 0
+        if config.target_l0 is not None:
+            off = math.log(max(self.l0, 0.01) / config.target_l0)
+            self.sparsity *= math.exp(STEERING * max(-1.0, min(1.0, off)))
+        every = max(1, config.resample_every // config.batch)
+        settling = self.step >= (1 - SETTLE_SHARE) * config.steps
+        if not self.sae.revives and len(dead) and not settling and self.step % every == every - 1:
+            resample(self.sae, self.optimizer, x, dead, seed=self.step)
+            self.quiet[dead] = 0
+
+    def finish(self) -> SparseAutoencoder:
+        """Set the threshold that takes the batch's place, fold the input scale in, and hand the SAE over."""
+        if isinstance(self.sae, BatchTopK):
+            calibrate(self.sae, self.sample)
+        fold_scale(self.sae, self.scale)
+        return self.sae.cpu().eval()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, path: Path, rows: list[dict]) -> None:
+        """Everything that the next step depends on, and the log, as one safetensors file."""
+        tensors = {f"sae.{name}": t for name, t in self.sae.state_dict().items()} | {"quiet": self.quiet}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{key}"] = value
+        state = {"key": self._key(), "step": self.step, "l0": self.l0, "sparsity": self.sparsity,
+                 "low": self.quick.low, "rows": rows}  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path) -> list[dict]:
+        """Go on from a checkpoint; returns its log.
+
+        Raises:
+            ValueError: it belongs to another run, with the settings that differ; or it is no checkpoint.
+        """
+        try:
+            with safe_open(path, "pt", device=self.device) as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except Exception as error:  # safetensors has no exception of its own
+            raise ValueError(f"'{path}' is no checkpoint of this trainer ({error}); delete it to start anew") from None
+        mine = self._key()
+        differ = [k for k in mine if state["key"].get(k) != mine[k]]
+        if differ:
+            what = ", ".join(f"{k} {state['key'].get(k)} there and {mine[k]} here" for k in differ)
+            raise ValueError(f"'{path}' belongs to another run: {what}. Delete it to start anew, or use its settings")
+        self.sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
+        self.quiet = tensors["quiet"]
+        for name, parameter in self.sae.named_parameters():
+            kept = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
+            if kept:
+                self.optimizer.state[parameter] = kept
+        self.step, self.l0, self.sparsity = state["step"], state["l0"], state["sparsity"]
+        self.quick.low = state["low"]
+        return state["rows"]
+
+    def _key(self) -> dict:
+        """What must be equal for a run to go on."""
+        settings = {**asdict(self.sae.config), **asdict(self.config), "input_scale": self.scale}
+        return json.loads(json.dumps(settings))
+
+
+def train(
+    activations,
+    sae: SaeConfig,
+    config: TrainConfig | None = None,
+    monitor: Monitor | None = None,
+    progress: str | None = None,
+    checkpoint: Path | None = None,
+    way: str | None = None,
+    device: str = "cpu",
+) -> SparseAutoencoder:
+    """Train an SAE on activations; inputs are scaled to mean norm `sqrt(d_in)`, and the scale folded in at the end.
+
+    Args:
+        activations: `[samples, d_in]` (array, memory map, tensor), visited in random order as often as `config.tokens`
+            asks for; or anything that `torch.utils.data` or `ActivationStream` gives (see `sources.as_source`).
+        monitor: shows and keeps the run's measures; by default one with `progress` as its label.
+        progress: label of the live view (curves in a notebook, a progress bar elsewhere); none without one.
+        checkpoint: file written ten times in the run; if it is there, the run goes on from it, exactly.
+        way: "sparse" or "dense" gradients; by default the quicker one at each step.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: activations of another width, or fewer than one batch; a checkpoint of another run.
+        FloatingPointError: the loss is not finite; the message names the step. The last checkpoint stays.
+    """
+    config = config or TrainConfig()
+    monitor = monitor or Monitor(progress)
+    source = as_source(activations, config.batch, config.seed)
+    sample = source.sample()
+    if sample.shape[1] != sae.d_in:
+        raise ValueError(f"activations are {sample.shape[1]} wide; this SAE reads {sae.d_in}")
+    trainer = Trainer(sae, config, sample, way, device)
+    if checkpoint is not None and checkpoint.is_file():
+        monitor.rows = trainer.load(checkpoint)
+    monitor.start(config.steps, config.batch, trainer.step)
+    every = max(1, config.steps // 10)
+    try:
+        batches = source.batches(trainer.step)
+        while trainer.step < config.steps:
+            monitor.record(trainer.step, **trainer.take(next(batches)))
+            if checkpoint is not None and trainer.step % every == 0:
+                trainer.save(checkpoint, monitor.rows)
+                monitor.save()
+    finally:
+        monitor.close()
+    return trainer.finish()
+
+
+@torch.no_grad()
+def update(
+    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, lr: float, freeze: bool = False, normalise: bool = True
+) -> None:
+    """One Adam step that leaves decoder rows at norm 1 (Bricken et al. 2023, appendix).
+
+    The part of the gradient along a row would only change its norm: it is taken out before, so that Adam's
+    memory does not fill with it.
+    """
+    grad, rows = sae.W_dec.grad, sae.W_dec
+    if freeze:
+        sae.W_dec.grad = None
+    elif normalise:
+        grad.addcmul_(rows, torch.einsum("ij,ij->i", grad, rows)[:, None], value=-1)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    if normalise and not freeze:
+        rows.div_(rows.norm(dim=1, keepdim=True))
+
+
+@torch.no_grad()
+def resample(
+    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, x: Float[Tensor, "batch d_in"],
+    dead: Int[Tensor, "n_dead"], seed: int = 0,
+) -> None:  # fmt: skip
+    """Point dead features at badly rebuilt activations (Bricken et al. 2023, appendix 'Neuron resampling').
+
+    Each gets the direction of one activation, drawn with the square of its loss; a small encoder (a fifth of the
+    living features' mean norm), no bias, and no memory in the optimiser.
+    """
+    loss = (x - sae(x)).pow(2).sum(1)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    chosen = loss.square().double().multinomial(len(dead), replacement=True, generator=generator)
+    rows = F.normalize(x[chosen] - sae.b_dec, dim=1)
+    alive = torch.ones(sae.config.d_sae, dtype=torch.bool, device=x.device)
+    alive[dead] = False
+    size = sae.encoder[alive].norm(dim=1).mean() if alive.any() else torch.tensor(1.0)
+    sae.W_dec[dead] = rows
+    if not sae.config.tied:
+        sae.W_enc[dead] = 0.2 * size * rows
+    sae.b_enc[dead] = 0
+    for parameter in sae.parameters():
+        if parameter.shape[:1] == (sae.config.d_sae,) and parameter in optimizer.state:
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][name][dead] = 0
+
+
+@torch.no_grad()
+def calibrate(sae: BatchTopK, sample: Float[Tensor, "batch d_in"]) -> None:
+    """Set the threshold under which `k` features a token are active on average over a sample."""
+    rows = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).to(sample.device)]
+    pre = sae.pre_activations(rows[: max(1, 2**25 // sae.config.d_sae)]).flatten()  # 128 MB at most
+    kept = min(len(pre) - 1, sae.config.k * len(pre) // sae.config.d_sae)
+    sae.threshold.fill_(pre.kthvalue(len(pre) - kept).values.clamp(min=0))
+
+
+def with_seed(sae: SaeConfig, config: TrainConfig, seed: int) -> tuple[SaeConfig, TrainConfig]:
+    """The same run from another start, on batches in another order."""
+    return replace(sae, seed=seed), replace(config, seed=seed)

@@ -1,0 +1,130 @@
+"""Where activations come from: an array (or memory map), or any iterable through a shuffling buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from prism.data import TokenBatch
+from prism.models import harvest
+
+SAMPLE = 20_000  # activations from which scale, mean and threshold are read
+
+
+class ArraySource:
+    """Random batches without replacement from `[samples, d_in]`, epoch after epoch.
+
+    Raises:
+        ValueError: fewer activations than one batch.
+    """
+
+    def __init__(self, activations: np.ndarray | Tensor, batch: int, seed: int):
+        if len(activations) < batch:
+            raise ValueError(f"{len(activations)} activations do not fill one batch of {batch}")
+        self.activations, self.batch, self.seed = np.asarray(activations), batch, seed
+
+    def sample(self) -> Float[Tensor, "sample d_in"]:
+        """Activations spread over the whole array."""
+        part = self.activations[:: max(1, len(self.activations) // SAMPLE)]
+        return torch.from_numpy(part.astype(np.float32))
+
+    def batches(self, first: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Batches from step `first` on, as float32; the same ones as if the steps before had been taken."""
+        rng, each = np.random.default_rng(self.seed), len(self.activations) // self.batch
+        step = 0
+        while True:
+            order = rng.permutation(len(self.activations))[: each * self.batch].reshape(each, self.batch)
+            for rows in order[max(0, first - step) :]:
+                yield torch.from_numpy(self.activations[np.sort(rows)].astype(np.float32))
+            step += each
+
+
+class StreamSource:
+    """Batches from an iterable of `[any, d_in]` tensors, mixed in a shuffling buffer.
+
+    A model's activations come text by text; neighbours are alike, and training on them unmixed goes badly. The buffer
+    is filled, half of it is handed out in random order, and it is filled up again.
+
+    Args:
+        stream: iterated anew whenever it ends: a `DataLoader`, an `IterableDataset`, or `ActivationStream`.
+        size: activations in the buffer (by default 16 batches).
+    """
+
+    def __init__(self, stream: Iterable[Tensor], batch: int, seed: int, size: int | None = None):
+        self.stream, self.batch, self.seed, self.size = stream, batch, seed, size or 16 * batch
+
+    def _endless(self) -> Iterator[Tensor]:
+        while True:
+            found = 0
+            for part in self.stream:
+                found += len(part)
+                yield torch.as_tensor(part).float()
+            if not found:
+                raise ValueError("the activation source is empty, or can be read only once; "
+                                 "give something that can be iterated again, such as a DataLoader")  # fmt: skip
+
+    def sample(self) -> Float[Tensor, "sample d_in"]:
+        """The first activations of the stream."""
+        parts, n = [], 0
+        for part in self._endless():
+            parts.append(part)
+            n += len(part)
+            if n >= min(SAMPLE, self.size):
+                return torch.cat(parts)[:SAMPLE]
+
+    def batches(self, first: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Batches from step `first` on; those before are read again and passed over."""
+        generator, held, step = torch.Generator().manual_seed(self.seed), [], 0
+        for part in self._endless():
+            held.append(part)
+            if sum(map(len, held)) < self.size:
+                continue
+            pool = torch.cat(held)
+            pool = pool[torch.randperm(len(pool), generator=generator)]
+            out = max(1, len(pool) // 2 // self.batch)
+            for rows in pool[: out * self.batch].split(self.batch):
+                if step >= first and len(rows) == self.batch:
+                    yield rows
+                step += 1
+            held = [pool[out * self.batch :]]
+
+
+class ActivationStream:
+    """One hook's activations, harvested while they are being trained on: nothing is stored.
+
+    Each iteration runs the model over the tokens once. BOS and padding are left out.
+
+    Args:
+        sequences: how many the model reads at once.
+    """
+
+    def __init__(self, model, batch: TokenBatch, hook_name: str, sequences: int = 32):
+        self.model, self.batch, self.hook_name, self.sequences = model, batch, hook_name, sequences
+
+    def __iter__(self) -> Iterator[Float[Tensor, "tokens d_in"]]:
+        keep = self.batch.keep.split(self.sequences)
+        stream = harvest(self.model, self.batch.tokens, self.hook_name, self.sequences, progress=False)
+        for x, kept in zip(stream, keep, strict=True):
+            yield x[kept]
+
+
+def as_source(activations, batch: int, seed: int) -> ArraySource | StreamSource:
+    """What `train` reads: arrays and tensors at random, everything else through a shuffling buffer.
+
+    Args:
+        activations: `[samples, d_in]` array, memory map or tensor; a map-style `Dataset` of rows; or an iterable of
+            `[any, d_in]` tensors.
+    """
+    if isinstance(activations, ArraySource | StreamSource):
+        return activations
+    if isinstance(activations, np.ndarray | Tensor):
+        return ArraySource(activations, batch, seed)
+    if hasattr(activations, "__getitem__") and hasattr(activations, "__len__"):
+        generator = torch.Generator().manual_seed(seed)
+        activations = DataLoader(activations, batch_size=batch, shuffle=True, generator=generator)
+    return StreamSource(activations, batch, seed)
