@@ -38,6 +38,36 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def difference_interval(
+    a: Float[np.ndarray, " samples_a"], b: Float[np.ndarray, " samples_b"], statistic: str = "median", n: int = 2000,
+    level: float = 0.95, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Percentile bootstrap interval of statistic(a) − statistic(b), two independent samples resampled each by itself.
+
+    Args:
+        a: independent samples of one group.
+        b: of the other.
+        statistic: 'median' or 'mean'.
+        n: resamples.
+        level: coverage, between 0 and 1.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: an unknown statistic, an empty group, NaN, or a level that is not between 0 and 1.
+    """
+    if statistic not in ("median", "mean"):
+        raise ValueError(f"statistic is '{statistic}'; choose 'median' or 'mean'")
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not len(a) or not len(b) or np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("difference_interval needs at least one sample of each group and no NaN")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95")
+    rng, middle = np.random.default_rng(seed), getattr(np, statistic)
+    estimates = [middle(x[rng.integers(len(x), size=(n, len(x)))], axis=1) for x in (a, b)]
+    low, high = np.quantile(estimates[0] - estimates[1], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class ClaimCard:
     """One finding, with what it was held against.
