@@ -1,7 +1,9 @@
 """Rankings, specialists and their controls, concepts, co-activation: by hand, and against dense arithmetic."""
 
 import doctest
+import importlib
 import itertools
+import pkgutil
 import time
 
 import numpy as np
@@ -197,7 +199,7 @@ def test_null_depends_on_the_seed_alone(monkeypatch):
     first = permutation_null(matrix, 50, seed=3).scores
     assert np.array_equal(first, permutation_null(matrix, 50, seed=3).scores)
     assert not np.array_equal(first, permutation_null(matrix, 50, seed=4).scores)
-    monkeypatch.setattr(analysis, "NULL_BYTES", 1)  # one permutation at a time
+    monkeypatch.setattr("prism.analysis.specialist_search.NULL_BYTES", 1)  # one permutation at a time
     assert np.array_equal(first, permutation_null(matrix, 50, seed=3).scores)
 
 
@@ -417,5 +419,12 @@ def test_claim_card_prints_and_escapes(capsys):
         ClaimCard("c", "e", "i", "n", "r", supported="False")
 
 
-def test_doctests():
-    assert doctest.testmod(analysis).failed == 0
+@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(analysis.__path__)])
+def test_doctests(module):
+    assert doctest.testmod(importlib.import_module(f"prism.analysis.{module}")).failed == 0
+
+
+def test_the_package_offers_the_functions_and_no_module_hides_one():
+    public = {name for name in vars(analysis) if not name.startswith("_")}
+    modules = {module.name for module in pkgutil.iter_modules(analysis.__path__)}
+    assert {"coactivation", "specialists", "strongest", "ClaimCard"} <= public - modules

@@ -74,6 +74,15 @@ class TestCorpus:
         with pytest.raises(ValueError, match="choose from mini, tinystories"):
             data.load_corpus("wikipedia")
 
+    def test_corpus_documents_are_those_of_the_batch(self, mini):
+        frame = data.load_corpus("mini", 200)
+        documents = data.corpus_documents(frame, mini.tokenizer, 64, n_tokens=4_000)
+        batch = data.corpus_batch(frame, mini.tokenizer, 64, n_tokens=4_000)
+        assert len(documents) == len(batch) and (frame["tokens"].map(len).head(len(documents)) < 16).any()
+        for document, row, keep in zip(documents["tokens"], batch.tokens, batch.keep, strict=True):
+            assert row[keep].tolist() == list(document[:63])
+        assert torch.equal(data.corpus_batch(documents, mini.tokenizer, 64).tokens, batch.tokens)
+
     def test_corpus_batch_stops_at_the_size_asked_for(self, mini):
         batch = data.corpus_batch(data.load_corpus("mini", 200), mini.tokenizer, 64, n_tokens=1_000)
         assert 1_000 <= batch.n_tokens < 1_064

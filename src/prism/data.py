@@ -175,19 +175,36 @@ def corpus_batch(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | N
     Raises:
         ValueError: no usable document, or fewer tokens in all of them than asked for.
     """
-    rows, total = [], 0
+    return _pad(list(_usable(frame, tokenizer, context, n_tokens).values()), tokenizer.bos_token_id)
+
+
+def corpus_documents(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None = None) -> pd.DataFrame:
+    """The documents that `corpus_batch` takes, one row for each of its sequences, so that their kinds can be used.
+
+    `token_table(corpus_batch(documents, ...), tokenizer, documents["kind"])` is then labelled by kind.
+
+    Raises:
+        ValueError: as `corpus_batch`.
+    """
+    return frame.iloc[list(_usable(frame, tokenizer, context, n_tokens))].reset_index(drop=True)
+
+
+def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) -> dict[int, Sequence[int]]:
+    """Row of the frame -> ids, for the documents that are long enough, up to `n_tokens`."""
+    rows, total = {}, 0
     ready = "tokens" in frame and len(frame) and tokenizer.decode(frame["tokens"].iloc[0]) == frame["text"].iloc[0]
-    for document in frame["tokens" if ready else "text"]:  # sampled ids are of use to the tokenizer that made them only
+    documents = frame["tokens" if ready else "text"]  # sampled ids are of use to the tokenizer that made them only
+    for row, document in enumerate(documents):
         ids = document if ready else tokenizer(document, add_special_tokens=False)["input_ids"]
         if len(ids) < 16:
             continue
-        rows.append(ids[: context - 1])
-        total += len(rows[-1])
+        rows[row] = ids[: context - 1]
+        total += len(rows[row])
         if n_tokens is not None and total >= n_tokens:
             break
     if not rows or (n_tokens is not None and total < n_tokens):
         raise ValueError(f"the corpus holds {total:,} usable tokens, fewer than the {n_tokens or 1:,} asked for")
-    return _pad(rows, tokenizer.bos_token_id)
+    return rows
 
 
 def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None = None) -> pd.DataFrame:

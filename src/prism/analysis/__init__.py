@@ -1,0 +1,40 @@
+"""Discovery on a `FeatureMatrix`: rankings, specialists, concepts, co-activation, monosemanticity; and the controls.
+
+A feature *fires* on a text where its activation there, the maximum over the text's tokens, is strictly above a
+threshold. All counting is sparse: a feature's texts per category are one product with an indicator matrix.
+
+A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` scores many of both by the same rules.
+"""
+
+from prism.analysis.claims import ClaimCard, bootstrap_interval, difference_interval
+from prism.analysis.cofiring import coactivation, coactivation_edges
+from prism.analysis.concepts import composite_score, find_features_for_concept
+from prism.analysis.examples import (
+    example_rows,
+    match_density,
+    neuron_features,
+    random_rows,
+    sample_units,
+    top_examples,
+    windows,
+)
+from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
+from prism.analysis.matching import match_activations
+from prism.analysis.monosemanticity import (
+    Pair,
+    choose_pair,
+    compare_units,
+    loading_feature,
+    purity,
+    score_differences,
+)
+from prism.analysis.rankings import most_frequent, most_selective, strongest
+from prism.analysis.specialist_search import (
+    Null,
+    confirm,
+    holm,
+    permutation_null,
+    specialist_scores,
+    specialists,
+    survivors,
+)

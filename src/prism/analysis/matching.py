@@ -1,0 +1,108 @@
+"""Do two sets of units find the same things? Correlation of their activations on the same tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Shaped
+from scipy.sparse import csr_matrix, issparse
+
+BLOCK_BYTES = 2**26  # of one block of the units × units products: bounds the memory
+CHUNK = 4096  # tokens turned dense at a time, where that is faster than a sparse product
+DENSE = 0.04  # share of non-zeros from which it is
+
+
+def match_activations(
+    a: csr_matrix | Float[np.ndarray, "tokens units_a"], b: csr_matrix | Float[np.ndarray, "tokens units_b"],
+    groups: Shaped[np.ndarray, " tokens"] | None = None, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """For each unit of `a`, the unit of `b` whose activation correlates with it most (Pearson, over tokens).
+
+    Bricken et al. 2023 ('Towards Monosemanticity', on universality) match the features of two models in this way, and
+    report them to be more alike than the models' neurons. The largest of many correlations is above zero even for
+    noise, and more so for units that rarely fire, so the same search is run on `b` with its tokens shuffled. Shuffled
+    within groups, such as the token ids, the control keeps what the group alone explains: two units that both know
+    one word, and no more, correlate as well there.
+
+    Args:
+        a: activations of some units (`FeatureMatrix.values`, or dense and of any sign).
+        b: activations of others on the same tokens: another seed's SAE, another model's neurons.
+        groups: the control swaps only tokens with the same value here; all tokens when not given.
+        seed: of the shuffle.
+
+    Returns:
+        One row a unit of `a`: unit, partner (unit of `b`), correlation, control (the largest correlation with the
+        shuffled `b`). A unit that is constant here has partner −1 and NaN. Two units of `a` may share a partner.
+
+    Raises:
+        ValueError: different numbers of tokens, fewer than two, no units, or groups of another length.
+    """
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"{a.shape[0]:,} tokens against {b.shape[0]:,}; both must be computed on the same tokens")
+    if a.shape[0] < 2 or not a.shape[1] or not b.shape[1]:
+        raise ValueError(f"activations of shape {a.shape} and {b.shape}; need at least two tokens and one unit each")
+    order = _shuffle(a.shape[0], groups, np.random.default_rng(seed))
+    partner, correlation = _best_partner(a, b)
+    control = _best_partner(a, b[order])[1]
+    return pd.DataFrame({"unit": np.arange(a.shape[1]), "partner": partner, "correlation": correlation,
+                         "control": control})  # fmt: skip
+
+
+def _shuffle(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """A random order of the tokens, or one that leaves every token in the place of one of its group."""
+    if groups is None:
+        return rng.permutation(n)
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"groups of shape {groups.shape} for {n:,} tokens; give one for each")
+    codes, order = np.unique(groups, return_inverse=True)[1], np.empty(n, dtype=np.int64)
+    order[np.lexsort((rng.random(n), codes))] = np.lexsort((rng.random(n), codes))
+    return order
+
+
+def _best_partner(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """For each column of `a` the column of `b` that correlates most, and how much; −1 and NaN if there is none."""
+    (mean_a, spread_a), (mean_b, spread_b) = _moments(a), _moments(b)
+    partner, best = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
+    if not (spread_b > 0).any():
+        return partner, best
+    by_column = a.tocsc() if issparse(a) else a
+    step = max(1, BLOCK_BYTES // (8 * b.shape[1]))
+    for start in range(0, a.shape[1], step):
+        part = slice(start, start + step)
+        covariance = _product(by_column[:, part], b) / a.shape[0] - np.outer(mean_a[part], mean_b)
+        scale = np.outer(spread_a[part], spread_b)
+        correlation = np.divide(covariance, scale, out=np.full_like(covariance, -np.inf), where=scale > 0)
+        found, live = correlation.argmax(1), spread_a[part] > 0
+        partner[part][live] = found[live]
+        best[part][live] = correlation.max(1)[live].clip(-1, 1)
+    return partner, best
+
+
+def _moments(x) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, in float64; a deviation of rounding error alone is 0."""
+    if issparse(x):
+        square = csr_matrix((x.data.astype(np.float64) ** 2, x.indices, x.indptr), shape=x.shape)
+        mean, power = (np.asarray(y.mean(0, dtype=np.float64)).ravel() for y in (x, square))
+    else:
+        x = np.asarray(x)
+        mean, power = x.mean(0, dtype=np.float64), np.einsum("ij,ij->j", x, x, dtype=np.float64) / len(x)
+    variance = power - mean**2
+    return mean, np.sqrt(np.where(variance > 1e-10 * power, variance, 0.0))
+
+
+def _product(a, b) -> Float[np.ndarray, "units_a units_b"]:
+    """`aᵀb` in float64: a sparse product, or chunk by chunk where there are too many numbers for that to be fast."""
+    if issparse(a) and issparse(b) and max(_share(a), _share(b)) < DENSE:
+        return (a.T @ b.astype(np.float64)).toarray()
+    total = np.zeros((a.shape[1], b.shape[1]))
+    a = a.tocsr() if issparse(a) else a
+    for start in range(0, a.shape[0], CHUNK):
+        x, y = (part[start : start + CHUNK] for part in (a, b))
+        x, y = (part.toarray() if issparse(part) else part for part in (x, y))
+        total += x.T @ y
+    return total
+
+
+def _share(x: csr_matrix) -> float:
+    return x.nnz / max(x.shape[0] * x.shape[1], 1)
