@@ -74,11 +74,11 @@ def _arrows(W: Float[np.ndarray, "2 features"], legend: bool) -> list[go.Scatter
     """An arrow from the origin for each column; one too short to see is a dot there."""
     traces = []
     for i, (x, y) in enumerate(W.T):
-        colour, visible = OKABE_ITO[i % len(OKABE_ITO)], np.hypot(x, y) > 0.1
+        colour, visible = OKABE_ITO[i % len(OKABE_ITO)], np.hypot(x, y) > 0.25
         traces.append(go.Scatter(
             x=[0, x], y=[0, y], mode="lines+markers", name=f"feature {i + 1}", showlegend=legend, legendgroup=str(i),
             line=dict(color=colour, width=3), hovertemplate=f"feature {i + 1}: (%{{x:.2f}}, %{{y:.2f}})<extra></extra>",
-            marker=dict(color=colour, size=[0, 14] if visible else [0, 7], angleref="previous",
+            marker=dict(color=colour, size=[0, 14] if visible else [0, 7], angleref="previous", opacity=1,
                         symbol=["circle", "arrow" if visible else "circle"]),
         ))  # fmt: skip
     return traces
@@ -203,7 +203,7 @@ def phase_diagram(
     fig.update_yaxes(title="chance that a feature is active (log scale)", col=1)
     fig.update_annotations(font=dict(size=15, color=INK))
     legend = dict(orientation="h", x=0.5, xanchor="center", y=-0.2, yanchor="top")
-    return finish(fig, title, 500, margin=dict(t=90, b=130), legend=legend)
+    return finish(fig, title, 500, margin=dict(t=90, b=115), legend=legend)
 
 
 def _decades(values: Float[np.ndarray, " n"]) -> dict:
