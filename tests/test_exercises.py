@@ -1,10 +1,13 @@
 """The checks accept right answers however they are written, and name the mistake in wrong ones."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
-from prism.exercises import check, phase_1, phase_2
+from prism.exercises import check, phase_0, phase_1, phase_2
 
 
 def loop_l0(f, keep):
@@ -26,7 +29,47 @@ def loop_jaccard(a, b):
     return sum(x and y for x, y in pairs) / either if either else 0
 
 
+def sum_collision(n, p):
+    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(2, n + 1))
+
+
+def loop_dimensionality(W):
+    out = []
+    for w in W.T:
+        length = float(w @ w) ** 0.5
+        out.append(length**2 / sum(float(w / length @ v) ** 2 for v in W.T) if length else 0.0)
+    return out
+
+
+def bisect_density(r):
+    low, high = 1e-9, 1.0  # the gap below changes its sign once
+    for _ in range(60):
+        p = (low + high) / 2
+        wins = (1 + r) * p**2 / 6 < min(1, r) * (p / 3 - p**2 / 4)
+        low, high = (p, high) if wins else (low, p)
+    return low
+
+
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
 RIGHT = [
+    (phase_0.check_collision, sum_collision),
+    (phase_0.check_collision, lambda n, p: binom.sf(1, n, p)),
+    (phase_0.check_collision, lambda n, p: 1 - np.power(1 - p, n - 1) * (1 - p + n * p)),
+    (phase_0.check_dimensionality, loop_dimensionality),
+    (phase_0.check_dimensionality, lambda W: torch.nan_to_num(
+        W.pow(2).sum(0) ** 2 / (W.T @ W).pow(2).sum(0))),
+    (phase_0.check_dimensionality, lambda W: (lambda g: np.where(
+        g.diagonal() > 0, g.diagonal() ** 2 / np.maximum((g**2).sum(0), 1e-9), 0))((W.T @ W).numpy())),
+    (phase_0.check_critical_density, bisect_density),
+    (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r) if r <= 1 else 4 / (5 + 2 * r)),
+    (phase_0.check_critical_density, lambda r: np.minimum(1, r) / 3 / ((1 + r) / 6 + np.minimum(1, r) / 4)),
+    (phase_0.check_recovered, lambda d, t, c: np.mean([
+        any(float(torch.cosine_similarity(a, b, dim=0)) >= c for a in d) for b in t])),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(t) @ unit(d).T).max(1).values >= c).double().mean()),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T) >= c).any(0).sum().item() / len(t)),
     (phase_1.check_l0_without_bos, loop_l0),
     (phase_1.check_l0_without_bos, lambda f, keep: ((f > 0) * keep[..., None]).sum() / keep.sum()),
     (phase_1.check_l0_without_bos, lambda f, keep: torch.count_nonzero(f[keep], dim=1).double().mean()),
@@ -50,6 +93,33 @@ RIGHT = [
 ]  # fmt: skip
 
 WRONG = [
+    (phase_0.check_collision, lambda n, p: 1 - (1 - p) ** n, "at least *one*"),
+    (phase_0.check_collision, lambda n, p: 1 - (1 - p) ** n - p * (1 - p) ** (n - 1), "n ways"),
+    (phase_0.check_collision, lambda n, p: binom.pmf(2, n, p), "exactly two"),
+    (phase_0.check_collision, lambda n, p: p * p, "one given pair"),
+    (phase_0.check_collision, lambda n, p: math.comb(n, 2) * p**2, "expected number"),
+    (phase_0.check_collision, lambda n, p: binom.cdf(1, n, p), "take it from 1"),
+    (phase_0.check_collision, lambda n, p: n * p, "Your function returned"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (W.T @ W).pow(2).sum(1).clamp_min(1e-9), "its length"),
+    (phase_0.check_dimensionality, lambda W: W.norm(dim=0) / (unit(W.T) @ W).pow(2).sum(1), "Square the length"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).abs().sum(1), "inner products"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) ** 2 / (
+        (W.T @ W).pow(2).sum(0) - W.pow(2).sum(0) ** 2), "itself included"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ unit(W.T).T).pow(2).sum(1), "only W_i"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).pow(2).sum(1), "not nan"),
+    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(1) / (unit(W) @ W.T).pow(2).sum(1), "its rows"),
+    (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r), "up to 1"),
+    (phase_0.check_critical_density, lambda r: 2 * min(1, r) / (1 + r), "variance"),
+    (phase_0.check_critical_density, lambda r: 4 * max(1, r) / (2 * (1 + r) + 3 * max(1, r)), "*less*"),
+    (phase_0.check_critical_density, lambda r: 4 * min(1, r) / (2 + 3 * min(1, r)), "add up"),
+    (phase_0.check_critical_density, lambda r: 4 / (5 + 2 * r), "*less*"),
+    (phase_0.check_critical_density, lambda r: 4 / 7, "Your function returned"),
+    (phase_0.check_recovered, lambda d, t, c: ((d @ t.T).amax(0) >= c).float().mean(), "lengths"),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).amax(1) >= c).float().mean(), "decoder rows"),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).abs().amax(0) >= c).float().mean(), "sign"),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).amax(0) >= c).sum(), "divide by how many"),
+    (phase_0.check_recovered, lambda d, t, c: (unit(d) @ unit(t).T).amax(0).mean(), "mean cosine"),
+    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T) >= c).float().mean(), "counted pairs"),
     (phase_1.check_l0_without_bos, lambda f, keep: (f > 0).sum(-1).float().mean(), "BOS and padding"),
     (phase_1.check_l0_without_bos, lambda f, keep: f[keep].sum(-1).mean(), "summed activations"),
     (phase_1.check_l0_without_bos, lambda f, keep: (f[keep] > 0).float().mean(), "share"),
@@ -97,7 +167,7 @@ def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsy
 
 
 def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for module in (phase_1, phase_2):
+    for module in (phase_0, phase_1, phase_2):
         for name in (n for n in vars(module) if n.startswith("check_")):
             assert getattr(module, name)(lambda *args: None) is getattr(module, name.removeprefix("check_"))
             assert "not written yet" in capsys.readouterr().out

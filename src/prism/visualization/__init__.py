@@ -23,4 +23,12 @@ from prism.visualization.style import (
     short_label,
     use_style,
 )
+from prism.visualization.superposition import (
+    direction_arrows,
+    gram_heatmaps,
+    matched_cosines,
+    mixing_histogram,
+    phase_diagram,
+    sweep_lines,
+)
 from prism.visualization.tokens import link, token_shading, visible

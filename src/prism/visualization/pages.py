@@ -36,13 +36,14 @@ PAGE_STYLE = """
 """
 
 
-def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> HTML:
+def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str = "Feature") -> HTML:
     """One feature at a glance: density, maximum, category profile, and its strongest texts around their top token.
 
     Args:
         matrix: sparse features of many tokens.
         feature: column, 0 to d_sae − 1.
         k: texts shown.
+        name: what a column of this matrix is called, such as 'Neuron'.
 
     Returns:
         An object that a notebook displays; `.data` holds the HTML.
@@ -52,7 +53,8 @@ def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> HTML:
     """
     summary = summarise_feature(matrix, feature, k)
     body = _stats(summary) + _profile_section(summary) + _example_section(matrix, summary)
-    return HTML(f'<style>{PAGE_STYLE}</style><div class="prism-page"><h1>Feature {summary.feature}</h1>{body}</div>')
+    head = f"<h1>{escape(name)} {summary.feature}</h1>"
+    return HTML(f'<style>{PAGE_STYLE}</style><div class="prism-page">{head}{body}</div>')
 
 
 def feature_page(
