@@ -54,7 +54,7 @@ class TrainConfig:
         return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup_share * self.steps))
 
 
-STEERING = 0.03  # change of the penalty coefficient's logarithm a step, while L0 is e times too high
+STEERING, AHEAD = 0.02, 2.0  # change of the penalty coefficient's logarithm a step; weight of where L0 is going
 SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
 
 
@@ -81,6 +81,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.quiet = torch.zeros(self.sae.config.d_sae, device=device)  # activations since each feature last fired
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
+        self.log_l0: float | None = None  # running mean of log L0
         self.quick = SparseGradients(self.sae, config.batch)
 
     def gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Step:
@@ -121,13 +122,18 @@ class Trainer:
         self.quiet += len(x)
         self.quiet[found.active.feature] = 0
         if config.target_l0 is not None:
-            off = math.log(max(self.l0, 0.01) / config.target_l0)
-            self.sparsity *= math.exp(STEERING * max(-1.0, min(1.0, off)))
+            self._steer(math.log(max(self.l0, 0.01)))
         every = max(1, config.resample_every // config.batch)
         settling = self.step >= (1 - SETTLE_SHARE) * config.steps
         if not self.sae.revives and len(dead) and not settling and self.step % every == every - 1:
             resample(self.sae, self.optimizer, x, dead, seed=self.step)
             self.quiet[dead] = 0
+
+    def _steer(self, log_l0: float) -> None:
+        """Raise the penalty's coefficient while L0 is above what is wanted, less so while it is falling already."""
+        self.log_l0 = log_l0 if self.log_l0 is None else 0.98 * self.log_l0 + 0.02 * log_l0  # over about 50 steps
+        off = log_l0 - math.log(self.config.target_l0) + AHEAD * (log_l0 - self.log_l0)
+        self.sparsity *= math.exp(STEERING * max(-1.0, min(1.0, off)))
 
     def finish(self) -> SparseAutoencoder:
         """Set the threshold that takes the batch's place, fold the input scale in, and hand the SAE over."""
@@ -144,8 +150,8 @@ class Trainer:
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
-        state = {"key": self._key(), "step": self.step, "l0": self.l0, "sparsity": self.sparsity,
-                 "low": self.quick.low, "rows": rows}  # fmt: skip
+        state = {"key": self._key(), "step": self.step, "l0": self.l0, "log_l0": self.log_l0,
+                 "sparsity": self.sparsity, "low": self.quick.low, "rows": rows}  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -177,7 +183,8 @@ class Trainer:
             kept = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
             if kept:
                 self.optimizer.state[parameter] = kept
-        self.step, self.l0, self.sparsity = state["step"], state["l0"], state["sparsity"]
+        self.step, self.l0, self.log_l0 = state["step"], state["l0"], state["log_l0"]
+        self.sparsity = state["sparsity"]
         self.quick.low = state["low"]
         return state["rows"]
 
@@ -263,24 +270,32 @@ def resample(
 ) -> None:  # fmt: skip
     """Point dead features at badly rebuilt activations (Bricken et al. 2023, appendix 'Neuron resampling').
 
-    Each gets the direction of one activation, drawn with the square of its loss; a small encoder (a fifth of the
-    living features' mean norm), no bias, and no memory in the optimiser.
+    Each gets the direction of another activation, drawn with the square of its loss, a small encoder (a fifth of the
+    living features' mean norm), and no momentum in the optimiser. Two things differ from the paper, because at many
+    dead features its recipe makes the loss leap by orders of magnitude: the bias keeps a newborn silent on activations
+    that are not at least half as long in its direction (there: no bias), and Adam's second moments become those of the
+    average living feature (at zero, the first steps would be several times too long).
     """
+    dead = dead[: len(x)]
     loss = (x - sae(x)).pow(2).sum(1)
     generator = torch.Generator(x.device).manual_seed(seed)
-    chosen = loss.square().double().multinomial(len(dead), replacement=True, generator=generator)
-    rows = F.normalize(x[chosen] - sae.b_dec, dim=1)
+    chosen = (loss.square().double() + 1e-30).multinomial(len(dead), replacement=False, generator=generator)
+    target = x[chosen] - sae.b_dec
+    rows = F.normalize(target, dim=1)
     alive = torch.ones(sae.config.d_sae, dtype=torch.bool, device=x.device)
     alive[dead] = False
-    size = sae.encoder[alive].norm(dim=1).mean() if alive.any() else torch.tensor(1.0)
+    size = 0.2 * sae.encoder[alive].norm(dim=1).mean() if alive.any() else torch.tensor(0.2)
     sae.W_dec[dead] = rows
-    if not sae.config.tied:
-        sae.W_enc[dead] = 0.2 * size * rows
-    sae.b_enc[dead] = 0
+    if sae.config.tied:
+        size = 1.0
+    else:
+        sae.W_enc[dead] = size * rows
+    sae.b_enc[dead] = -size / 2 * target.norm(dim=1)
     for parameter in sae.parameters():
         if parameter.shape[:1] == (sae.config.d_sae,) and parameter in optimizer.state:
-            for name in ("exp_avg", "exp_avg_sq"):
-                optimizer.state[parameter][name][dead] = 0
+            state = optimizer.state[parameter]
+            state["exp_avg"][dead] = 0
+            state["exp_avg_sq"][dead] = state["exp_avg_sq"][alive].mean(0) if alive.any() else 0
 
 
 @torch.no_grad()
