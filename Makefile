@@ -53,7 +53,7 @@ lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 execute: $(VENV)/.installed-dev  ## run every notebook and keep the outputs in notebooks/ (needs Chromium)
 	@PRISM_PNG=1 $(BIN)/python -m prism execute
 
-bench: $(VENV)/.installed  ## speeds side by side: harvest, SAE training step
+bench: $(VENV)/.installed  ## speeds side by side: harvest, feature scan, SAE training step
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 
 lint: $(VENV)/.installed-dev  ## ruff

@@ -1,4 +1,4 @@
-"""Speeds side by side in one run (`make bench`): a harvest against a whole cache, our SAE training step and others."""
+"""Speeds side by side in one run (`make bench`): harvest and feature scan, our SAE training step and others."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import statistics
 import time
 from collections.abc import Callable
 
+import bench_harvest
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from prism import models
 from prism.sae import SaeConfig, make_sae
 from prism.training import sparse_gradients
 
-SEQUENCES, RUNS = 32, 5
+RUNS = 5
 D_IN, BATCH, K = 768, 2_048, 32  # GPT-2 small's residual stream
 
 
 def main() -> None:
     """All tables, on one thread."""
     torch.set_num_threads(1)
-    bench_harvest()
+    bench_harvest.main()
     for d_sae in (4_096, 24_576):
         bench_training(d_sae)
 
@@ -65,29 +65,6 @@ def bench_training(d_sae: int) -> None:
     _table(title, _interleaved(ways), BATCH, slowest="SAELens")
 
 
-def bench_harvest() -> None:
-    """Times the ways to get one hook's activations, in turn, and prints their medians."""
-    spec = models.get_spec()
-    model = models.load_model(spec)
-    hook = spec.sae().hook_name
-    layer = spec.sae().layer
-    tokens = torch.randint(0, model.cfg.d_vocab, (SEQUENCES, spec.context), generator=torch.Generator().manual_seed(0))
-
-    def by_filter(**options) -> torch.Tensor:
-        return model.run_with_cache(tokens, names_filter=hook, **options)[1][hook]
-
-    ways = {
-        "whole cache": lambda: model.run_with_cache(tokens)[1][hook],
-        "names_filter": lambda: by_filter(),
-        "names_filter + stop_at_layer": lambda: by_filter(stop_at_layer=layer + 1),
-        "prism.models.harvest": lambda: torch.cat(list(models.harvest(model, tokens, hook))),
-    }
-    expected = ways["whole cache"]()
-    for name, way in ways.items():
-        torch.testing.assert_close(way(), expected, msg=lambda text, name=name: f"{name} differs: {text}")
-    _table(f"{spec.name}, {hook}, {tokens.numel():,} tokens, one thread", _interleaved(ways), tokens.numel())
-
-
 @torch.no_grad()
 def _interleaved(ways: dict[str, Callable]) -> dict[str, float]:
     """Median seconds of each way; the ways take turns so that a busy moment hits all of them."""
@@ -102,7 +79,7 @@ def _interleaved(ways: dict[str, Callable]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _table(title: str, seconds: dict[str, float], n_tokens: int, slowest: str = "whole cache") -> None:
+def _table(title: str, seconds: dict[str, float], n_tokens: int, slowest: str) -> None:
     print(f"{title}; median of {RUNS} interleaved runs\n")
     print(f"{'way':<30} {'seconds':>8} {'tokens/s':>10} {'speed-up':>9}")
     for name, value in seconds.items():

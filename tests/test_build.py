@@ -236,23 +236,24 @@ def test_an_embedded_sae_survives_the_way_to_disk(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
 
 
-def test_the_quick_harvest_catches_what_the_hook_points_see(mini):
-    from transformers import GPT2LMHeadModel
+def test_the_harvest_keeps_every_hook_of_the_same_tokens(mini, tmp_path):
+    from prism.build.pretrain import Batches, PretrainConfig
+    from prism.build.saes import harvest_all
 
-    from prism.build.saes import catch_gpt2, embedded_saes
-    from prism.data import DATA
-
-    model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
-    tokens = torch.randint(0, 4_000, (2, 40), generator=torch.Generator().manual_seed(0))
-    hooks = list({sae.hook_name for sae in embedded_saes(192).values()})
-    for some in (hooks, ["blocks.2.hook_mlp_out"], ["blocks.2.hook_mlp_out", "blocks.2.mlp.hook_post"]):
-        caught = catch_gpt2(model, tokens, some)
-        expected = mini.run_with_cache(tokens, names_filter=some)[1]
-        assert set(caught) == set(some)
-        for hook in some:
-            torch.testing.assert_close(caught[hook], expected[hook], atol=1e-4, rtol=1e-4)
-    with pytest.raises(KeyError, match="hook_z"):
-        catch_gpt2(model, tokens, ["blocks.1.attn.hook_z"])
+    stream = np.random.default_rng(0).integers(1, 4_000, 3_000).astype(np.uint16)
+    hooks = {"blocks.1.hook_resid_pre": 192, "blocks.2.hook_mlp_out": 192, "blocks.2.mlp.hook_post": 768}
+    n, context = 1_100, 16
+    kept = harvest_all(mini, {"python": stream}, hooks, tmp_path, n, 0, context, {"python": 1.0})
+    config = PretrainConfig(batch=32, context=context, tokens=2 * n, seed=1)
+    batches = Batches({"python": stream}, config, 0, {"python": 1.0})
+    caches = [mini.run_with_cache(batches(step))[1] for step in range(3)]
+    for hook, d_in in hooks.items():
+        assert kept[hook].shape == (n, d_in)
+        expected = torch.cat([cache[hook][:, 1:].reshape(-1, d_in) for cache in caches])[:n]
+        torch.testing.assert_close(torch.from_numpy(kept[hook].astype(np.float32)), expected, atol=1e-2, rtol=1e-2)
+    written = (tmp_path / "blocks.1.hook_resid_pre.npy").stat().st_mtime_ns
+    harvest_all(mini, {"python": stream}, hooks, tmp_path, n, 0, context, {"python": 1.0})
+    assert (tmp_path / "blocks.1.hook_resid_pre.npy").stat().st_mtime_ns == written  # reused
 
 
 def test_sampling_is_repeatable_and_starts_with_the_opening():

@@ -11,11 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sae_lens import (
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from scipy.sparse import csr_matrix
 
 from prism import data, features, models
 from prism.data import CATEGORIES, TokenBatch
-from prism.features import FeatureMatrix, channel_features, encode_features, word_features
+from prism.features import FeatureMatrix, channel_features, encode_activations, encode_features, word_features
 
 HOOK = "blocks.1.hook_resid_pre"
 
@@ -77,6 +87,44 @@ def test_everything_equals_the_dense_computation(case):
         assert np.array_equal(matrix.column(feature), dense[:, feature])
         top = matrix.top_tokens(feature, 3)
         assert top["activation"].tolist() == sorted(dense[dense[:, feature] > 0, feature].tolist(), reverse=True)[:3]
+
+
+@given(matrices(), st.integers(1, 6), st.integers(1, 8))
+def test_statistics_equal_a_loop_over_features(case, k, at_once):
+    dense, texts = case
+    dense = np.round(dense)  # so that there are ties
+    matrix, before = make(dense, texts), features.SORTED_AT_ONCE
+    try:
+        features.SORTED_AT_ONCE = at_once
+        statistics = matrix.statistics(k)
+    finally:
+        features.SORTED_AT_ONCE = before
+    assert statistics.top_rows.shape == statistics.top_values.shape == (matrix.d_sae, k)
+    for feature, column in enumerate(dense.T):
+        strongest = [row for row in sorted(range(len(column)), key=lambda row: -column[row]) if column[row] > 0][:k]
+        assert statistics.counts[feature] == sum(column > 0)
+        assert statistics.sums[feature] == pytest.approx(sum(column.tolist()))
+        assert statistics.maxima[feature] == max(column)
+        assert statistics.top_rows[feature].tolist() == strongest + [-1] * (k - len(strongest))
+        assert statistics.top_values[feature].tolist() == [column[r] for r in strongest] + [0] * (k - len(strongest))
+
+
+def test_statistics_agree_with_the_single_questions():
+    dense = np.maximum(np.random.default_rng(0).normal(-1, 1, (500, 40)), 0)
+    dense[:, 7] = 0
+    matrix = make(dense)
+    statistics = matrix.statistics()
+    assert np.array_equal(statistics.counts, matrix.firing_counts())
+    assert np.array_equal(statistics.maxima, matrix.max_activation())
+    for feature in range(40):
+        rows = statistics.top_rows[feature]
+        assert (
+            matrix.table["position"].iloc[rows[rows >= 0]].tolist() == matrix.top_tokens(feature)["position"].tolist()
+        )
+    assert (statistics.top_rows[7] == -1).all() and statistics.sums[7] == 0
+    assert make(np.zeros((0, 4))).statistics().counts.tolist() == [0] * 4
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        matrix.statistics(0)
 
 
 def test_top_tokens_are_best_first_with_ties_in_text_order():
@@ -232,6 +280,60 @@ def test_the_embedded_sae_encodes_as_one_dense_pass(mini):
         dense = sae.encode(x[batch.keep]).numpy()
     np.testing.assert_allclose(matrix.values.toarray(), dense, atol=1e-3)
     assert matrix.n_tokens == batch.n_tokens and 1 < matrix.l0() < sae.cfg.d_in
+
+
+def saelens_sae(architecture, **settings):
+    """An SAE of SAELens' own classes with random weights, about a tenth of whose features fire."""
+    kinds = {"standard": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig),
+             "topk": (TopKSAE, TopKSAEConfig), "gated": (GatedSAE, GatedSAEConfig)}  # fmt: skip
+    kind, config = kinds[architecture]
+    sae = kind(config(d_in=16, d_sae=128, **settings))
+    torch.manual_seed(3)
+    for name, parameter in sae.named_parameters():
+        torch.nn.init.normal_(
+            parameter.data, mean=-1.0 if name == "b_enc" else 0.3 if name == "threshold" else 0, std=0.3
+        )
+    return sae.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("blocks", [1, 64, 1000])
+@pytest.mark.parametrize(
+    "architecture, settings",
+    [
+        ("standard", {}),
+        ("standard", {"apply_b_dec_to_input": False}),
+        ("standard", {"normalize_activations": "layer_norm"}),
+        ("standard", {"normalize_activations": "constant_norm_rescale"}),
+        ("standard", {"dtype": "bfloat16"}),
+        ("jumprelu", {}),
+        ("topk", {"k": 5}),
+        ("gated", {}),
+    ],
+    ids=str,
+)
+def test_the_numbers_are_the_saes_own_to_the_last_bit(architecture, settings, blocks, monkeypatch):
+    monkeypatch.setattr(features, "ENCODE_TOKENS", 96)
+    sae = saelens_sae(architecture, **settings)
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(4))
+    table = make(np.zeros((300, 1))).table
+    matrix = encode_activations(sae, x.split(blocks), table)
+    chunks = [chunk for block in x.split(blocks) for chunk in block.split(96)]
+    expected = torch.cat([sae.encode(chunk) for chunk in chunks]).float().numpy()
+    assert np.array_equal(matrix.values.toarray(), expected)
+    assert 1 < matrix.l0() < 64 and matrix.table is table
+
+
+def test_a_hook_on_the_sae_is_honoured():
+    sae, x = saelens_sae("standard"), torch.randn(20, 16, generator=torch.Generator().manual_seed(4))
+    table = make(np.zeros((20, 1))).table
+    assert encode_activations(sae, [x], table).l0() > 1
+    sae.hook_sae_acts_post.add_hook(lambda features, hook: features[:, :1] * torch.ones(128))
+    assert np.array_equal(encode_activations(sae, [x], table).values.toarray(), sae.encode(x).numpy())
+
+
+def test_activations_and_table_must_match():
+    with pytest.raises(ValueError, match="20 rows of values but 3"):
+        encode_activations(saelens_sae("standard"), [torch.zeros(20, 16)], SMALL.table)
 
 
 def test_batch_and_table_must_match(acts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from sae_lens import JumpReLUSAE, StandardSAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -20,7 +21,30 @@ from prism.models import harvest
 
 ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] block (48 MiB at d_sae = 24,576)
 COLUMNS = ("text", "position", "token_id", "token")  # that every token table has
+SORTED_AT_ONCE = 2**20  # stored activations that `statistics` ranks at once: bounds its working memory (about 40 MB)
 TENSORS = {"data", "indices", "indptr", "d_sae", "table"}  # what a saved FeatureMatrix holds
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """What every feature did over all tokens, and where it was strongest.
+
+    Attributes:
+        counts: on how many tokens it fires.
+        sums: its activations, added up.
+        top_values: its largest activations, best first; 0 where it fires on fewer than `k` tokens.
+        top_rows: their rows in the matrix and its table, equal ones in the table's order; -1 where there are none.
+    """
+
+    counts: Int[np.ndarray, " d_sae"]
+    sums: Float[np.ndarray, " d_sae"]
+    top_values: Float[np.ndarray, "d_sae k"]
+    top_rows: Int[np.ndarray, "d_sae k"]
+
+    @property
+    def maxima(self) -> Float[np.ndarray, " d_sae"]:
+        """The largest activation of each feature; 0 where it never fires."""
+        return self.top_values[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +183,31 @@ class FeatureMatrix:
         best = np.argsort(-column, kind="stable")[: min(k, np.count_nonzero(column))]
         return self.table.iloc[best].reset_index(drop=True).assign(activation=column[best])
 
+    def statistics(self, k: int = 20) -> FeatureStatistics:
+        """Count, sum, maximum and `k` strongest tokens of every feature, without a loop over the features.
+
+        Raises:
+            ValueError: `k` below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k is the number of strongest tokens to keep, at least 1, not {k}")
+        by_feature = self.values.tocsc()  # each feature's activations side by side, in the order of the tokens
+        starts = by_feature.indptr.astype(np.int64)
+        sums, counts = np.zeros(self.d_sae), np.diff(starts)
+        values, rows = np.zeros((self.d_sae, k), np.float32), np.full((self.d_sae, k), -1, np.int64)
+        first = 0
+        while first < self.d_sae:  # as many features as have about SORTED_AT_ONCE activations
+            last = max(first + 1, int(np.searchsorted(starts, starts[first] + SORTED_AT_ONCE, "right")) - 1)
+            part = slice(starts[first], starts[last])
+            features, data = np.repeat(np.arange(first, last), counts[first:last]), by_feature.data[part]
+            sums[first:last] = np.bincount(features - first, data, last - first)
+            best = np.lexsort((-data, features))  # by feature, then strongest first; stable, so ties keep their order
+            rank = np.arange(len(best)) - (starts[features] - starts[first])
+            best, at = best[rank < k], (features[rank < k], rank[rank < k])
+            values[at], rows[at] = data[best], by_feature.indices[part][best]
+            first = last
+        return FeatureStatistics(counts, sums, values, rows)
+
     def save(self, path: str | Path, key: str = "FeatureMatrix") -> Path:
         """Write to one safetensors file, whole or not at all; the table travels inside it as Parquet.
 
@@ -243,7 +292,6 @@ def _kept_activations(
         yield kept
 
 
-@torch.no_grad()
 def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32) -> FeatureMatrix:
     """Run texts through the model and its SAE: activations `[tokens, d_in]` to sparse features `[tokens, d_sae]`.
 
@@ -258,15 +306,45 @@ def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_si
     Raises:
         ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
     """
+    return encode_activations(
+        sae, _kept_activations(model, sae.cfg.metadata.hook_name, batch, table, batch_size), table
+    )
 
-    rows = _Rows(sae.cfg.d_sae)
-    for x in _kept_activations(model, sae.cfg.metadata.hook_name, batch, table, batch_size):
+
+@torch.no_grad()
+def encode_activations(sae, activations: Iterable[Float[Tensor, "tokens d_in"]], table: pd.DataFrame) -> FeatureMatrix:
+    """Sparse features of activations that are there already, such as a cache's; otherwise as `encode_features`.
+
+    Args:
+        activations: blocks of any length, together one row for each of the table's.
+    """
+    rows, encode = _Rows(sae.cfg.d_sae), _encoder(sae)
+    for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
-            features = sae.encode(chunk).float().numpy()
+            features = encode(chunk).numpy()
             if np.isnan(features).any():
                 raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
             rows.add(features)
     return FeatureMatrix(rows.matrix(), table)
+
+
+def _encoder(sae) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_sae"]]:
+    """`sae.encode`, done in one buffer where the SAE is a product and a threshold: the same numbers, in less time.
+
+    Three fresh blocks of `[tokens, d_sae]` for each chunk cost a quarter of what the product itself costs.
+    """
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
+    if type(sae) not in (StandardSAE, JumpReLUSAE) or type(sae.activation_fn) is not torch.nn.ReLU or hooked:
+        return lambda x: sae.encode(x).float()
+    buffer = torch.empty(ENCODE_TOKENS, sae.cfg.d_sae, dtype=sae.W_enc.dtype)
+
+    def encode(x: Tensor) -> Tensor:
+        features = torch.mm(sae.process_sae_in(x), sae.W_enc, out=buffer[: len(x)]).add_(sae.b_enc).relu_()
+        if type(sae) is JumpReLUSAE:
+            features.mul_(features > sae.threshold)
+        return features.float()
+
+    return encode
 
 
 @torch.no_grad()

@@ -118,12 +118,10 @@ def run_saes(options: argparse.Namespace) -> None:
     """Harvest activations once and train the SAEs on them."""
     import numpy as np
     import pandas as pd
-    import torch
-    from transformers import GPT2LMHeadModel
 
     from prism.build.corpus import END, MIXTURE
     from prism.build.saes import SAMPLED_SHARE, embedded_saes, harvest_all, train_embedded
-    from prism.models import get_spec
+    from prism.models import get_spec, load_model
 
     tokenizer, tokens = _training_tokens(options)
     sampled = options.data / "corpus" / "sampled.parquet"
@@ -131,8 +129,8 @@ def run_saes(options: argparse.Namespace) -> None:
     if sampled.is_file():  # the embedded corpus is one more kind, so that the SAEs know it
         ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
         tokens = {**tokens, "sampled": np.concatenate(ids)}
-    model = GPT2LMHeadModel.from_pretrained(options.data / "model", dtype=torch.float32).eval()
-    family = embedded_saes(model.config.n_embd)
+    model = load_model(replace(spec, folder=options.data / "model"))
+    family = embedded_saes(model.cfg.d_model)
     wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(family)
     shares = MIXTURE | {"sampled": SAMPLED_SHARE}
     hooks = {sae.hook_name: sae.config.d_in for sae in family.values()}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformer_lens.model_bridge import TransformerBridge
 
 from prism.build.pretrain import Batches, PretrainConfig
+from prism.models import activations_at
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
 from prism.training import TrainConfig, metadata_of, train
 
@@ -46,7 +46,7 @@ def embedded_saes(d_model: int) -> dict[str, EmbeddedSae]:
 
 @torch.no_grad()
 def harvest_all(
-    model,
+    model: TransformerBridge,
     tokens: dict[str, np.ndarray],
     hooks: dict[str, int],
     out: Path,
@@ -57,7 +57,6 @@ def harvest_all(
 ) -> dict[str, np.ndarray]:
     """Activations of several hooks on the training mixture, from one pass, as float16 files `[n, d_in]`.
 
-    The plain `GPT2LMHeadModel` runs, with its fused attention: three times as fast as the model with hook points.
     BOS positions are left out. The files are kept and reused while the model and the size stay the same.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +74,7 @@ def harvest_all(
         batches, filled = Batches(tokens, config, end, shares), 0
         bar = tqdm(total=n, unit="tok", unit_scale=True, desc="harvest")
         for step in range(config.steps):
-            caught = catch_gpt2(model, batches(step), hooks)
+            caught = activations_at(model, batches(step), hooks)
             take = min(n - filled, config.batch * (context - 1))
             for hook, array in arrays.items():
                 array[filled : filled + take] = caught[hook][:, 1:].reshape(-1, array.shape[1])[:take].half().numpy()
@@ -86,42 +85,6 @@ def harvest_all(
         bar.close()
         key_path.write_text(json.dumps(key))
     return {hook: np.load(path, mmap_mode="r") for hook, path in files.items()}
-
-
-class _Enough(Exception):
-    """The forward pass has reached the last activation that is wanted."""
-
-
-@torch.no_grad()
-def catch_gpt2(model: GPT2LMHeadModel, tokens: torch.Tensor, hooks: Iterable[str]) -> dict[str, torch.Tensor]:
-    """One forward pass of a Hugging Face GPT-2, no further than needed: hook name -> activation `[batch, pos, d]`.
-
-    Raises:
-        KeyError: a hook that this quick way does not know.
-    """
-    caught: dict[str, torch.Tensor] = {}
-    last = max(hooks, key=lambda hook: (int(hook.split(".")[1]), "resid_pre" not in hook, "mlp_out" in hook))
-    handles = []
-    for hook in hooks:
-        _, layer, site = hook.split(".", 2)
-        block = model.transformer.h[int(layer)]
-        module = {"hook_resid_pre": block, "hook_mlp_out": block.mlp, "mlp.hook_post": block.mlp.act}[site]
-
-        def keep(module, arguments, output=None, name=hook):
-            caught[name] = arguments[0] if output is None else output
-            if name == last:
-                raise _Enough
-
-        register = module.register_forward_pre_hook if site == "hook_resid_pre" else module.register_forward_hook
-        handles.append(register(keep))
-    try:
-        model.transformer(tokens)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return caught
 
 
 def train_embedded(activations: np.ndarray, sae: EmbeddedSae, context: int, out: Path) -> SparseAutoencoder:

@@ -1,0 +1,239 @@
+"""Speed and memory of a harvest and of a feature scan, each beside the usual ways and its own limit.
+
+`python benchmarks/bench_harvest.py` takes three to four minutes. `--full` scans 200,000 vectors once, beside the limit.
+Seconds are CPU seconds of one thread, so that other work on the machine counts less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.training.activations_store import ActivationsStore
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from prism import models
+from prism.data import DATA
+from prism.features import ENCODE_TOKENS, encode_activations
+
+RUNS = 5
+SEQUENCES, CONTEXT, LAYER = 16, 128, 6
+D_IN, D_SAE, L0, TOP = 768, 24_576, 50, 20
+VECTORS, FULL, LOOP_FEATURES = 4_096, 200_000, 64
+
+
+@torch.no_grad()
+def main() -> None:
+    """Both tables, or with `--full` the long scan."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="sae_lens")
+    if "--full" in sys.argv:
+        return full_scan()
+    bench_harvest()
+    bench_scan()
+
+
+def bench_harvest() -> None:
+    """One hook's activations of a GPT-2-small-shaped model with random weights."""
+    model, hook = gpt2_small(), f"blocks.{LAYER}.hook_resid_pre"
+    tokens = torch.randint(0, model.cfg.d_vocab, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
+    store = activations_store(model, tokens, hook)
+
+    def cached(**options) -> Tensor:
+        return model.run_with_cache(tokens, **options)[1][hook]
+
+    ways = {
+        "whole cache": cached,
+        "cache of one name": lambda: cached(names_filter=hook),
+        "… + stop_at_layer": lambda: cached(names_filter=hook, stop_at_layer=LAYER + 1),
+        "SAELens ActivationsStore": lambda: store.get_raw_llm_batch()[0].view(SEQUENCES, CONTEXT, D_IN),
+        "prism.models.harvest": lambda: torch.cat(list(models.harvest(model, tokens, hook))),
+        "matrix products alone": products_alone(tokens.numel()),
+    }
+    memory = {name: peak_memory(way) for name, way in ways.items()}
+    seconds, results = interleaved(ways)
+    expected = results["whole cache"]
+    for name in list(ways)[1:-1]:
+        error = (results[name] - expected).norm() / expected.norm()
+        assert error <= 1e-5, f"{name} differs by {error:.1e} of the norm"
+    title = f"{hook} of a GPT-2 small with random weights, {SEQUENCES} sequences of {CONTEXT} tokens"
+    print_table(title, seconds, memory, tokens.numel())
+
+
+def gpt2_small() -> TransformerBridge:
+    """GPT-2 small's shape, random weights, as `models.load_model` would boot it."""
+    torch.manual_seed(0)
+    hf_model = GPT2LMHeadModel._from_config(GPT2Config(), attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    with tempfile.TemporaryDirectory() as folder:
+        hf_model.config.save_pretrained(folder)
+        model = TransformerBridge.boot_transformers(folder, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    model.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    return model.eval().requires_grad_(False)
+
+
+def activations_store(model: TransformerBridge, tokens: Tensor, hook: str) -> ActivationsStore:
+    """SAELens' own harvester on the same tokens, from memory; it reads the sequences once for each run."""
+    rows = datasets.Dataset.from_dict({"tokens": tokens.repeat(RUNS + 2, 1).tolist()})
+    return ActivationsStore(
+        model, rows, False, hook, None, CONTEXT, D_IN, n_batches_in_buffer=2, total_training_tokens=tokens.numel(),
+        store_batch_size_prompts=SEQUENCES, train_batch_size_tokens=tokens.numel(), prepend_bos=True,
+        normalize_activations="none", device=torch.device("cpu"), dtype="float32", disable_concat_sequences=False,
+    )  # fmt: skip
+
+
+def products_alone(n_tokens: int) -> Callable[[], None]:
+    """The matrix products of the blocks below the hook, without anything between them."""
+    x, wide = torch.randn(n_tokens, D_IN), torch.randn(n_tokens, 4 * D_IN)
+    to_qkv, to_out, up, down = (torch.randn(a * D_IN, b * D_IN) for a, b in ((1, 3), (1, 1), (1, 4), (4, 1)))
+    heads = torch.randn(12 * n_tokens // CONTEXT, CONTEXT, D_IN // 12)
+    pattern = torch.randn(len(heads), CONTEXT, CONTEXT)
+
+    def run() -> None:
+        for _ in range(LAYER):
+            x @ to_qkv, heads @ heads.mT, pattern @ heads, x @ to_out, x @ up, wide @ down
+
+    return run
+
+
+def bench_scan() -> None:
+    """Count, sum, maximum and top tokens of every feature of an SAE, from vectors to numbers."""
+    sae, x, table = scan_inputs(VECTORS)
+    sampled = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))[:LOOP_FEATURES].tolist()
+    loop = f"loop, {LOOP_FEATURES} features scaled up"
+    ways = {
+        "dense blocks": lambda: dense_scan(sae, x),
+        loop: lambda: [one_feature(sae, x, feature) for feature in sampled],
+        "prism.features": lambda: encode_activations(sae, [x], table).statistics(TOP),
+        "encoder products alone": lambda: encoder_products(sae, x),
+    }
+    memory = {name: peak_memory(way) for name, way in ways.items()}
+    seconds, results = interleaved(ways)
+    ours, (counts, sums, best) = results["prism.features"], results["dense blocks"]
+    assert np.array_equal(ours.counts, counts) and np.array_equal(ours.top_values, best.T)
+    np.testing.assert_allclose(ours.sums, sums, rtol=1e-3)
+    seconds[loop] *= D_SAE / LOOP_FEATURES
+    title = f"scan of {VECTORS:,} vectors of {D_IN}, d_sae {D_SAE:,}, L0 {ours.counts.sum() / VECTORS:.0f}"
+    print_table(title, seconds, memory, VECTORS)
+    print(f"products alone / prism.features: {seconds['encoder products alone'] / seconds['prism.features']:.2f}")
+
+
+def full_scan() -> None:
+    """The scan at full length, once: every tenth of it in turn with its limit, so that both meet the same machine."""
+    sae, x, table = scan_inputs(FULL)
+    limit = 0.0
+
+    def in_turn() -> Iterator[Tensor]:
+        nonlocal limit
+        for part in x.split(FULL // 10):
+            start = time.process_time()
+            encoder_products(sae, part)
+            limit += time.process_time() - start
+            yield part
+
+    before, start = peak_so_far(), time.process_time()
+    encode_activations(sae, in_turn(), table).statistics(TOP)
+    total, added = time.process_time() - start - limit, peak_so_far() - before
+    print(f"scan of {FULL:,} vectors: {total:.1f} s, products alone {limit:.1f} s, ratio {limit / total:.2f}, "
+          f"peak memory above the vectors {added:,.0f} MB")  # fmt: skip
+
+
+def scan_inputs(n: int) -> tuple[StandardSAE, Tensor, pd.DataFrame]:
+    """An SAE whose bias lets about `L0` features fire, random vectors, and a token table for them."""
+    generator = torch.Generator().manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)).requires_grad_(False).eval()
+    torch.nn.init.normal_(sae.W_enc, std=D_IN**-0.5, generator=generator)
+    x = torch.randn(n, D_IN, generator=generator)
+    pre = (x[:256] @ sae.W_enc).flatten()
+    sae.b_enc.fill_(-pre.kthvalue(pre.numel() - 256 * L0).values.item())
+    zeros = np.zeros(n, np.int32)
+    return sae, x, pd.DataFrame({"text": zeros, "position": np.arange(n), "token_id": zeros, "token": "a"})
+
+
+def dense_scan(sae: StandardSAE, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The plain way: dense features block by block, with running totals and a running top 20."""
+    counts, sums, best = torch.zeros(D_SAE, dtype=torch.int64), torch.zeros(D_SAE), torch.zeros(TOP, D_SAE)
+    for chunk in x.split(ENCODE_TOKENS):
+        features = sae.encode(chunk)
+        counts += (features > 0).sum(0)
+        sums += features.sum(0)
+        best = torch.cat([best, features]).topk(TOP, dim=0).values
+    return counts.numpy(), sums.numpy(), best.numpy()
+
+
+def one_feature(sae: StandardSAE, x: Tensor, feature: int) -> tuple[int, float, Tensor]:
+    """One feature's numbers over all vectors."""
+    column = ((x - sae.b_dec) @ sae.W_enc[:, feature] + sae.b_enc[feature]).relu()
+    return int((column > 0).sum()), float(column.sum()), column.topk(TOP).values
+
+
+def encoder_products(sae: StandardSAE, x: Tensor) -> None:
+    """The encoder's matrix products, which every way needs, into one buffer."""
+    buffer = torch.empty(ENCODE_TOKENS, D_SAE)
+    for chunk in x.split(ENCODE_TOKENS):
+        torch.mm(chunk, sae.W_enc, out=buffer[: len(chunk)])
+
+
+def peak_so_far() -> float:
+    """Peak memory of this process so far (MB)."""
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def peak_memory(way: Callable[[], object]) -> float:
+    """Peak memory of one run above what was there before it (MB), in a forked child; NaN on Windows."""
+    if not hasattr(os, "fork"):
+        return math.nan
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, or the run would reuse it unseen
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        before = peak_so_far()
+        way()
+        os.write(writing, str(peak_so_far() - before).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        added = float(pipe.read())
+    os.waitpid(child, 0)
+    return added
+
+
+def interleaved(ways: dict[str, Callable[[], object]]) -> tuple[dict[str, float], dict[str, object]]:
+    """Median CPU seconds and last result of each way; they take turns, so that a busy moment hits all of them."""
+    times, results = {name: [] for name in ways}, {}
+    for _ in range(RUNS):
+        for name, way in ways.items():
+            start = time.process_time()
+            results[name] = way()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}, results
+
+
+def print_table(title: str, seconds: dict[str, float], memory: dict[str, float], n: int) -> None:
+    """One line a way; speed-ups are over the first."""
+    slowest = next(iter(seconds.values()))
+    print(f"\n{title}; one thread, median of {RUNS} interleaved runs\n")
+    print(f"{'way':<30} {'CPU s':>8} {'per s':>9} {'speed-up':>9} {'peak MB':>8}")
+    for name, value in seconds.items():
+        print(f"{name:<30} {value:>8.2f} {n / value:>9,.0f} {slowest / value:>8.1f}× {memory[name]:>8,.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

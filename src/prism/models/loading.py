@@ -1,0 +1,140 @@
+"""Loading a model with hook points, and its SAEs: from this disk, from the hub's cache, or trained once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import transformers
+from sae_lens import SAE
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prism import hub
+from prism.data import CACHE
+from prism.models.registry import HOME_TOKENS, ModelSpec, SaeSpec
+
+
+def _from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: str):
+    """Fetch what the cache lacks of some files, then `load()` from the cache alone; else one clear error.
+
+    `files()` is empty for a release in another format than SAELens' own: SAELens downloads that itself.
+    """
+    try:
+        wanted = files()
+        hub.fetch(wanted, verify=False)
+    except hub.HubError as error:
+        raise hub.not_available(what, spec.name, spec.download, error) from None
+    with hub.cached_only() if wanted else nullcontext():
+        return load()
+
+
+def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
+    """Load a language model with hook points, in float32 on the CPU.
+
+    The same model with the same weight processing is loaded once and shared; two SAEs that need different
+    processing get two variants of the model.
+
+    Args:
+        sae: an SAE for it; weights are processed as that SAE's metadata says (by default not at all).
+
+    Raises:
+        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+        ValueError: a model without a tokenizer, or whose tokenizer has neither a BOS nor an end-of-text token.
+    """
+    return _boot(spec, tuple(weight_processing(sae).items()))
+
+
+@lru_cache(maxsize=2)
+def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...]) -> TransformerBridge:
+    source = spec.hub_id or str(spec.folder)
+    if spec.folder is not None and not any(spec.folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
+
+    def load():
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+
+    if spec.hub_id is None:
+        with _no_progress_bar():  # there is nothing to wait for
+            tokenizer, hf_model = load()
+    else:
+        tokenizer, hf_model = _from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
+    if tokenizer.bos_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of '{spec.name}' has neither a BOS nor an end-of-text token")
+        tokenizer.bos_token = tokenizer.eos_token  # as GPT-2 does
+    bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    bridge.enable_compatibility_mode(disable_warnings=True, **dict(processing))
+    bridge.weight_processing = dict(processing)
+    for parameter in bridge.parameters():
+        parameter.requires_grad_(False)
+    return bridge.eval()
+
+
+@contextmanager
+def _no_progress_bar():
+    """Transformers' progress bars off, and back to what they were."""
+    bars = transformers.utils.logging
+    was_on = bars.is_progress_bar_enabled()
+    if was_on:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()
+
+
+def weight_processing(sae: SAE | None) -> dict[str, bool]:
+    """Weight processing that an SAE was trained with, from its own metadata; none where it names none."""
+    steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    kwargs = (sae.cfg.metadata.model_from_pretrained_kwargs or {}) if sae is not None else {}
+    wanted = {step: bool(kwargs.get(step, False)) for step in steps}
+    return wanted if any(wanted.values()) else {"no_processing": True}
+
+
+def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
+    """Load a pretrained SAE in float32, ready for inference.
+
+    Raises:
+        ValueError: unknown SAE name.
+        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+    """
+    sae_spec = spec.sae(name)
+    if sae_spec.source is not None:
+        sae = _from_hub(
+            spec,
+            lambda: hub.sae_files(*sae_spec.source),
+            lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
+            f"the SAE '{sae_spec.name}'",
+        )
+    else:
+        folder = sae_spec.folder or trained_here(spec, sae_spec)
+        if not (folder / "sae_weights.safetensors").is_file():
+            raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
+        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    for parameter in sae.parameters():
+        parameter.requires_grad_(False)
+    return sae.eval()
+
+
+def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
+    """Folder of an SAE trained on this machine for a model that has none; trains it first if need be (minutes).
+
+    A small SAE (8 features a channel, BatchTopK with k = 32) from the embedded corpus, read by the model's own
+    tokenizer: enough to run every notebook, not enough to study the model. Kept under a key of the model's files.
+    """
+    from prism.training import train_for_model  # here, because training reads activations through this package
+
+    files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
+    key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
+    folder = CACHE / "saes" / f"{spec.name}-{key[:12]}" / sae_spec.name
+    if not (folder / "sae_weights.safetensors").is_file():
+        print(f"{spec.name} has no SAE: training a small one at {sae_spec.hook_name}, once")
+        train_for_model(load_model(spec), spec.name, spec.corpus, sae_spec.hook_name, spec.context, HOME_TOKENS, folder)
+    return folder
