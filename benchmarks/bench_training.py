@@ -147,14 +147,15 @@ def equal_tokens() -> None:
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
     held, x = x[:10_000], x[10_000:]
     d_in, config = x.shape[1], TrainConfig(tokens=len(x), batch=2_048)
-    x = x * (d_in**0.5 / x.norm(dim=1).mean())
-    held = held * (d_in**0.5 / x.norm(dim=1).mean())
-    print(f"\nexplained variance at L0 {K} after {len(x):,} activations of {spec.name} at {hook}, {EQUAL_WIDTH:,} features")
+    scale = d_in**0.5 / x.norm(dim=1).mean()
+    x, held = x * scale, held * scale
+    print(f"\nexplained variance at L0 {K} after {len(x):,} activations at {hook}, d_sae {EQUAL_WIDTH:,}")
     for architecture in ("topk", "batch_topk"):
         ours = train(x, SaeConfig(d_in, EQUAL_WIDTH, architecture, k=K), replace(config, seed=1))
         for lr in (3e-4, 1e-3, 3e-3):
             rows = [part for part in x.split(config.batch) if len(part) == config.batch]
-            theirs, trainer = saelens_trainer(architecture, d_in, EQUAL_WIDTH, len(rows) * config.batch, config.batch, lr)
+            n = len(rows) * config.batch
+            theirs, trainer = saelens_trainer(architecture, d_in, EQUAL_WIDTH, n, config.batch, lr)
             for part in rows:
                 with torch.enable_grad():
                     trainer._train_step(theirs, part)

@@ -130,8 +130,8 @@ class TestTraining:
         part = torch.from_numpy(x[:2_000])
         explained = 1 - (part - sae(part)).pow(2).sum() / (part - part.mean(0)).pow(2).sum()
         cosine = directions @ sae.W_dec.detach().numpy().T
-        assert explained > 0.6
-        assert (sae.encode(part) > 0).sum(1).float().mean() == pytest.approx(target or 2, rel=0.25)
+        assert explained > (0.5 if architecture == "relu" else 0.8)  # L1 shrinks
+        assert (sae.encode(part) > 0).sum(1).float().mean() == pytest.approx(target or 2, rel=0.2)
         assert cosine[linear_sum_assignment(-cosine)].mean() > 0.75
 
     def test_threshold_gives_k_features_a_token(self, trained):
@@ -168,14 +168,17 @@ class TestResampling:
     def test_dead_features_turn_to_badly_rebuilt_activations(self):
         sae = random_sae("relu")
         optimizer = torch.optim.Adam(sae.parameters())
-        x = torch.randn(64, 12)
-        x[7] *= 50
+        x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+        x[[7, 8]] *= 50
         sae.loss(x).backward()
         optimizer.step()
         kept = sae.W_dec[5].clone()
         resample(sae, optimizer, x, torch.tensor([2, 9]))
-        towards = F.normalize(x[7] - sae.b_dec, dim=0)
-        assert sae.W_dec[2] @ towards > 0.99 and sae.W_dec[9] @ towards > 0.99
+        towards = F.normalize(x[[7, 8]] - sae.b_dec, dim=1)
+        assert (sae.W_dec[[2, 9]] @ towards.T).max(1).values.min() > 0.99  # one each, in some order
+        assert (sae.W_dec[[2, 9]] @ towards.T).max(0).values.min() > 0.99
+        fires = sae.encode(x)[:, [2, 9]] > 0
+        assert fires[[7, 8]].any(0).all() and fires.float().mean() < 0.1  # silent on nearly everything else
         torch.testing.assert_close(sae.W_dec[[2, 9]].norm(dim=1), torch.ones(2))
         alive = [i for i in range(40) if i not in (2, 9)]
         torch.testing.assert_close(sae.W_enc[2].norm(), 0.2 * sae.W_enc[alive].norm(dim=1).mean())

@@ -1,6 +1,6 @@
 """Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
 
-tokenizer → pretrain → sample → saes → cards. Each step reads what the earlier ones wrote.
+tokenizer → pretrain → sample → saes → family → cards. Each step reads what the earlier ones wrote.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-STEPS = ("tokenizer", "pretrain", "sample", "saes", "cards")
+STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "cards")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
-    if options.corpus is None and options.step not in ("sample",):
+    if options.corpus is None and options.step not in ("sample", "family"):
         parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
     return options
 
@@ -137,7 +137,18 @@ def run_saes(options: argparse.Namespace) -> None:
     out = options.work / "activations"
     activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
     for name in wanted:
-        train_embedded(activations[family[name].hook_name], family[name], spec.context, options.data / "saes")
+        train_embedded(activations[family[name].hook_name], family[name], spec, options.data / "saes")
+
+
+def run_family(options: argparse.Namespace) -> None:
+    """Train the SAEs that the notebooks compare, and measure the architectures' front."""
+    from prism.build.saes import train_family
+    from prism.models import get_spec
+
+    _need(options.data / "corpus" / "sampled.parquet", "sample")
+    out = options.data / "saes" / "family"
+    out.mkdir(parents=True, exist_ok=True)
+    train_family(replace(get_spec("mini"), folder=options.data / "model"), out)
 
 
 def run_cards(options: argparse.Namespace) -> None:

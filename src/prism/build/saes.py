@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from prism.build.pretrain import Batches, PretrainConfig
-from prism.models import activations_at
-from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
+from prism.data import corpus_batch
+from prism.evaluation import evaluate
+from prism.models import ModelSpec, activations_at, load_model, random_model
+from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
 from prism.training import TrainConfig, metadata_of, train
+from prism.training.family import (
+    FAMILY,
+    TARGET_L0,
+    held_out_documents,
+    member_configs,
+    training_activations,
+    training_documents,
+)
 
 SAMPLED_SHARE = 0.25  # of the SAEs' training text is the embedded corpus (a quarter of what the mixture weighs)
 
@@ -87,10 +98,44 @@ def harvest_all(
     return {hook: np.load(path, mmap_mode="r") for hook, path in files.items()}
 
 
-def train_embedded(activations: np.ndarray, sae: EmbeddedSae, context: int, out: Path) -> SparseAutoencoder:
+def train_embedded(activations: np.ndarray, sae: EmbeddedSae, spec: ModelSpec, out: Path) -> SparseAutoencoder:
     """Train one SAE on harvested activations `[samples, d_in]` and save it in SAELens' format, as float16."""
     config = TrainConfig(tokens=len(activations))
     trained = train(activations, sae.config, config, progress=sae.name)
     text = "the training mixture of mini and its embedded corpus, BOS positions left out"
-    save_saelens(trained, out / sae.name, metadata_of(trained, config, "mini", sae.hook_name, context, text))
+    metadata = metadata_of(trained, config, spec, sae.hook_name, len(activations), text)
+    save_saelens(trained, out / sae.name, metadata)
     return trained
+
+
+FRONT_L0 = (16, 32, 64)  # where the architectures are compared
+FAMILY_TOKENS = 2_000_000
+EVALUATION_TOKENS = 60_000
+
+
+def train_family(spec: ModelSpec, out: Path) -> pd.DataFrame:
+    """The SAEs that phases 3 and 4 compare, and the front of the architectures: trained, measured, written to `out`.
+
+    The members at the family's L0 are saved; of the others on the front only the measures are kept, in `front.csv`.
+    """
+    model, hook = load_model(spec), spec.sae().hook_name
+    documents = held_out_documents(spec.corpus)
+    batch = corpus_batch(documents, model.tokenizer, spec.context, EVALUATION_TOKENS)
+    total = int(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context).keep.sum())
+    rows = []
+    for name, member in FAMILY.items():
+        activations = training_activations(spec, hook, total, member.random_model)
+        reads = random_model(spec) if member.random_model else model
+        for target in FRONT_L0 if name == member.sae.get("architecture", "batch_topk") else (TARGET_L0,):
+            sae, config = member_configs(name, activations.shape[1], FAMILY_TOKENS, target)
+            trained = train(activations, sae, config, progress=f"{name}, L0 {target}")
+            metadata = metadata_of(trained, config, spec, hook, len(activations))
+            if target == TARGET_L0:
+                save_saelens(trained, out / name, metadata)
+            found = evaluate(reads, to_saelens(trained, metadata), batch, with_kl=False)
+            row = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("density", "kl")}
+            low, high = row.pop("delta_ce_interval")
+            row.pop("mean_ablation_interval")
+            rows.append({"member": name, "target_l0": target, **row, "delta_ce_low": low, "delta_ce_high": high})
+            pd.DataFrame(rows).to_csv(out / "front.csv", index=False)
+    return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism import hub
 from prism.data import CACHE
-from prism.models.registry import HOME_TOKENS, ModelSpec, SaeSpec
+from prism.models.registry import ModelSpec, SaeSpec
 
 
 def _from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: str):
@@ -49,8 +49,16 @@ def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
     return _boot(spec, tuple(weight_processing(sae).items()))
 
 
+def random_model(spec: ModelSpec, seed: int = 0) -> TransformerBridge:
+    """The same architecture and tokenizer with untrained, random weights: a control for whatever an SAE finds.
+
+    Source: Heap et al. 2025 (arXiv 2501.17727).
+    """
+    return _boot(spec, tuple(weight_processing(None).items()), seed)
+
+
 @lru_cache(maxsize=2)
-def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...]) -> TransformerBridge:
+def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int | None = None) -> TransformerBridge:
     source = spec.hub_id or str(spec.folder)
     if spec.folder is not None and not any(spec.folder.glob("*.safetensors")):
         raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
@@ -68,6 +76,9 @@ def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...]) -> Transfor
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of '{spec.name}' has neither a BOS nor an end-of-text token")
         tokenizer.bos_token = tokenizer.eos_token  # as GPT-2 does
+    if seed is not None:
+        torch.manual_seed(seed)
+        hf_model = type(hf_model)._from_config(hf_model.config, attn_implementation="eager").eval()
     bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
     bridge.enable_compatibility_mode(disable_warnings=True, **dict(processing))
     bridge.weight_processing = dict(processing)
@@ -123,6 +134,15 @@ def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
     return sae.eval()
 
 
+def home_folder(spec: ModelSpec) -> Path:
+    """Where SAEs that this machine trained for a model are kept: under a key of the model's files."""
+    if spec.folder is None:
+        return CACHE / "saes" / spec.name
+    files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
+    key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
+    return CACHE / "saes" / f"{spec.name}-{key[:12]}"
+
+
 def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
     """Folder of an SAE trained on this machine for a model that has none; trains it first if need be (minutes).
 
@@ -131,10 +151,8 @@ def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
     """
     from prism.training import train_for_model  # here, because training reads activations through this package
 
-    files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
-    key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
-    folder = CACHE / "saes" / f"{spec.name}-{key[:12]}" / sae_spec.name
+    folder = home_folder(spec) / sae_spec.name
     if not (folder / "sae_weights.safetensors").is_file():
         print(f"{spec.name} has no SAE: training a small one at {sae_spec.hook_name}, once")
-        train_for_model(load_model(spec), spec.name, spec.corpus, sae_spec.hook_name, spec.context, HOME_TOKENS, folder)
+        train_for_model(spec, sae_spec.hook_name, folder)
     return folder

@@ -1,6 +1,13 @@
 """Training SAEs quickly: one dense product a step, everything else over the active entries only."""
 
-from prism.training.family import metadata_of, train_for_model
+from prism.training.family import (
+    FAMILY,
+    held_out_documents,
+    load_family,
+    metadata_of,
+    train_for_model,
+    training_activations,
+)
 from prism.training.loop import TrainConfig, Trainer, train
 from prism.training.monitor import Monitor
 from prism.training.sources import ActivationStream

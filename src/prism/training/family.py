@@ -2,48 +2,137 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
-from prism.data import corpus_batch, load_corpus
-from prism.models import harvest
+from prism.data import DATA, corpus_batch, load_corpus
+from prism.models import HOME_TOKENS, ModelSpec, harvest, home_folder, load_model, random_model
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
 from prism.training.loop import TrainConfig, train
+from prism.training.monitor import Monitor
+
+WIDTH = 8  # features a channel, of the SAEs that are compared
+TARGET_L0 = 32
+HELD_OUT = 10  # every so many documents of a corpus, one is kept out of training, for evaluation
+PENALISED = {"relu": 1.0, "gated": 0.5, "jumprelu": 0.5}  # first guess of the coefficient; L0 steers it
 
 
-def train_for_model(model, name: str, corpus: str, hook_name: str, context: int, n_tokens: int, folder: Path) -> None:
-    """Train an SAE of modest size on one hook of a model and save it in SAELens' format.
+@dataclass(frozen=True)
+class Member:
+    """One of the SAEs that are compared: what it is, and how it differs from BatchTopK at seed 0."""
 
-    Args:
-        name: what the metadata calls the model.
-        corpus: name for `data.load_corpus`; its texts are read by the model's own tokenizer.
-        n_tokens: activations to harvest (BOS and padding left out); training passes over them four times.
+    title: str
+    sae: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    random_model: bool = False
+
+
+FAMILY: dict[str, Member] = {
+    "batch_topk": Member("BatchTopK"),
+    "topk": Member("TopK", {"architecture": "topk"}),
+    "matryoshka": Member("Matryoshka BatchTopK", {"architecture": "matryoshka"}),
+    "relu": Member("ReLU + L1", {"architecture": "relu"}),
+    "gated": Member("Gated", {"architecture": "gated"}),
+    "jumprelu": Member("JumpReLU", {"architecture": "jumprelu"}),
+    "seed-1": Member("BatchTopK, seed 1", {"seed": 1}, {"seed": 1}),
+    "seed-2": Member("BatchTopK, seed 2", {"seed": 2}, {"seed": 2}),
+    "random-decoder": Member("BatchTopK with a frozen random decoder", training={"freeze_decoder": True}),
+    "random-model": Member("BatchTopK on the model with random weights", random_model=True),
+}
+
+
+def member_configs(
+    name: str, d_in: int, tokens: int = 1_000_000, target_l0: int = TARGET_L0
+) -> tuple[SaeConfig, TrainConfig]:
+    """Settings of one member of the family: all share width, tokens, batches and L0.
+
+    Raises:
+        ValueError: no such member.
     """
-    batch = corpus_batch(load_corpus(corpus), model.tokenizer, context, n_tokens)
+    if name not in FAMILY:
+        raise ValueError(f"no SAE '{name}' in the family; choose from {', '.join(FAMILY)}")
+    member = FAMILY[name]
+    sae = replace(SaeConfig(d_in, WIDTH * d_in, k=target_l0), **member.sae)
+    config = TrainConfig(tokens=tokens, dead_after=tokens // 16, resample_every=tokens // 10)
+    if sae.architecture in PENALISED:
+        sae = replace(sae, sparsity=PENALISED[sae.architecture])
+        config = replace(config, target_l0=float(target_l0))
+    return sae, replace(config, **member.training)
+
+
+def training_documents(corpus: str) -> pd.DataFrame:
+    """The documents of a corpus that SAEs are trained on here: nine of ten."""
+    documents = load_corpus(corpus)
+    return documents[documents.index % HELD_OUT > 0].reset_index(drop=True)
+
+
+def held_out_documents(corpus: str) -> pd.DataFrame:
+    """The other tenth, for evaluation."""
+    return load_corpus(corpus).iloc[::HELD_OUT].reset_index(drop=True)
+
+
+@lru_cache(maxsize=2)
+def training_activations(
+    spec: ModelSpec, hook_name: str, n_tokens: int = HOME_TOKENS, random_weights: bool = False
+) -> np.ndarray:
+    """One hook's activations on the training documents as float16 `[n_tokens, d_in]`, BOS and padding left out."""
+    model = random_model(spec) if random_weights else load_model(spec)
+    batch = corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context, n_tokens)
     stream = zip(harvest(model, batch.tokens, hook_name), batch.keep.split(32), strict=True)
-    activations = np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
+    return np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
+
+
+def load_family(spec: ModelSpec, name: str, monitor: Monitor | None = None) -> SAE:
+    """A member of the family at the model's default hook: embedded, or trained here once (about a minute) and kept.
+
+    Raises:
+        ValueError: no such member.
+    """
+    sae, config = member_configs(name, 1)  # refuses an unknown name before anything is loaded
+    embedded = DATA / "saes" / "family" / name
+    folder = embedded if spec.name == "mini" and embedded.is_dir() else home_folder(spec) / "family" / name
+    if not (folder / "sae_weights.safetensors").is_file():
+        hook_name = spec.sae().hook_name
+        activations = training_activations(spec, hook_name, random_weights=FAMILY[name].random_model)
+        sae, config = member_configs(name, activations.shape[1])
+        trained = train(activations, sae, config, monitor or Monitor(FAMILY[name].title))
+        save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations)))
+    loaded = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    return loaded.eval().requires_grad_(False)
+
+
+def train_for_model(spec: ModelSpec, hook_name: str, folder: Path) -> None:
+    """Train an SAE of modest size on one hook of a model and save it in SAELens' format."""
+    activations = training_activations(spec, hook_name)
     d_in = activations.shape[1]
     config = TrainConfig(tokens=4 * len(activations), dead_after=len(activations) // 2)
-    trained = train(activations, SaeConfig(d_in, 8 * d_in), config, progress=f"SAE at {hook_name}")
-    text = f"{len(activations):,} tokens of the corpus '{corpus}'"
-    save_saelens(trained, folder, metadata_of(trained, config, name, hook_name, context, text))
+    trained = train(activations, SaeConfig(d_in, WIDTH * d_in), config, progress=f"SAE at {hook_name}")
+    save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations)))
 
 
 def metadata_of(
-    sae: SparseAutoencoder, config: TrainConfig, model: str, hook_name: str, context: int, text: str
+    sae: SparseAutoencoder, config: TrainConfig, spec: ModelSpec, hook_name: str, distinct: int, text: str = ""
 ) -> SAEMetadata:
-    """What SAELens keeps beside an SAE's weights: trained without weight processing, BOS in front but left out."""
+    """What SAELens keeps beside an SAE's weights: trained without weight processing, BOS in front but left out.
+
+    Args:
+        distinct: different activations that it was trained on; text: what they came from, if not the spec's corpus.
+    """
     return SAEMetadata(
-        model_name=model,
+        model_name=spec.name,
         hook_name=hook_name,
         hook_head_index=None,
-        context_size=context,
+        context_size=spec.context,
         prepend_bos=True,
         exclude_special_tokens=False,  # end tokens between documents are trained on, position 0 is not
         model_from_pretrained_kwargs={},
         training_samples=config.steps * config.batch,
-        training_data=text,
+        training_data=text or f"{distinct:,} tokens of the corpus '{spec.corpus}'",
         training_architecture=sae.config.architecture,
     )
