@@ -142,13 +142,15 @@ def run_saes(options: argparse.Namespace) -> None:
 
 def run_family(options: argparse.Namespace) -> None:
     """Train the SAEs that the notebooks compare, and measure the architectures' front."""
+    from prism.build.cards import family_card, write
     from prism.build.saes import train_family
     from prism.models import get_spec
 
     _need(options.data / "corpus" / "sampled.parquet", "sample")
     out = options.data / "saes" / "family"
     out.mkdir(parents=True, exist_ok=True)
-    train_family(replace(get_spec("mini"), folder=options.data / "model"), out)
+    front = train_family(replace(get_spec("mini"), folder=options.data / "model"), out)
+    write(out / "README.md", family_card(front))
 
 
 def run_cards(options: argparse.Namespace) -> None:

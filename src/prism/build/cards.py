@@ -207,6 +207,30 @@ never fired on these tokens.
 """
 
 
+def family_card(front: pd.DataFrame) -> str:
+    """Text of `data/saes/family/README.md`."""
+    rows = front.assign(
+        cost=[f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in front.itertuples()]
+    )
+    columns = {"member": "SAE", "target_l0": "wanted L0", "l0": "L0", "explained_variance": "EV",
+               "relative_reconstruction_bias": "reconstruction bias", "cost": "ΔCE (nats, 95 %)",
+               "dead": "silent features"}  # fmt: skip
+    table = rows[list(columns)].rename(columns=columns).round({"L0": 1, "EV": 3, "reconstruction bias": 3})
+    first = front.iloc[0]
+    return f"""# SAEs to compare
+
+Every architecture of `prism.sae` at the default hook of `mini`, {first["d_sae"]:,} features each, two more seeds and
+two controls: a decoder that stays random, and a model with random weights (measured on that model). Trained by
+`python -m prism.build family` with `prism.training` on the same activations of the embedded corpus in the same order
+(nine of ten documents), saved in SAELens' format (float16). The SAEs at wanted L0 32 are kept here; of the others
+there are only the measures, in `front.csv`.
+
+{markdown_table(table)}
+
+Measured on {first["n_tokens"]:,} tokens of the other documents. *Silent* means that it never fired on them.
+"""
+
+
 def corpus_card(corpus: pd.DataFrame) -> str:
     """Text of `data/corpus/README.md`."""
     grouped = corpus.assign(n=corpus["tokens"].map(len)).groupby("kind", sort=False)
