@@ -58,7 +58,7 @@ def member_configs(
     if name not in FAMILY:
         raise ValueError(f"no SAE '{name}' in the family; choose from {', '.join(FAMILY)}")
     member = FAMILY[name]
-    sae = replace(SaeConfig(d_in, WIDTH * d_in, k=target_l0), **member.sae)
+    sae = replace(SaeConfig(d_in, WIDTH * d_in, k=min(target_l0, WIDTH * d_in)), **member.sae)
     config = TrainConfig(tokens=tokens, dead_after=tokens // 16, resample_every=tokens // 10)
     if sae.architecture in PENALISED:
         sae = replace(sae, sparsity=PENALISED[sae.architecture])
@@ -67,9 +67,10 @@ def member_configs(
 
 
 def training_documents(corpus: str) -> pd.DataFrame:
-    """The documents of a corpus that SAEs are trained on here: nine of ten."""
+    """The documents of a corpus that SAEs are trained on here: nine of ten, without copies of the tenth."""
     documents = load_corpus(corpus)
-    return documents[documents.index % HELD_OUT > 0].reset_index(drop=True)
+    copies = documents["text"].isin(held_out_documents(corpus)["text"])
+    return documents[~copies].reset_index(drop=True)
 
 
 def held_out_documents(corpus: str) -> pd.DataFrame:
@@ -81,26 +82,37 @@ def held_out_documents(corpus: str) -> pd.DataFrame:
 def training_activations(
     spec: ModelSpec, hook_name: str, n_tokens: int = HOME_TOKENS, random_weights: bool = False
 ) -> np.ndarray:
-    """One hook's activations on the training documents as float16 `[n_tokens, d_in]`, BOS and padding left out."""
+    """One hook's activations on the training documents as float16 `[tokens, d_in]`, BOS and padding left out.
+
+    Args:
+        n_tokens: how many at most; fewer if the corpus holds fewer.
+    """
     model = random_model(spec) if random_weights else load_model(spec)
-    batch = corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context, n_tokens)
+    batch = corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context)
+    enough = int((batch.keep.sum(1).cumsum(0) < n_tokens).sum()) + 1
+    batch = batch[:enough]
     stream = zip(harvest(model, batch.tokens, hook_name), batch.keep.split(32), strict=True)
     return np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
 
 
-def load_family(spec: ModelSpec, name: str, monitor: Monitor | None = None) -> SAE:
+def load_family(
+    spec: ModelSpec, name: str, monitor: Monitor | None = None, tokens: int = 400_000, distinct: int = HOME_TOKENS
+) -> SAE:
     """A member of the family at the model's default hook: embedded, or trained here once (about a minute) and kept.
+
+    Args:
+        tokens: activations to train on, where it must be trained; distinct: how many of them are different.
 
     Raises:
         ValueError: no such member.
     """
-    sae, config = member_configs(name, 1)  # refuses an unknown name before anything is loaded
+    member_configs(name, 1)  # refuses an unknown name before anything is loaded
     embedded = DATA / "saes" / "family" / name
     folder = embedded if spec.name == "mini" and embedded.is_dir() else home_folder(spec) / "family" / name
     if not (folder / "sae_weights.safetensors").is_file():
         hook_name = spec.sae().hook_name
-        activations = training_activations(spec, hook_name, random_weights=FAMILY[name].random_model)
-        sae, config = member_configs(name, activations.shape[1])
+        activations = training_activations(spec, hook_name, distinct, FAMILY[name].random_model)
+        sae, config = member_configs(name, activations.shape[1], tokens)
         trained = train(activations, sae, config, monitor or Monitor(FAMILY[name].title))
         save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations)))
     loaded = SAE.load_from_disk(folder, device="cpu", dtype="float32")

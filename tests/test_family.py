@@ -1,0 +1,74 @@
+"""The SAEs that notebooks compare: equal settings, trained once, with controls that are controls."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from prism import models
+from prism.data import CACHE
+from prism.training import FAMILY, held_out_documents, load_family, training_activations
+from prism.training import family as family_module
+from prism.training.family import member_configs, training_documents
+
+SPEC = models.get_spec("mini")
+
+
+def test_members_differ_only_in_what_their_name_says():
+    sae, config = member_configs("batch_topk", 192)
+    assert member_configs("topk", 192) == (replace(sae, architecture="topk"), config)
+    assert member_configs("seed-1", 192) == (replace(sae, seed=1), replace(config, seed=1))
+    assert member_configs("random-decoder", 192) == (sae, replace(config, freeze_decoder=True))
+    assert member_configs("random-model", 192) == (sae, config)
+    for name in ("relu", "gated", "jumprelu"):
+        other, steered = member_configs(name, 192)
+        assert replace(other, architecture="batch_topk", sparsity=sae.sparsity) == sae
+        assert replace(steered, target_l0=None) == config and steered.target_l0 == sae.k
+
+
+def test_unknown_member():
+    with pytest.raises(ValueError, match="no SAE 'reluu' in the family; choose from batch_topk"):
+        load_family(SPEC, "reluu")
+
+
+def test_training_and_held_out_documents_share_nothing():
+    train, held = (set(documents["text"]) for documents in (training_documents("mini"), held_out_documents("mini")))
+    assert len(held) > 300 and not train & held
+
+
+def test_activations_are_those_of_the_model_without_bos(mini):
+    found = training_activations(SPEC, "blocks.1.hook_resid_pre", 1_000)
+    assert found.shape == (1_000, 192) and found.dtype == np.float16
+    first = training_documents("mini")["tokens"].iloc[0][: SPEC.context - 1]
+    ids = torch.tensor([[mini.tokenizer.bos_token_id, *first]])
+    expected = mini.run_with_cache(ids)[1]["blocks.1.hook_resid_pre"][0, 1:]
+    torch.testing.assert_close(torch.from_numpy(found[: len(first)]).float(), expected, atol=0.02, rtol=2e-3)
+
+
+def test_a_random_model_has_the_same_shape_and_other_weights(mini):
+    one, same, other = (models.random_model(SPEC, seed) for seed in (0, 0, 1))
+    assert one.cfg.d_model == mini.cfg.d_model and one is same
+    weights = [model.W_E.detach() for model in (mini, one, other)]
+    assert not torch.allclose(weights[0], weights[1]) and not torch.allclose(weights[1], weights[2])
+
+
+def test_another_model_trains_its_own_once(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("prism.models.loading.CACHE", tmp_path)
+    spec = models.get_spec(str(llama))
+    family_module.training_activations.cache_clear()
+    first = load_family(spec, "random-decoder", tokens=8_192, distinct=4_000)
+    assert first.cfg.d_in == 32 and first.cfg.metadata.hook_name == spec.sae().hook_name
+    assert first.cfg.metadata.training_samples == 8_192 and "4,000 tokens" in first.cfg.metadata.training_data
+    monkeypatch.setattr("prism.training.family.train", None)  # would fail if called
+    again = load_family(spec, "random-decoder")
+    assert torch.equal(first.W_dec, again.W_dec) and CACHE != tmp_path
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_embedded_members_are_at_the_l0_that_they_share(name):
+    sae = load_family(SPEC, name)
+    assert sae.cfg.d_sae == 8 * 192 and sae.cfg.metadata.training_samples >= 2_000_000
+    if name != "random-model":
+        x = torch.from_numpy(training_activations(SPEC, SPEC.sae().hook_name, 4_000)).float()
+        assert (sae.encode(x) > 0).sum(1).float().mean() == pytest.approx(32, rel=0.2)
