@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.training.activations_store import ActivationsStore
-from timing import RUNS, interleaved, peak_memory, print_table
+from timing import RUNS, interleaved, peak_memory, peak_so_far, print_table
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -182,13 +182,6 @@ def encoder_products(sae: StandardSAE, x: Tensor) -> None:
     buffer = torch.empty(ENCODE_TOKENS, D_SAE)
     for chunk in x.split(ENCODE_TOKENS):
         torch.mm(chunk, sae.W_enc, out=buffer[: len(chunk)])
-
-
-def peak_so_far() -> float:
-    """Peak memory of this process so far (MB)."""
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 if __name__ == "__main__":

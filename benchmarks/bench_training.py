@@ -29,6 +29,7 @@ D_IN, BATCH, K, RELU_L0 = 768, 4_096, 32, (60, 120, 300)
 EQUAL_TOKENS, EQUAL_WIDTH = 300_000, 3_072
 
 
+@torch.no_grad()
 def main() -> None:
     """All tables. `--quick` leaves out the wide SAEs and the comparison at equal tokens."""
     torch.set_num_threads(1)
@@ -55,7 +56,7 @@ def step_table(architecture: str, d_sae: int, l0: int = K) -> None:
     if (step := dictionary_learning_step(architecture, d_sae, x)) is not None:
         ways["dictionary-learning"] = step
     memory = {name: peak_memory(way) for name, way in ways.items()}
-    seconds = interleaved(ways)
+    seconds, _ = interleaved(ways)
     print_table(f"{architecture}, d_in {D_IN}, d_sae {d_sae:,}, batch {BATCH:,}, L0 {l0}", seconds, memory, BATCH)
     print(f"product alone / prism.training: {seconds['encoder product alone'] / seconds['prism.training']:.2f}")
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 RUNS = 5
+
+
+def peak_so_far() -> float:
+    """Peak memory of this process so far (MB)."""
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def peak_memory(way: Callable[[], object]) -> float:
