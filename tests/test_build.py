@@ -257,6 +257,32 @@ def test_the_harvest_keeps_every_hook_of_the_same_tokens(mini, tmp_path):
     assert (tmp_path / "blocks.1.hook_resid_pre.npy").stat().st_mtime_ns == written  # reused
 
 
+def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatch):
+    from prism.build import broken_runs
+    from prism.exercises.phase_4 import BOS, FAULTS, HEALTHY, NORMS, ORDER
+
+    rng = np.random.default_rng(0)
+    activations = (rng.normal(size=(4_200, 192)) + np.arange(4_200)[:, None] / 2_000).astype(np.float32)
+    bos = np.arange(4_200) % 100 == 0
+    assert list(broken_runs.RUNS) == [HEALTHY, *FAULTS]
+    kept = {name: broken_runs.prepared(run, activations, bos) for name, run in broken_runs.RUNS.items()}
+    assert {len(x) for name, x in kept.items() if name != BOS} == {(~bos).sum()}
+    np.testing.assert_allclose(kept[BOS][bos], 30 * activations[bos])
+    np.testing.assert_array_equal(kept[BOS][~bos], activations[~bos])
+    ordered = broken_runs.in_order(activations, 1_000)
+    for first in (0, 1_000, 2_000, 3_000, 0):
+        np.testing.assert_array_equal(next(ordered), activations[first : first + 1_000])
+    small = replace(broken_runs.TRAINING, tokens=12 * 256, batch=256)
+    monkeypatch.setattr(broken_runs, "TRAINING", small)
+    logs = {name: broken_runs.run_log(broken_runs.RUNS[name], kept[name], name) for name in (HEALTHY, NORMS, ORDER)}
+    for log in logs.values():
+        assert [row["step"] for row in log] == [0, 2, 4, 6, 8, 10]
+        assert set(log[0]) == {"step", *broken_runs.COLUMNS}
+    assert logs[HEALTHY][-1]["decoder_norm"] == pytest.approx(1, abs=1e-5)
+    assert abs(logs[NORMS][-1]["decoder_norm"] - 1) > 1e-3
+    assert logs[ORDER][0]["loss"] != logs[HEALTHY][0]["loss"] == pytest.approx(logs[NORMS][0]["loss"], rel=1e-5)
+
+
 def test_sampling_is_repeatable_and_starts_with_the_opening():
     from transformers import AutoTokenizer, GPT2LMHeadModel
 

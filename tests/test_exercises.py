@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from prism.exercises import check, phase_0, phase_1, phase_2
+from prism.exercises import check, phase_0, phase_1, phase_2, phase_4
 
 
 def loop_l0(f, keep):
@@ -54,6 +54,35 @@ def unit(x):
     return x / x.norm(dim=1, keepdim=True)
 
 
+def loop_l1(x, x_hat, f, norms, coefficient):
+    total = 0.0
+    for a, b, code in zip(x, x_hat, f, strict=True):
+        total += float(((a - b) ** 2).sum())
+        total += coefficient * sum(abs(float(v)) * float(n) for v, n in zip(code, norms, strict=True))
+    return total / len(x)
+
+
+def loop_topk(pre, k):
+    out = np.zeros(pre.shape)
+    for row, values in enumerate(pre.tolist()):
+        for place in sorted(range(len(values)), key=lambda i: -values[i])[:k]:
+            out[row, place] = max(values[place], 0.0)
+    return out
+
+
+def loop_dead(f):
+    return sum(all(v <= 0 for v in column) for column in f.T.tolist()) / f.shape[1]
+
+
+def error(x, y):
+    return (x - y).pow(2).sum(1).mean()
+
+
+def at_rank(pre, k, dim=1):
+    """The k-th largest value along an axis."""
+    return pre.sort(dim=dim, descending=True).values.narrow(dim, k - 1, 1)
+
+
 RIGHT = [
     (phase_0.check_collision, sum_collision),
     (phase_0.check_collision, lambda n, p: binom.sf(1, n, p)),
@@ -90,6 +119,24 @@ RIGHT = [
     (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max(((a > 0) | (b > 0)).sum(), 1)),
     (phase_2.check_jaccard, lambda a, b: np.nan_to_num(
         np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(())))),
+    (phase_4.check_l1_loss, loop_l1),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: (torch.norm(x - y) ** 2 + c * (f.abs() * n).sum()) / len(x)),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: np.mean(
+        ((x - y) ** 2).numpy().sum(-1) + c * np.abs(f.numpy()) @ n.numpy())),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: torch.nn.functional.mse_loss(y, x) * x.shape[1]
+     + c * torch.einsum("bs,s->b", f.abs(), n).mean()),
+    (phase_4.check_topk, loop_topk),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k))),
+    (phase_4.check_topk, lambda pre, k: torch.where(pre.argsort(1, descending=True).argsort(1) < k, pre, 0).clamp(0)),
+    (phase_4.check_topk, lambda pre, k: np.where(
+        pre.numpy() > np.sort(pre.numpy(), 1)[:, [-k - 1]], np.maximum(pre.numpy(), 0), 0)),
+    (phase_4.check_density, lambda f: torch.count_nonzero(f, dim=0) / len(f)),
+    (phase_4.check_density, lambda f: np.mean(f.numpy() > 0, axis=0)),
+    (phase_4.check_density, lambda f: [sum(v > 0 for v in column) / len(column) for column in f.T.tolist()]),
+    (phase_4.check_dead_share, loop_dead),
+    (phase_4.check_dead_share, lambda f: (f.amax(0) == 0).float().mean()),
+    (phase_4.check_dead_share, lambda f: 1 - torch.count_nonzero(f.sum(0)).item() / f.shape[1]),
+    (phase_4.check_dead_share, lambda f: (phase_4.density(f) == 0).double().mean().item()),
 ]  # fmt: skip
 
 WRONG = [
@@ -150,6 +197,42 @@ WRONG = [
     (phase_2.check_jaccard, lambda a, b: np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1), "Your function"),
     (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / np.float64(((a > 0) | (b > 0)).sum()), "nan"),
     (phase_2.check_jaccard, lambda a, b: a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9), "cosine"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).mean() + c * (f.abs() @ n).mean(), "over d_in"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * f.abs().sum(1).mean(), "decoder norms"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).sum() + c * (f.abs() @ n).sum(), "of the batch;"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() @ n).sum(), "Only the error"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f * n).sum(1).mean(), "absolute values"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() * n).mean(), "over features"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) ** 0.5 + c * (f.abs() @ n).mean(), "Your function"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: (x - y).norm(dim=1).mean() + c * (f.abs() @ n).mean(), "its length"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f != 0).sum(1).double().mean(), "no gradient"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + (f.abs() @ n).mean(), "left it out"),
+    (phase_4.check_l1_loss, lambda x, y, f, n, c: c * (error(x, y) + (f.abs() @ n).mean()), "penalty only"),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, min(k, len(pre)), 0)), "over the tokens"),
+    (phase_4.check_topk, lambda pre, k: pre * (pre.abs() >= at_rank(pre.abs(), k)), "by absolute value; a strongly"),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre.abs() >= at_rank(pre.abs(), k)), "fewer than k are left"),
+    (phase_4.check_topk, lambda pre, k: pre * (pre >= at_rank(pre, k)), "Negative values"),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k + 1)), "One too many"),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre > at_rank(pre, k)), "One too few"),
+    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre.reshape(1, -1), k * len(pre))), "BatchTopK"),
+    (phase_4.check_topk, lambda pre, k: (pre.relu() * (pre >= at_rank(pre, k)) > 0).float(), "return their values"),
+    (phase_4.check_topk, lambda pre, k: pre.topk(k).values.clamp(min=0), "k values alone"),
+    (phase_4.check_topk, lambda pre, k: pre.clamp(min=0), "that is ReLU"),
+    (phase_4.check_density, lambda f: (f > 0).double().mean(1), "dim 0"),
+    (phase_4.check_density, lambda f: (f >= 0).double().mean(0), ">= 0"),
+    (phase_4.check_density, lambda f: f.sum(0) / len(f), "mean activation"),
+    (phase_4.check_density, lambda f: (f > 0).sum(0), "number of tokens"),
+    (phase_4.check_density, lambda f: (f > 0.01).double().mean(0), "faint"),
+    (phase_4.check_density, lambda f: (f > 0).double().mean(), "one number"),
+    (phase_4.check_density, lambda f: (f > 0)[(f > 0).any(1)].double().mean(0), "any feature fires"),
+    (phase_4.check_dead_share, lambda f: (f.amax(1) == 0).double().mean(), "*tokens*"),
+    (phase_4.check_dead_share, lambda f: (f == 0).double().mean(), "share of zeros"),
+    (phase_4.check_dead_share, lambda f: (f.amin(0) == 0).double().mean(), "at least one token"),
+    (phase_4.check_dead_share, lambda f: 1 - (f >= 0).any(0).double().mean(), "zeros as well"),
+    (phase_4.check_dead_share, lambda f: (f > 0).any(0).double().mean(), "alive"),
+    (phase_4.check_dead_share, lambda f: (f.amax(0) == 0).sum(), "number of features"),
+    (phase_4.check_dead_share, lambda f: ((f > 0).double().mean(0) < 0.05).double().mean(), "rare features"),
+    (phase_4.check_dead_share, lambda f: (f.amax(0) < 0.01).double().mean(), "faint features"),
 ]
 
 
@@ -167,8 +250,8 @@ def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsy
 
 
 def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for module in (phase_0, phase_1, phase_2):
-        for name in (n for n in vars(module) if n.startswith("check_")):
+    for module in (phase_0, phase_1, phase_2, phase_4):
+        for name in (n for n in vars(module) if n.startswith("check_") and n != "check_diagnosis"):
             assert getattr(module, name)(lambda *args: None) is getattr(module, name.removeprefix("check_"))
             assert "not written yet" in capsys.readouterr().out
 
@@ -176,3 +259,61 @@ def test_an_untouched_stub_falls_back_and_says_so(capsys):
 def test_every_case_counts(capsys):
     answer = check(lambda x: abs(x), lambda x: x, [(1,), (-1,)])
     assert answer(-1) == -1 and "wrong on case 2" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def broken_runs():
+    return phase_4.load_broken_runs()
+
+
+class TestDiagnosis:
+    def test_each_symptom_shows_in_its_run_and_in_no_other(self, broken_runs):
+        logs = dict(list(broken_runs.groupby("run")))
+        assert set(logs) == {*phase_4.KEY, phase_4.HEALTHY} and set(phase_4.KEY.values()) == set(phase_4.FAULTS)
+        for run, log in logs.items():
+            shown = [fault for fault, symptom in phase_4.SYMPTOMS.items() if symptom.found(log)]
+            assert shown == ([phase_4.KEY[run]] if run in phase_4.KEY else []), run
+
+    def test_each_symptom_is_far_from_its_limit(self, broken_runs):
+        table = phase_4.symptom_table(broken_runs)
+        for run, fault in phase_4.KEY.items():
+            symptom, numbers = phase_4.SYMPTOMS[fault], table.loc[fault, [*phase_4.KEY, phase_4.HEALTHY]].astype(float)
+            ratio, others = numbers[run] / symptom.limit, numbers.drop(run) / symptom.limit
+            assert (ratio > 1.3 and others.max() < 0.95) if symptom.above else (ratio < 0.6 and others.min() > 1.5)
+
+    def test_the_logs_are_small_whole_and_say_nothing_in_words(self, broken_runs):
+        path = phase_4.DATA / "broken_runs.parquet"
+        assert path.stat().st_size < 100_000
+        data = path.read_bytes().lower()
+        assert not [word for word in (b"bos", b"shuffl", b"rate", b"penalty", b"never") if word in data]
+        assert len(broken_runs.groupby("run").size().unique()) == 1
+        numbers = broken_runs.drop(columns="run")
+        assert np.isfinite(numbers.to_numpy(float)).all()
+        assert {c for symptom in phase_4.SYMPTOMS.values() for c in symptom.columns} <= set(numbers)
+        assert not {"lr", "sparsity"} & set(numbers)
+
+    def test_the_key_is_right(self, capsys):
+        answer = dict(phase_4.KEY)
+        assert phase_4.check_diagnosis(answer) == phase_4.KEY
+        assert "all 6 diagnoses are right" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("stub", [None, {}, dict.fromkeys("ABCDEF")])
+    def test_an_untouched_stub_gets_the_key_and_says_so(self, stub, capsys):
+        assert phase_4.check_diagnosis(stub) == phase_4.KEY
+        assert "not written yet" in capsys.readouterr().out
+
+    def test_a_wrong_run_is_told_where_to_look_but_not_the_answer(self, capsys):
+        for run, fault in phase_4.KEY.items():
+            for other in set(phase_4.FAULTS) - {fault}:
+                assert phase_4.check_diagnosis({**phase_4.KEY, run: other}) == phase_4.KEY
+                out = capsys.readouterr().out
+                line = next(x for x in out.splitlines() if x.startswith(f"✗ {run}"))
+                assert fault not in line and all(f"`{c}`" in line for c in phase_4.SYMPTOMS[fault].columns)
+                assert out.count("✓") == 5 and "5 of 6 right" in out
+
+    def test_half_an_answer_and_slips_of_the_pen_are_met(self, capsys):
+        got = phase_4.check_diagnosis({"A": "bos in data", "B": None, "G": phase_4.DEAD})
+        out = capsys.readouterr().out
+        assert got == phase_4.KEY
+        assert "did you mean 'BOS in the data'" in out and "… B: nothing said yet" in out
+        assert "no broken run 'G'" in out and "0 of 6 right" in out

@@ -406,3 +406,93 @@ def test_mixing_histogram_counts_shares():
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in viz.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in viz.explore_feature(matrix, 7, name="<b>").data
+
+
+# phase 4: training
+
+
+def a_log(n=60, level=30.0):
+    step = np.arange(n)
+    return pd.DataFrame({"step": step, "loss": level + 50 / (step + 1), "l0": 300.0 / (step + 1),
+                         "explained_variance": 1 - 1 / (step + 2), "dead": step // 10})  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_training_curves_draw_every_run_in_every_panel(n):
+    logs = {f"run {i} {SCRIPT}": a_log(level=30 + i) for i in range(n)}
+    fig = titled(viz.training_curves(logs), "step")
+    assert len(fig.data) == 4 * n and sum(bool(trace.showlegend) for trace in fig.data) == n
+    assert "<script>" not in fig.to_json()
+    assert [a.text.split(":")[0] for a in fig.layout.annotations[1:3]] == ["L0", "explained variance"]
+    np.testing.assert_allclose(fig.data[0].y, logs[next(iter(logs))]["loss"])
+    assert fig.layout.yaxis.type == fig.layout.yaxis2.type == "log"
+
+
+def test_training_curves_survive_zeros_and_leaps_and_refuse_what_is_no_log():
+    log = a_log()
+    log.loc[3, "l0"], log.loc[4, "explained_variance"] = 0.0, -20.0
+    fig = viz.training_curves({"a": log})
+    assert np.isnan(fig.data[1].y[3]) and fig.layout.yaxis3.range[0] > -0.2
+    assert "cut off" in fig.layout.title.subtitle.text
+    assert viz.training_curves({"a": log.assign(l0=0.0)}).data  # nothing that a log axis could show
+    with pytest.raises(ValueError, match="at least one"):
+        viz.training_curves({})
+    with pytest.raises(ValueError, match="'a' has no column 'dead'"):
+        viz.training_curves({"a": log.drop(columns="dead")})
+
+
+def test_diagnosis_figure_puts_the_healthy_run_behind_each():
+    from prism.exercises.phase_4 import load_broken_runs
+
+    frame = load_broken_runs()
+    fig = titled(viz.diagnosis_figure(frame), "decoder<br>norm", "step")
+    assert len(fig.data) == 2 * 6 * 8
+    healthy = frame[frame["run"] == "healthy"]
+    for grey, line in zip(fig.data[::2], fig.data[1::2], strict=True):
+        assert grey.line.color != line.line.color and len(grey.x) == len(healthy)
+    np.testing.assert_allclose(fig.data[0].y, healthy["loss"])
+    heads = [a.text for a in fig.layout.annotations]
+    assert heads == [f"<b>{run}</b>" for run in "ABCDEF"]
+    text = fig.to_json().lower()
+    assert not any(word in text for word in ("bos", "shuffle", "rate too"))
+    with pytest.raises(ValueError, match="there must be 'fine'"):
+        viz.diagnosis_figure(frame, healthy="fine")
+    with pytest.raises(ValueError, match="at least one other"):
+        viz.diagnosis_figure(healthy)
+
+
+FRONT = pd.DataFrame([
+    {"member": member, "target_l0": l0, "l0": l0 * 1.05, "explained_variance": base + l0 / 500,
+     "delta_ce": 1 - base - l0 / 500, "delta_ce_low": 0.95 - base - l0 / 500, "delta_ce_high": 1.08 - base - l0 / 500}
+    for member, base in (("topk", 0.6), ("relu", 0.5)) for l0 in (64, 16, 32)
+] + [{"member": "seed-1", "target_l0": 32, "l0": 32.0, "explained_variance": 0.7, "delta_ce": 0.3,
+      "delta_ce_low": 0.2, "delta_ce_high": 0.4}])  # fmt: skip
+
+
+def test_front_figure_orders_points_and_draws_intervals_where_there_are_any():
+    fig = titled(viz.front_figure(FRONT), "L0", "explained variance")
+    assert [trace.name for trace in fig.data] == ["topk", "relu", "seed-1"]
+    assert list(fig.data[0].x) == sorted(fig.data[0].x) and fig.data[0].error_y.array is None
+    assert list(fig.layout.xaxis.ticktext) == ["16", "32", "64", "128"] and fig.layout.xaxis.type == "log"
+    assert [trace.legendrank for trace in fig.data] == [0, 2, 1]  # as the lines end, from the top
+    fig = titled(viz.front_figure(FRONT, y="delta_ce", label={"topk": "TopK"}), "nats")
+    assert fig.data[0].name == "TopK" and fig.data[1].name == "relu"
+    np.testing.assert_allclose(fig.data[0].error_y.array, 0.08)
+    np.testing.assert_allclose(fig.data[0].error_y.arrayminus, 0.05)
+    assert len(viz.front_figure(FRONT, label="target_l0").data) == 3
+    with pytest.raises(ValueError, match="no column 'kl'"):
+        viz.front_figure(FRONT, y="kl")
+
+
+def test_density_humps_note_the_dead_share_of_each():
+    rng = np.random.default_rng(0)
+    one, two = 10 ** rng.normal(-2.5, 0.4, 400), 10 ** rng.normal(-1.5, 0.2, 800)
+    one[:100] = 0
+    fig = titled(viz.density_humps({"first": one, SCRIPT: torch.tensor(two).clamp(max=1)}, 10_000), "density", "share")
+    assert "25.0% of 400 dead" in fig.layout.annotations[0].text and "0.0% of 800" in fig.layout.annotations[1].text
+    assert "<script>" not in fig.to_json()
+    assert sum(fig.data[0].y) == pytest.approx(0.75, abs=0.01)
+    assert len(fig.layout.shapes) == 2 and "10,000" in fig.layout.title.subtitle.text
+    assert not viz.density_humps({"all dead": np.zeros(5)}).layout.shapes
+    with pytest.raises(ValueError, match="at least one"):
+        viz.density_humps({})

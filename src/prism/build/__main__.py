@@ -1,6 +1,6 @@
 """Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
 
-tokenizer → pretrain → sample → saes → family → cards. Each step reads what the earlier ones wrote.
+tokenizer → pretrain → sample → saes → family → broken-runs → cards. Each step reads what the earlier ones wrote.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "cards")
+STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
-    if options.corpus is None and options.step not in ("sample", "family"):
+    if options.corpus is None and options.step not in ("sample", "family", "broken-runs"):
         parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
     return options
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     for step in STEPS if options.step == "all" else (options.step,):
         print(f"== {step}", flush=True)
         try:
-            globals()[f"run_{step}"](options)
+            globals()[f"run_{step.replace('-', '_')}"](options)
         except (OSError, FloatingPointError, ValueError) as error:
             sys.exit(f"prism.build {step}: {error}")
 
@@ -151,6 +151,16 @@ def run_family(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     front = train_family(replace(get_spec("mini"), folder=options.data / "model"), out)
     write(out / "README.md", family_card(front))
+
+
+def run_broken_runs(options: argparse.Namespace) -> None:
+    """Train the runs with planted faults and keep their logs."""
+    from prism.build.broken_runs import write_logs
+    from prism.models import get_spec
+
+    _need(options.data / "corpus" / "sampled.parquet", "sample")
+    spec = replace(get_spec("mini"), folder=options.data / "model")
+    write_logs(spec, options.data / "broken_runs.parquet")
 
 
 def run_cards(options: argparse.Namespace) -> None:

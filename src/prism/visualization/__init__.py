@@ -32,3 +32,4 @@ from prism.visualization.superposition import (
     sweep_lines,
 )
 from prism.visualization.tokens import link, token_shading, visible
+from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves

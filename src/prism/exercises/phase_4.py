@@ -1,0 +1,301 @@
+"""Phase 4: the loss, TopK, density and dead features, and 'Diagnose the broken run' with its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import pandas as pd
+import torch
+
+from prism.data import DATA
+from prism.exercises import check
+
+
+def l1_loss(
+    x: torch.Tensor, x_hat: torch.Tensor, f: torch.Tensor, norms: torch.Tensor, coefficient: float
+) -> torch.Tensor:
+    """Squared error summed over `d_in` plus `coefficient` × `Σᵢ |fᵢ| ‖W_dec,i‖`, both as means over tokens."""
+    return (x - x_hat).pow(2).sum(1).mean() + coefficient * (f.abs() @ norms).mean()
+
+
+def check_l1_loss(answer: Callable) -> Callable:
+    """Check exercise 1."""
+
+    def parts(x, y, f, n):
+        return (x - y).pow(2), f.abs() * n
+
+    mistakes = {
+        "Sum the squared error over d_in and average over tokens only; you averaged over d_in as well.": (
+            lambda x, y, f, n, c: (x - y).pow(2).mean() + c * (f.abs() @ n).mean()
+        ),
+        "You forgot the decoder norms: each |f_i| counts times the length of its decoder row.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum(1).mean() + c * f.abs().sum(1).mean()
+        ),
+        "You added up over the tokens of the batch; take the mean, or the loss depends on the batch's size.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum() + c * (f.abs() @ n).sum()
+        ),
+        "Only the error became a mean over tokens; the penalty is still a sum over the batch.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum(1).mean() + c * (f.abs() @ n).sum()
+        ),
+        "L1 adds up absolute values; here f is signed, and positive and negative ones cancelled. "
+        "(Behind a ReLU the two are the same.)": lambda x, y, f, n, c: (
+            (x - y).pow(2).sum(1).mean() + c * (f @ n).mean()
+        ),
+        "You averaged the penalty over features; add it up over d_sae.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum(1).mean() + c * (f.abs() * n).mean()
+        ),
+        "Square the error; you took its length.": (
+            lambda x, y, f, n, c: (x - y).norm(dim=1).mean() + c * (f.abs() @ n).mean()
+        ),
+        "That penalty counts active features (L0) and has no gradient; L1 adds up their activations.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum(1).mean() + c * (f != 0).float().sum(1).mean()
+        ),
+        "The coefficient belongs to the penalty; you left it out.": (
+            lambda x, y, f, n, c: (x - y).pow(2).sum(1).mean() + (f.abs() @ n).mean()
+        ),
+        "The coefficient weighs the penalty only, not the error.": (
+            lambda x, y, f, n, c: c * sum(part.sum(1).mean() for part in parts(x, y, f, n))
+        ),
+    }
+    draw = torch.Generator().manual_seed(0)
+    x, noise, f = (torch.randn(*shape, generator=draw) for shape in ((6, 4), (6, 4), (6, 8)))
+    norms = torch.linspace(0.5, 2.0, 8)
+    cases = [(x, x + 0.5 * noise, f.relu(), norms, 0.3), (x, x - noise, f.relu(), 3 * norms, 2.0),
+             (x, x + 0.5 * noise, f, norms, 0.3)]  # fmt: skip
+    return check(answer, l1_loss, cases, mistakes)
+
+
+def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    """Of each token's pre-activations `[batch, d_sae]` the `k` largest, if positive; zero elsewhere."""
+    value, index = pre.topk(k, dim=1)
+    return torch.zeros_like(pre).scatter(1, index, value.relu())
+
+
+def check_topk(answer: Callable) -> Callable:
+    """Check exercise 2."""
+
+    def kept(pre: torch.Tensor, k: int, by: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        index = by.topk(min(k, by.shape[dim]), dim=dim).indices
+        return pre * torch.zeros_like(pre).scatter(dim, index, 1.0)
+
+    def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+        return kept(pre.reshape(1, -1), k * len(pre), pre.reshape(1, -1)).view_as(pre).relu()
+
+    mistakes = {
+        "You took the k largest of each feature over the tokens; take them of each token, along the last axis.": (
+            lambda pre, k: kept(pre, k, pre, 0).relu()
+        ),
+        "You chose by absolute value; a strongly negative pre-activation must not win a place.": (
+            lambda pre, k: kept(pre, k, pre.abs())
+        ),
+        "You chose by absolute value and then dropped the negative ones, so fewer than k are left. Choose by value.": (
+            lambda pre, k: kept(pre, k, pre.abs()).relu()
+        ),
+        "Negative values got through: one token here has fewer than k positive ones. Add a ReLU.": (
+            lambda pre, k: kept(pre, k, pre)
+        ),
+        "One too many: where a cut is made *at* the (k + 1)-th value, `>=` keeps it too.": (
+            lambda pre, k: kept(pre, k + 1, pre).relu()
+        ),
+        "One too few: where a cut is made *at* the k-th value, `>` drops it.": (
+            lambda pre, k: kept(pre, k - 1, pre).relu()
+        ),
+        "You took batch × k over the whole batch: that is BatchTopK. Here every token has its own k.": batch_topk,
+        "That says which features are active; return their values.": lambda pre, k: (topk(pre, k) > 0).float(),
+        "That is the k values alone; put them back at their features' places in a [batch, d_sae] of zeros.": (
+            lambda pre, k: pre.topk(k, dim=1).values.relu()
+        ),
+        "You kept every positive value: that is ReLU. Keep only k of them.": lambda pre, k: pre.relu(),
+    }
+    pre = torch.tensor([
+        [0.5, -3.0, 2.0, 1.0, 0.1, 1.5, -0.2, 0.3], [-1.0, 0.4, -0.5, -2.0, -0.3, -0.1, -4.0, -0.9],
+        [3.0, 2.5, 0.2, 4.0, 3.5, -5.0, 1.1, 2.2], [0.6, -0.7, 1.2, 0.9, -1.3, 0.8, 1.4, 0.7],
+        [1.7, 0.15, -2.1, 2.6, 0.45, 1.9, -0.6, -1.1],
+    ])  # fmt: skip
+    return check(answer, topk, [(pre, 3), (pre[:2], 2), (pre, 1)], mistakes)
+
+
+def density(f: torch.Tensor) -> torch.Tensor:
+    """Share of tokens on which each feature of `[tokens, d_sae]` fires."""
+    return (f > 0).float().mean(0)
+
+
+def _codes() -> list[tuple[torch.Tensor]]:
+    """Two codes: with dead features, one that always fires, faint activations, and a token on which nothing fires."""
+    f = torch.zeros(40, 7)
+    f[:, 0] = torch.linspace(0.2, 3, 40)
+    f[::4, 2], f[7, 3], f[10:31, 4], f[3:6, 6] = 1.5, 9.0, 0.004, 0.003
+    quiet = f.clone()
+    quiet[35:, 0] = 0
+    return [(quiet,), (f,)]
+
+
+def check_density(answer: Callable) -> Callable:
+    """Check exercise 3, first half."""
+    mistakes = {
+        "The mean ran over the features of a token; take it over the tokens of each feature (dim 0).": (
+            lambda f: (f > 0).float().mean(1)
+        ),
+        "`>= 0` is true of every activation, the zeros too; a feature fires where it is above zero.": (
+            lambda f: (f >= 0).float().mean(0)
+        ),
+        "That is the mean activation; count the tokens on which it is above zero.": lambda f: f.mean(0),
+        "That is a number of tokens; divide by how many there are.": lambda f: (f > 0).float().sum(0),
+        "You asked for more than 0 and lost the faint activations; whatever is above zero counts.": (
+            lambda f: (f > 0.01).float().mean(0)
+        ),
+        "That is one number for all features; keep one for each.": lambda f: (f > 0).float().mean(),
+        "You divided by the tokens on which any feature fires; divide by all tokens.": (
+            lambda f: (f > 0).float().sum(0) / (f > 0).any(1).sum()
+        ),
+    }
+    return check(answer, density, _codes(), mistakes)
+
+
+def dead_share(f: torch.Tensor) -> float:
+    """Share of the features of `[tokens, d_sae]` that fire on none of the tokens."""
+    return (~(f > 0).any(0)).float().mean().item()
+
+
+def check_dead_share(answer: Callable) -> Callable:
+    """Check exercise 3, second half."""
+    mistakes = {
+        "That is the share of silent *tokens*; ask of each feature (along dim 0) whether it ever fires.": (
+            lambda f: (~(f > 0).any(1)).float().mean()
+        ),
+        "That is the share of zeros among all activations; a feature is dead only if all of its own are zero.": (
+            lambda f: (f == 0).float().mean()
+        ),
+        "You counted features that are silent on at least one token; dead ones are silent on all.": (
+            lambda f: (f <= 0).any(0).float().mean()
+        ),
+        "`>= 0` is true of zeros as well, so that no feature seems dead; ask for above zero.": (
+            lambda f: (~(f >= 0).any(0)).float().mean()
+        ),
+        "That is the share alive; take it from 1.": lambda f: (f > 0).any(0).float().mean(),
+        "That is a number of features; divide by d_sae.": lambda f: (~(f > 0).any(0)).float().sum(),
+        "You counted rare features in as well; dead means that it never fires.": (
+            lambda f: (density(f) < 0.05).float().mean()
+        ),
+        "You counted faint features as dead; however small, an activation above zero is a firing.": (
+            lambda f: (f.amax(0) < 0.01).float().mean()
+        ),
+    }
+    return check(answer, dead_share, _codes(), mistakes)
+
+
+# ---------------------------------------------------------------- diagnose the broken run
+
+HEALTHY = "healthy"
+RATE, PENALTY, NORMS, BOS, ORDER, DEAD = FAULTS = (
+    "learning rate too high", "sparsity penalty too strong", "decoder norms not held at 1", "BOS in the data",
+    "activations not shuffled", "features dead and never revived",
+)  # fmt: skip
+KEY = {"A": BOS, "B": PENALTY, "C": ORDER, "D": DEAD, "E": RATE, "F": NORMS}
+D_SAE = 768  # features of all seven runs
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What gives a fault away in a log: a number, and the limit beyond which it speaks for the fault."""
+
+    words: str
+    columns: tuple[str, ...]
+    measure: Callable[[pd.DataFrame], float]
+    limit: float
+    above: bool = True  # the fault lies above the limit, else below
+
+    def found(self, log: pd.DataFrame) -> bool:
+        """Whether this log shows it."""
+        return (self.measure(log) > self.limit) == self.above
+
+
+def _late(log: pd.DataFrame, column: str, share: float = 0.5) -> pd.Series:
+    """A column's values in the last share of the steps."""
+    return log[column].iloc[-round(share * len(log)) :]
+
+
+def _wobble(values: pd.Series) -> float:
+    """Median distance of the values from their running median over 31 rows: single leaps do not count."""
+    return (values - values.rolling(31, center=True, min_periods=1).median()).abs().median()
+
+
+SYMPTOMS: dict[str, Symptom] = {
+    RATE: Symptom("the loss leaps up again late: highest ÷ median, second half", ("loss",),
+                  lambda log: _late(log, "loss").max() / _late(log, "loss").median(), 1.4),
+    PENALTY: Symptom("hardly any feature is active: median L0, second half", ("l0", "explained_variance"),
+                     lambda log: _late(log, "l0").median(), 4.0, above=False),
+    NORMS: Symptom("decoder rows grow: mean norm at the end", ("decoder_norm", "activation"),
+                   lambda log: log["decoder_norm"].iloc[-1], 1.2),
+    BOS: Symptom("a few inputs dwarf the others: largest input norm ÷ mean", ("largest_input_norm", "input_norm"),
+                 lambda log: (log["largest_input_norm"] / log["input_norm"]).median(), 5.0),
+    ORDER: Symptom("batches differ, saw-tooth: typical distance of explained variance from its running median",
+                   ("explained_variance", "loss"), lambda log: _wobble(_late(log, "explained_variance")), 0.02),
+    DEAD: Symptom("most features are dead: share at the end", ("dead",),
+                  lambda log: log["dead"].iloc[-1] / D_SAE, 0.6),
+}  # fmt: skip
+
+
+def load_broken_runs() -> pd.DataFrame:
+    """The logs of runs A to F and of the healthy one, below one another: `run`, `step`, and a column a measure.
+
+    Norms of inputs are in the model's units; `activation` is the mean over active features, for inputs of mean norm
+    `sqrt(d_in)`. All runs share model, hook, width (768) and schedule: warm-up over 5 % of the steps, decay over the
+    last 25 %.
+    """
+    return pd.read_parquet(DATA / "broken_runs.parquet")
+
+
+def symptom_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every symptom's number in every run: one row a fault, columns `symptom`, `limit`, and one for each run.
+
+    Args:
+        frame: from `load_broken_runs`.
+    """
+    rows = {
+        fault: {"symptom": symptom.words, "limit": f"{'>' if symptom.above else '<'} {symptom.limit:g}"}
+        | {run: symptom.measure(log) for run, log in frame.groupby("run")}
+        for fault, symptom in SYMPTOMS.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fault")
+
+
+def check_diagnosis(answer: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Check exercise 4: says of each run whether its fault is the one named, and which columns to look at if not.
+
+    Args:
+        answer: run -> one of `FAULTS`, or None where nothing is said yet.
+
+    Returns:
+        The answer if it is right on every run, else the key.
+    """
+    answer = dict(answer or {})
+    if not any(answer.get(run) for run in KEY):
+        print("… diagnosis is not written yet. Going on with the reference answer.")
+        return dict(KEY)
+    verdicts = {run: _verdict(run, answer.get(run)) for run in KEY}
+    for verdict in verdicts.values():
+        print(verdict)
+    if unknown := [run for run in answer if run not in KEY]:
+        print(f"There is no broken run '{unknown[0]}'; they are {', '.join(KEY)}.")
+    right = sum(verdict.startswith("✓") for verdict in verdicts.values())
+    if right == len(KEY):
+        print(f"✓ all {right} diagnoses are right.")
+        return answer
+    print(f"  {right} of {len(KEY)} right. Going on with the reference answer.")
+    return dict(KEY)
+
+
+def _verdict(run: str, fault: object) -> str:
+    """One run's line: right, wrong with the columns to compare, no such fault, or nothing said."""
+    columns = " and ".join(f"`{name}`" for name in SYMPTOMS[KEY[run]].columns)
+    if not fault:
+        return f"… {run}: nothing said yet. Compare {columns} with the healthy run."
+    if fault == KEY[run]:
+        return f"✓ {run}: {fault}."
+    if fault not in FAULTS:
+        near = get_close_matches(str(fault), FAULTS, 1, cutoff=0)[0]
+        return f"✗ {run}: '{fault}' is none of the six faults; did you mean '{near}'?"
+    return f"✗ {run}: not '{fault}'. Compare {columns} with the healthy run."
