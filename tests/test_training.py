@@ -44,8 +44,10 @@ class TestGradients:
         assert quick.penalty == pytest.approx(slow.penalty, rel=1e-12)
         for p, grad in zip(sae.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad, atol=1e-12, rtol=1e-9)
-        for mine, theirs in zip(quick.active, slow.active, strict=True):
-            torch.testing.assert_close(mine, theirs)
+        order = (quick.active.row * 40 + quick.active.feature).argsort()  # within a row any order will do
+        for mine, theirs in zip(quick.active[:3], slow.active[:3], strict=True):
+            torch.testing.assert_close(mine[order], theirs)
+        assert torch.equal(quick.active.start, slow.active.start)
 
     def test_a_batch_in_which_nothing_fires(self):
         sae = random_sae("topk").double()

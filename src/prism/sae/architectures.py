@@ -53,10 +53,10 @@ class TopK(SparseAutoencoder):
     revives, encoder_scale = True, 1.0
 
     def candidates(self, pre: Float[Tensor, "rows d_sae"], low: float = 0.0) -> Int[Tensor, "entries"]:
-        """Flat positions of each row's `k` largest positive entries."""
+        """Flat positions of each row's `k` largest positive entries; within a row in any order."""
         value, index = pre.topk(min(self.config.k, pre.shape[1]), dim=1, sorted=False)
         flat = index + pre.shape[1] * torch.arange(len(pre), device=pre.device)[:, None]
-        return flat[value > 0].sort().values
+        return flat[value > 0]
 
 
 class BatchTopK(SparseAutoencoder):

@@ -140,7 +140,7 @@ class SparseAutoencoder(nn.Module):
     # ---------------------------------------------------------------- which entries matter
 
     def candidates(self, pre: Float[Tensor, "rows d_sae"], low: float = 0.0) -> Int[Tensor, "entries"]:
-        """Flat positions, in order, of all entries that can be active or get a gradient; looks at each row alone."""
+        """Flat positions, row by row, of all entries that can be active or get a gradient; looks at each row alone."""
         return where_true(pre > low)
 
     def cut(self, value: Float[Tensor, "entries"], rows: int) -> Tensor | float:
@@ -153,7 +153,7 @@ class SparseAutoencoder(nn.Module):
         return 0.0
 
     def select(self, pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "active"]:
-        """Flat positions, in order, of the entries that stay active."""
+        """Flat positions, row by row, of the entries that stay active."""
         found = self.candidates(pre, self.low)
         value = pre.flatten()[found]
         return found[value >= self.cut(value, len(pre))]

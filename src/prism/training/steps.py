@@ -141,14 +141,15 @@ class SparseGradients:
         for band in reversed(range(len(parts))):
             slope = slope + errors[band] * (-2 / len(centred) / len(widths))
             d_f[parts[band]] = row_products(slope, sae.W_dec, kept[band])
-            grads.append(_by_feature(kept[band], slope, kept[band].value, bands[band], bands[band + 1]))
+            order = kept[band].feature.argsort()
+            grads.append(_by_feature(kept[band], order, slope, kept[band].value, bands[band], bands[band + 1]))
         sae.W_dec.grad = grads[0] if len(grads) == 1 else torch.cat(grads[::-1])
         return error, slope.sum(0), d_f
 
     def _weights(self, entries: Entries, centred: Tensor, d_pre: Tensor) -> None:
         """`∂W_enc = ∂preᵀ (x − b_dec)`, and `b_dec`'s part of it with the opposite sign."""
         sae = self.sae
-        grad = _by_feature(entries, centred, d_pre, 0, sae.config.d_sae)
+        grad = _by_feature(entries, entries.feature.argsort(), centred, d_pre, 0, sae.config.d_sae)
         if sae.config.tied:
             sae.W_dec.grad += grad
         else:
@@ -166,16 +167,22 @@ class SparseGradients:
         left = error - weighted_rows(rows, entries.feature, entries.start, entries.value)
         slope = left * (-2 * sae.config.aux_coefficient / len(error))
         d_f = row_products(slope, rows, entries)
-        sae.W_dec.grad[dead] += _by_feature(entries, slope, entries.value, 0, len(dead))
-        sae.W_enc.grad[dead] += _by_feature(entries, centred, d_f, 0, len(dead))
+        order = entries.feature.argsort()
+        sae.W_dec.grad[dead] += _by_feature(entries, order, slope, entries.value, 0, len(dead))
+        sae.W_enc.grad[dead] += _by_feature(entries, order, centred, d_f, 0, len(dead))
         d_bias = torch.zeros(len(dead), dtype=d_f.dtype, device=d_f.device).index_add_(0, entries.feature, d_f)
         sae.b_enc.grad[dead] += d_bias
         sae.b_dec.grad -= d_bias @ sae.W_enc[dead]
 
 
-def _by_feature(entries: Entries, table: Tensor, weight: Tensor, low: int, high: int) -> Float[Tensor, "features d"]:
-    """`Σ weight · table[row]` for each of the features `low` to `high`: a product with the transposed code."""
-    order = entries.feature.argsort()
+def _by_feature(
+    entries: Entries, order: Tensor, table: Tensor, weight: Tensor, low: int, high: int
+) -> Float[Tensor, "features d"]:
+    """`Σ weight · table[row]` for each of the features `low` to `high`: a product with the transposed code.
+
+    Args:
+        order: sorts the entries by feature.
+    """
     start = _starts(entries.feature[order] - low, high - low)
     return weighted_rows(table, entries.row[order], start, weight[order])
 
