@@ -84,6 +84,31 @@ class TestSelection:
         assert (f >= 0).all()
 
 
+class TestShapes:
+    @given(
+        architecture=st.sampled_from(ALL),
+        d_in=st.integers(1, 9),
+        d_sae=st.integers(1, 20),
+        batch=st.integers(1, 7),
+        k=st.integers(1, 20),
+        seed=st.integers(0, 1_000),
+        training=st.booleans(),
+    )
+    def test_any_size(self, architecture, d_in, d_sae, batch, k, seed, training):
+        sae = random_sae(architecture, seed, d_in, d_sae, min(k, d_sae)).train(training)
+        x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(seed))
+        f, x_hat = sae.encode(x), sae(x)
+        assert f.shape == (batch, d_sae) and x_hat.shape == x.shape and (f >= 0).all()
+        dead = torch.arange(0, d_sae, 3)
+        for loss in (sae.loss(x), sae.loss(x, dead), sae.loss(x, dead, sparsity=0.0)):
+            assert loss.ndim == 0 and torch.isfinite(loss) and loss >= 0
+        assert sae.loss(x, sparsity=2.0) >= sae.loss(x, sparsity=1.0) >= sae.loss(x, sparsity=0.0)
+        if training and architecture == "topk":
+            assert (f > 0).sum(1).max() <= k
+        if training and architecture in ("batch_topk", "matryoshka"):
+            assert (f > 0).sum() <= batch * k
+
+
 class TestExport:
     @pytest.mark.parametrize("architecture", ALL)
     def test_saelens_computes_the_same_to_the_bit(self, architecture):
