@@ -53,7 +53,10 @@ def test_gpt2_with_random_weights_from_the_cache(path, gpt2):
     supported = [claim for claim, verdict in seen.items() if verdict == "supported"]
     assert not any("specialist" in claim.lower() for claim in supported), supported
     assert not any("order of tokens" in claim or "fits this model" in claim for claim in supported), supported
-    if notebooks.phase_of(path) == "0":  # toy data, on which the model has no say, and neurons that learnt nothing
+    if notebooks.phase_of(path) == "4":  # how architectures compare does not need a model that has learned something
+        meaning = ("interpretable", "survives", "seeds find")
+        assert not any(word in claim for claim in supported for word in meaning), supported
+    elif notebooks.phase_of(path) == "0":  # toy data, on which the model has no say, and neurons that learnt nothing
         assert len(seen) - 1 <= len(supported), supported
     else:
         assert len(supported) <= len(seen) / 2, supported

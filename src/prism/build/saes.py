@@ -22,7 +22,7 @@ from prism.training import TrainConfig, metadata_of, train
 from prism.training.family import (
     FAMILY,
     TARGET_L0,
-    held_out_documents,
+    held_out_batch,
     member_configs,
     training_activations,
     training_documents,
@@ -119,8 +119,7 @@ def train_family(spec: ModelSpec, out: Path) -> pd.DataFrame:
     The members at the family's L0 are saved; of the others on the front only the measures are kept, in `front.csv`.
     """
     model, hook = load_model(spec), spec.sae().hook_name
-    documents = held_out_documents(spec.corpus)
-    batch = corpus_batch(documents, model.tokenizer, spec.context, EVALUATION_TOKENS)
+    batch = held_out_batch(spec, model.tokenizer, EVALUATION_TOKENS)
     total = int(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context).keep.sum())
     rows = []
     for name, member in FAMILY.items():

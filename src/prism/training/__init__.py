@@ -2,6 +2,7 @@
 
 from prism.training.family import (
     FAMILY,
+    held_out_batch,
     held_out_documents,
     load_family,
     metadata_of,

@@ -11,7 +11,7 @@ import pandas as pd
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
-from prism.data import DATA, corpus_batch, load_corpus
+from prism.data import DATA, TokenBatch, corpus_batch, load_corpus
 from prism.models import HOME_TOKENS, ModelSpec, harvest, home_folder, load_model, random_model
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
 from prism.training.loop import TrainConfig, train
@@ -78,6 +78,17 @@ def held_out_documents(corpus: str) -> pd.DataFrame:
     return load_corpus(corpus).iloc[::HELD_OUT].reset_index(drop=True)
 
 
+def held_out_batch(spec: ModelSpec, tokenizer, n_tokens: int) -> TokenBatch:
+    """Tokens of the held-out documents, at least `n_tokens` if there are so many."""
+    return first_sequences(corpus_batch(held_out_documents(spec.corpus), tokenizer, spec.context), n_tokens)
+
+
+def first_sequences(batch: TokenBatch, n_tokens: int) -> TokenBatch:
+    """The first sequences of a batch that hold at least `n_tokens` together; all if there are fewer."""
+    enough = int((batch.keep.sum(1).cumsum(0) < n_tokens).sum()) + 1
+    return batch[:enough]
+
+
 @lru_cache(maxsize=2)
 def training_activations(
     spec: ModelSpec, hook_name: str, n_tokens: int = HOME_TOKENS, random_weights: bool = False
@@ -88,9 +99,7 @@ def training_activations(
         n_tokens: how many at most; fewer if the corpus holds fewer.
     """
     model = random_model(spec) if random_weights else load_model(spec)
-    batch = corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context)
-    enough = int((batch.keep.sum(1).cumsum(0) < n_tokens).sum()) + 1
-    batch = batch[:enough]
+    batch = first_sequences(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context), n_tokens)
     stream = zip(harvest(model, batch.tokens, hook_name), batch.keep.split(32), strict=True)
     return np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
 
