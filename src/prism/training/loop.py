@@ -55,6 +55,7 @@ class TrainConfig:
 
 
 STEERING, AHEAD = 0.02, 2.0  # change of the penalty coefficient's logarithm a step; weight of where L0 is going
+THRESHOLD_RATE = 8.0  # JumpReLU's thresholds learn so many times faster: at the others' rate they lag behind the penalty
 SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
 
 
@@ -78,7 +79,10 @@ class Trainer:
         self.sae = make_sae(sae) if isinstance(sae, SaeConfig) else sae
         self.sae.b_dec.data = self.sample.mean(0).cpu()
         self.sae.to(device).train()
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+        quick = [p for name, p in self.sae.named_parameters() if name == "log_threshold"]
+        groups = [{"params": [p for p in self.sae.parameters() if all(p is not q for q in quick)], "factor": 1.0}]
+        groups += [{"params": quick, "factor": THRESHOLD_RATE}] if quick else []
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.quiet = torch.zeros(self.sae.config.d_sae, device=device)  # activations since each feature last fired
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
         self.log_l0: float | None = None  # running mean of log L0
@@ -257,7 +261,7 @@ def update(
     elif normalise:
         grad.addcmul_(rows, torch.einsum("ij,ij->i", grad, rows)[:, None], value=-1)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
     optimizer.step()
     if normalise and not freeze:
         rows.div_(rows.norm(dim=1, keepdim=True))
