@@ -187,7 +187,8 @@ class TestEvaluate:
         assert sum(seen) >= 2 * batch.n_tokens
 
     def test_nan_activations_are_said(self, mini, sae, batch, monkeypatch):
-        monkeypatch.setattr(ev, "harvest", lambda *a: iter([torch.full((*batch.tokens.shape, 192), float("nan"))]))
+        nothing = torch.full((*batch.tokens.shape, 192), float("nan"))
+        monkeypatch.setattr(ev.streaming, "harvest", lambda *a: iter([nothing]))
         with pytest.raises(ValueError, match="NaN or infinite"):
             ev.evaluate(mini, sae, batch, with_ce=False, batch_size=len(batch))
 

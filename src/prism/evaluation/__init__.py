@@ -1,0 +1,30 @@
+"""How well an SAE stands in for the activation that it reads: one definition for each measure.
+
+Pure functions (`metrics`), and `evaluate`, which streams them over tokens in bounded memory (`streaming`). BOS and
+padding are left out everywhere: activations there are passed on unchanged, and predictions made from there are not
+counted.
+"""
+
+from prism.evaluation.metrics import (
+    ce_recovered,
+    cosine,
+    density,
+    explained_variance,
+    kl,
+    l0,
+    matched_cosines,
+    mcc,
+    mse,
+    paired_bootstrap,
+    relative_reconstruction_bias,
+)
+from prism.evaluation.preflight import PreflightError, preflight
+from prism.evaluation.streaming import (
+    ENCODE_TOKENS,
+    Evaluation,
+    Sums,
+    evaluate,
+    logit_rows,
+    splice,
+    splice_check,
+)
