@@ -5,6 +5,8 @@ padding are left out everywhere: activations there are passed on unchanged, and 
 counted.
 """
 
+from prism.evaluation.agreement import agreement_with_saelens
+from prism.evaluation.dictionaries import Dictionary, pca, random_directions, raw_channels, sanity_dictionaries
 from prism.evaluation.metrics import (
     ce_recovered,
     cosine,
@@ -19,11 +21,13 @@ from prism.evaluation.metrics import (
     relative_reconstruction_bias,
 )
 from prism.evaluation.preflight import PreflightError, preflight
+from prism.evaluation.results import Evaluation, evaluation_table, paired_difference
 from prism.evaluation.streaming import (
     ENCODE_TOKENS,
-    Evaluation,
     Sums,
     evaluate,
+    evaluate_all,
+    kept_activations,
     logit_rows,
     splice,
     splice_check,

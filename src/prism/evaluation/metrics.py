@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -158,6 +158,11 @@ def kl(
     return total / len(rows)
 
 
+def bootstrap_counts(size: int, n: int, seed: int) -> Int[np.ndarray, "n size"]:
+    """How often each of `size` samples is drawn in each of `n` resamples."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n)
+
+
 def paired_bootstrap(
     difference: Float[np.ndarray, " sequences"], weight: Float[np.ndarray, " sequences"], n: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -171,6 +176,6 @@ def paired_bootstrap(
     size = len(difference)
     if size < 2:
         return float("nan"), float("nan")  # one sequence says nothing about the spread
-    counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n)
+    counts = bootstrap_counts(size, n, seed)
     low, high = np.quantile((counts @ difference) / (counts @ weight), [0.025, 0.975])
     return float(low), float(high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,55 +13,10 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.evaluation.metrics import ce_recovered, explained_share, kl, paired_bootstrap
+from prism.evaluation.results import Evaluation
 from prism.models import check_hook, harvest
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured. Nats per token for the cross-entropies; None where it was not asked for."""
-
-    n_tokens: int
-    d_sae: int
-    l0: float
-    mse: float
-    explained_variance: float
-    cosine: float
-    relative_reconstruction_bias: float
-    dead: int  # features that never fired on these tokens
-    density: Float[np.ndarray, " d_sae"] = field(repr=False)
-    ce_clean: float | None = None
-    delta_ce: float | None = None
-    delta_ce_interval: tuple[float, float] | None = None
-    mean_ablation_cost: float | None = None  # what replacing the activation by its mean costs: all there is to recover
-    mean_ablation_interval: tuple[float, float] | None = None
-    ce_recovered_mean: float | None = None
-    ce_recovered_zero: float | None = None
-    kl: float | None = None
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a measure, with its value and unit; densities are left out."""
-        units = {
-            "n_tokens": "tokens", "d_sae": "features", "l0": "features per token", "mse": "squared units per token",
-            "explained_variance": "share", "cosine": "", "relative_reconstruction_bias": "1 is unbiased",
-            "dead": "features", "ce_clean": "nats per token", "delta_ce": "nats per token",
-            "delta_ce_interval": "95 %, bootstrap over sequences", "mean_ablation_cost": "nats per token",
-            "mean_ablation_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
-            "ce_recovered_zero": "against zero-ablation", "kl": "nats per token",
-        }  # fmt: skip
-        rows = []
-        for name in (f.name for f in fields(self) if f.name != "density"):
-            value = getattr(self, name)
-            if value is not None:
-                rows.append((name, _show(value), units[name]))
-        return pd.DataFrame(rows, columns=["measure", "value", "unit"]).set_index("measure")
-
-
-def _show(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f"{v:.4f}" for v in value) + "]"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 class Sums:
@@ -102,6 +57,35 @@ class Sums:
             "relative_reconstruction_bias": self.norm_hat / self.dot if self.dot else float("nan"),
             "dead": int((self.fires == 0).sum()), "density": (self.fires.double() / self.n).numpy(),
         }  # fmt: skip
+
+
+class SequenceSums:
+    """The same sums for each sequence by itself, so that whole sequences can be resampled.
+
+    Args:
+        n: sequences.
+        d_in: channels of the activation.
+    """
+
+    def __init__(self, n: int, d_in: int):
+        self.tokens, self.active, self.residual, self.power = (torch.zeros(n, dtype=torch.float64) for _ in range(4))
+        self.sum = torch.zeros(n, d_in, dtype=torch.float64)
+
+    def add(self, rows: Tensor, x: Tensor, x_hat: Tensor, f: Tensor) -> None:
+        """Add some tokens; `rows` says which sequence each is of."""
+        x, x_hat = x.double(), x_hat.double()
+        self.sum.index_add_(0, rows, x)
+        for total, values in (
+            (self.tokens, torch.ones(len(x), dtype=torch.float64)), (self.active, (f > 0).sum(1).double()),
+            (self.residual, (x - x_hat).pow(2).sum(1)), (self.power, x.pow(2).sum(1)),
+        ):  # fmt: skip
+            total.index_add_(0, rows, values)
+
+    def frame(self, mean: Tensor) -> pd.DataFrame:
+        """One row a sequence: tokens, active features, residual and total sum of squares, the latter about `mean`."""
+        total = self.power - 2 * self.sum @ mean + self.tokens * mean.pow(2).sum()
+        columns = {"tokens": self.tokens, "active": self.active, "residual": self.residual, "total": total}
+        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
 
 def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -175,58 +159,110 @@ def evaluate(
     Raises:
         ValueError: no kept token, activations that are not finite, or an SAE whose hook or width does not fit.
     """
+    return evaluate_all(model, {"sae": sae}, batch, batch_size, with_ce, ablations, with_kl, seed)["sae"]
+
+
+@torch.no_grad()
+def evaluate_all(
+    model, saes: dict, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
+    with_kl: bool = True, seed: int = 0,
+) -> dict[str, Evaluation]:  # fmt: skip
+    """`evaluate` for several SAEs of one model: the same numbers, but the clean model runs once for all of them, and
+    each hook is ablated once, so that every further SAE costs about a third.
+
+    Args:
+        saes: name -> SAE; their hooks may differ.
+        batch, batch_size, with_ce, ablations, with_kl, seed: see `evaluate`.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
-    batch_size = batch_size or logit_rows(model, batch)
-    sums = _stream(model, sae, batch, batch_size)
-    measured = sums.measures()
-    if with_ce:
-        measured |= _cross_entropies(model, sae, batch, batch_size, sums.mean.float(), ablations, with_kl, seed)
-    return Evaluation(**measured)
+    batch_size, found, changes = batch_size or logit_rows(model, batch), {}, {}
+    for name, sae in saes.items():
+        hook_name = sae.cfg.metadata.hook_name
+        sums, sequences = _stream(model, sae, batch, batch_size)
+        found[name] = Evaluation(**sums.measures(), per_sequence=sequences.frame(sums.mean))
+        changes["sae", name] = (hook_name, _reconstruct(sae))
+        if ablations:
+            changes["zero", hook_name] = (hook_name, torch.zeros_like)
+            changes["mean", hook_name] = (hook_name, sums.mean.float().expand_as)
+    if not with_ce:
+        return found
+    clean, nats, divergence, weight = _cross_entropies(model, changes, batch, batch_size, with_kl)
+    for name, sae in saes.items():
+        own = {("sae", name), *((kind, sae.cfg.metadata.hook_name) for kind in ("zero", "mean"))}
+        mine = {"clean": clean} | {key[0]: values for key, values in nats.items() if key in own}
+        found[name] = _with_ce(found[name], mine, weight, divergence.get(name), seed)
+    return found
 
 
-def _stream(model, sae, batch: TokenBatch, batch_size: int) -> Sums:
-    """First pass: everything that needs activations but no logits."""
-    sums = Sums(sae.cfg.d_in, sae.cfg.d_sae)
-    activations = harvest(model, batch.tokens, sae.cfg.metadata.hook_name, batch_size)
-    for x, keep in zip(activations, batch.keep.split(batch_size), strict=True):
-        if x.shape[-1] != sae.cfg.d_in:
-            raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
+def _with_ce(
+    found: Evaluation, nats: dict[str, np.ndarray], weight: np.ndarray, divergence: float | None, seed: int
+) -> Evaluation:
+    """Add to an evaluation what the sums of cross-entropy `[batch]` of the clean and the changed models say."""
+    ce = {kind: float(values.sum() / weight.sum()) for kind, values in nats.items()}
+    out = {"ce_clean": ce["clean"], "delta_ce": ce["sae"] - ce["clean"], "kl": divergence}
+    out["delta_ce_interval"] = paired_bootstrap(nats["sae"] - nats["clean"], weight, seed=seed)
+    if "mean" in ce:
+        out["mean_ablation_cost"] = ce["mean"] - ce["clean"]
+        out["mean_ablation_interval"] = paired_bootstrap(nats["mean"] - nats["clean"], weight, seed=seed)
+        out |= {f"ce_recovered_{kind}": ce_recovered(ce["clean"], ce["sae"], ce[kind]) for kind in ("mean", "zero")}
+    columns = {"predictions": weight} | {f"nats_{kind}": values for kind, values in nats.items()}
+    return replace(found, **out, per_sequence=found.per_sequence.assign(**columns))
+
+
+def _finite(model, hook_name: str, batch: TokenBatch, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Stream a hook's activations on kept tokens `[tokens, d_in]`, and the sequence of each."""
+    activations = harvest(model, batch.tokens, hook_name, batch_size)
+    for start, x in zip(range(0, len(batch), batch_size), activations, strict=True):
+        keep = batch.keep[start : start + batch_size]
         if not torch.isfinite(x[keep]).all():
             raise ValueError("activations are NaN or infinite; check the model's weights and its number format")
-        for part in x[keep].split(ENCODE_TOKENS):
+        yield x[keep], keep.nonzero()[:, 0] + start
+
+
+def kept_activations(model, hook_name: str, batch: TokenBatch, batch_size: int = 32) -> Float[Tensor, "tokens d_in"]:
+    """A hook's activations on all kept tokens, in memory: for samples (20,000 tokens of 768 channels are 60 MB).
+
+    Raises:
+        ValueError: unknown hook, or activations that are not finite.
+    """
+    return torch.cat([x for x, _ in _finite(model, hook_name, batch, batch_size)])
+
+
+def _stream(model, sae, batch: TokenBatch, batch_size: int) -> tuple[Sums, SequenceSums]:
+    """First pass: everything that needs activations but no logits."""
+    sums, sequences = Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)
+    for x, rows in _finite(model, sae.cfg.metadata.hook_name, batch, batch_size):
+        if x.shape[-1] != sae.cfg.d_in:
+            raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
+        for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
             f = sae.encode(part)
-            sums.add(part, sae.decode(f), f)
-    return sums
+            x_hat = sae.decode(f)
+            sums.add(part, x_hat, f)
+            sequences.add(of, part, x_hat, f)
+    return sums, sequences
 
 
 def _cross_entropies(
-    model, sae, batch: TokenBatch, batch_size: int, mean: Tensor, ablations: bool, with_kl: bool, seed: int
-) -> dict[str, object]:
-    """Second pass: CE of the clean, the spliced and the ablated model, and KL."""
-    hook_name = sae.cfg.metadata.hook_name
-    changes = {"sae": _reconstruct(sae)}
-    if ablations:
-        changes |= {"zero": torch.zeros_like, "mean": lambda x: mean.expand_as(x)}
-    nats: dict[str, list[np.ndarray]] = {name: [] for name in ("clean", *changes)}
-    weights, kl_sum = [], 0.0
+    model, changes: dict[tuple[str, str], tuple[str, Callable]], batch: TokenBatch, batch_size: int, with_kl: bool
+) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray], dict[str, float], np.ndarray]:
+    """Second pass: nats `[batch]` of the clean model and under each change, KL of each SAE, predictions `[batch]`."""
+    clean_nats, weights = [], []
+    nats: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in changes}
+    divergence = {name: 0.0 for kind, name in changes if kind == "sae" and with_kl}
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
         clean = model(part.tokens, return_type="logits")
-        nats["clean"].append(_nats(clean, part.tokens, mask))
-        for name, change in changes.items():
-            logits = splice(model, part.tokens, hook_name, part.keep, change)
-            nats[name].append(_nats(logits, part.tokens, mask))
-            if name == "sae" and with_kl and mask.any():
-                kl_sum += kl(clean[:, :-1], logits[:, :-1], mask) * int(mask.sum())
+        clean_nats.append(_nats(clean, part.tokens, mask))
         weights.append(mask.sum(1).double().numpy())
-    weight, total = np.concatenate(weights), {name: np.concatenate(parts) for name, parts in nats.items()}
-    n = weight.sum()
-    ce = {name: float(values.sum() / n) for name, values in total.items()}
-    out = {"ce_clean": ce["clean"], "delta_ce": ce["sae"] - ce["clean"]}
-    out["delta_ce_interval"] = paired_bootstrap(total["sae"] - total["clean"], weight, seed=seed)
-    if ablations:
-        out["mean_ablation_cost"] = ce["mean"] - ce["clean"]
-        out["mean_ablation_interval"] = paired_bootstrap(total["mean"] - total["clean"], weight, seed=seed)
-        out |= {f"ce_recovered_{name}": ce_recovered(ce["clean"], ce["sae"], ce[name]) for name in ("mean", "zero")}
-    return out | ({"kl": kl_sum / n} if with_kl else {})
+        for (kind, name), (hook_name, change) in changes.items():
+            logits = splice(model, part.tokens, hook_name, part.keep, change)
+            nats[kind, name].append(_nats(logits, part.tokens, mask))
+            if kind == "sae" and with_kl and mask.any():
+                divergence[name] += kl(clean[:, :-1], logits[:, :-1], mask) * int(mask.sum())
+    weight = np.concatenate(weights)
+    whole = {key: np.concatenate(parts) for key, parts in nats.items()}
+    return np.concatenate(clean_nats), whole, {name: x / weight.sum() for name, x in divergence.items()}, weight
