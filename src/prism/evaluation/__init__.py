@@ -32,7 +32,7 @@ from prism.evaluation.probing import (
     token_concepts,
     tokens_matching,
 )
-from prism.evaluation.results import Evaluation, evaluation_table, paired_difference
+from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.splitting import children, splitting
 from prism.evaluation.streaming import (
     ENCODE_TOKENS,
