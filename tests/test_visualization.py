@@ -413,7 +413,7 @@ def test_explore_feature_names_what_it_shows(matrix):
 
 @pytest.fixture
 def fidelity():
-    rows = {"a": (30.0, 0.9, 0.1), "<b>": (60.0, 0.8, 0.3)}
+    rows = {"a": (30.0, 0.9, 0.1), "<b>": (160.0, 0.8, 0.3)}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["l0", "explained_variance", "delta_ce"])
     for name in list(table):
         table[f"{name}_low"], table[f"{name}_high"] = table[name] * 0.9, table[name] * 1.2
@@ -433,6 +433,8 @@ def test_density_curves_share_out_all_features():
     fig = titled(viz.density_curves({"a": np.array([0, 1e-3, 0.5, 1.0]), "b": np.zeros(3)}, 10_000), "density", "share")
     assert sum(fig.data[0].y) == pytest.approx(0.75) and "25% dead" in fig.data[0].name
     assert sum(fig.data[1].y) == 0 and "100% dead" in fig.data[1].name
+    every = viz.density_curves({"a": np.arange(1, 400) / 1000}, 1000).data[0].y
+    assert (np.asarray(every)[:8] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
 
 
 def test_specialist_grid_marks_what_passed_and_leaves_gaps():
@@ -457,5 +459,6 @@ def test_probing_bars_are_one_a_source_and_size():
     rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
     fig = viz.probing_bars(pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"]))
     titled(fig, "AUC", "concept")
-    assert [t.name for t in fig.data] == ["SAE, 1 column", "SAE, 5 columns", "dense, all columns"]
+    assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
+    assert [t.showlegend for t in fig.data] == [True, False, True, False]
     assert fig.data[0].error_y.array[0] == pytest.approx(0.2) and fig.data[0].x[0] == CATEGORY_TITLES["math"]

@@ -38,6 +38,7 @@ def fidelity_figure(
     """
     measures = {"explained_variance": "explained variance (share)", "delta_ce": "ΔCE (nats per token)"}
     fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    wide = bool(table["l0"].max() > 4 * table["l0"].min())  # too narrow a range leaves a log axis without ticks
     kinds = [(groups or {}).get(name, "SAE") for name in table.index]
     for column, (measure, words) in enumerate(measures.items(), start=1):
         for i, kind in enumerate(dict.fromkeys(kinds)):
@@ -49,7 +50,8 @@ def fidelity_figure(
                 text=[short_label(name) for name in part.index], error_y=_bars(part, measure),
                 error_x=_bars(part, "l0"), hovertemplate="%{text}: L0 %{x:.1f}, %{y:.3f}<extra></extra>",
             )  # fmt: skip
-        fig.update_xaxes(title="L0 (active features per token, log scale)", type="log", dtick="D2", row=1, col=column)
+        fig.update_xaxes(title=f"L0 (active features per token{', log scale' * wide})", row=1, col=column,
+                         type="log" if wide else "linear")  # fmt: skip
         fig.update_yaxes(title=words, row=1, col=column)
     return finish(fig, title, 430, "bars: 95 % bootstrap over sequences", margin=dict(t=110))
 
@@ -70,8 +72,7 @@ def density_curves(
         n_tokens: in the sample: no density between 0 and one in so many can be seen.
         title: the figure's title.
     """
-    lowest = np.floor(-np.log10(n_tokens))
-    edges = np.arange(lowest, 0.26, 0.25)
+    edges = np.arange(-np.log10(n_tokens) - 0.125, 0.26, 0.25)  # no bin without a possible count
     fig = go.Figure()
     for i, (name, density) in enumerate(densities.items()):
         live = density[density > 0]
@@ -103,6 +104,7 @@ def specialist_grid(
             for row in zip(values, marks, strict=True)]  # fmt: skip
     names = [short_label(name, 34) for name in scores.index]
     fig = go.Figure(go.Heatmap(z=values, x=[category_title(c) for c in order], y=names, text=text, zmin=0,
+                               zmax=max(float(np.nanmax(values, initial=1)), 1.0),
                                texttemplate="%{text}", colorscale=SEQUENTIAL, xgap=2, ygap=2, hoverongaps=False,
                                colorbar=colour_bar("held-out score (texts)"),
                                hovertemplate="%{y}, %{x}: %{z:+.0f}<extra></extra>"))  # fmt: skip
@@ -152,25 +154,29 @@ def splitting_graph(
 def probing_bars(
     table: pd.DataFrame, title: str = "Reading a concept off one column, five columns, or all of them",
 ) -> go.Figure:  # fmt: skip
-    """Held-out AUC by concept, one bar a source and number of columns, with intervals; a line at chance.
+    """Held-out AUC by concept, one bar a source, one panel a number of columns; dense probes stand in every panel.
 
     Args:
         table: from `evaluation.probe_table`.
         title: the figure's title.
     """
-    fig = go.Figure()
-    sources = list(dict.fromkeys(table["source"]))
-    patterns = {1: "", 5: "/", -1: "."}
-    for (source, k), part in table.groupby(["source", "k"], sort=False):
-        label = "all columns" if k == -1 else f"{k} column{'s' * (k > 1)}"
-        fig.add_bar(x=[category_title(c) for c in part["concept"]], y=part["auc"],
-                    name=f"{short_label(source)}, {label}",
-                    marker=dict(color=OKABE_ITO[sources.index(source) % 7], pattern_shape=patterns.get(k, "x")),
-                    error_y=dict(type="data", symmetric=False, array=part["high"] - part["auc"], thickness=1,
-                                 arrayminus=part["auc"] - part["low"], width=2),
-                    hovertemplate=f"{short_label(source)}, {label}: %{{y:.3f}}<extra></extra>")  # fmt: skip
+    sizes = [k for k in dict.fromkeys(table["k"]) if k > 0] or [-1]
+    heads = [f"{k} column{'s' * (k > 1)}" if k > 0 else "all columns" for k in sizes]
+    fig = make_subplots(rows=len(sizes), cols=1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=heads)
+    for i, source in enumerate(dict.fromkeys(table["source"])):
+        name, first = short_label(source), True
+        for panel, k in enumerate(sizes, start=1):
+            part = table[(table["source"] == source) & table["k"].isin((k, -1))]
+            if part.empty:
+                continue
+            bars = dict(type="data", symmetric=False, array=part["high"] - part["auc"], thickness=1, width=2,
+                        arrayminus=part["auc"] - part["low"])  # fmt: skip
+            fig.add_bar(x=[category_title(c) for c in part["concept"]], y=part["auc"], name=name, error_y=bars,
+                        marker_color=OKABE_ITO[i % 7], showlegend=first, legendgroup=source, row=panel, col=1,
+                        hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>")  # fmt: skip
+            first = False
     fig.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
-    fig.update_xaxes(title="concept")
-    fig.update_yaxes(title="AUC on held-out units (chance: 0.5)", range=[0.4, 1.02])
-    return finish(fig, title, 480, "bars: 95 % bootstrap over texts", barmode="group", margin=dict(t=95, r=235),
-                  legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"))  # fmt: skip
+    fig.update_xaxes(title="concept", row=len(sizes))
+    fig.update_yaxes(title="AUC (chance: 0.5)", range=[0.4, 1.02])
+    return finish(fig, title, 170 + 210 * len(sizes), "on held-out units; bars: 95 % bootstrap over texts",
+                  barmode="group", margin=dict(t=130))  # fmt: skip
