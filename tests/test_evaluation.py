@@ -1,6 +1,9 @@
 """Every metric on a case whose answer is known by hand; streams against whole arrays; SAELens where it agrees."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -187,7 +190,8 @@ class TestEvaluate:
         assert sum(seen) >= 2 * batch.n_tokens
 
     def test_nan_activations_are_said(self, mini, sae, batch, monkeypatch):
-        monkeypatch.setattr(ev, "harvest", lambda *a: iter([torch.full((*batch.tokens.shape, 192), float("nan"))]))
+        nothing = torch.full((*batch.tokens.shape, 192), float("nan"))
+        monkeypatch.setattr(ev.streaming, "harvest", lambda *a: iter([nothing]))
         with pytest.raises(ValueError, match="NaN or infinite"):
             ev.evaluate(mini, sae, batch, with_ce=False, batch_size=len(batch))
 
@@ -197,6 +201,77 @@ class TestEvaluate:
 
     def test_splice_check(self, mini, sae, batch):
         assert ev.splice_check(mini, sae, batch) < 1e-5
+
+
+    def test_several_at_once_are_each_as_alone(self, mini, sae, batch):
+        spec = get_spec("mini")
+        saes = {name: load_sae(spec, name) for name in ("2-res", "1-res", "2-mlp-out")}
+        together = ev.evaluate_all(mini, saes, batch)
+        for name, one in saes.items():
+            alone = ev.evaluate(mini, one, batch)
+            pd.testing.assert_frame_equal(alone.to_frame(), together[name].to_frame())
+            pd.testing.assert_frame_equal(alone.per_sequence, together[name].per_sequence)
+
+    def test_the_literatures_loss_recovered_flatters_here_too(self, mini, sae, batch):
+        result = ev.evaluate(mini, sae, batch, with_kl=False)
+        assert result.ce_recovered_zero > result.ce_recovered_mean and result.delta_ce > 0
+
+
+class TestIntervals:
+    @pytest.fixture(scope="class")
+    def found(self, mini, sae, batch):
+        return ev.evaluate(mini, sae, batch)
+
+    def test_sequences_add_up_to_the_whole(self, found):
+        sums = found.per_sequence.sum()
+        assert sums["tokens"] == found.n_tokens
+        assert sums["active"] / sums["tokens"] == pytest.approx(found.l0)
+        assert 1 - sums["residual"] / sums["total"] == pytest.approx(found.explained_variance, abs=1e-9)
+        assert (sums["nats_sae"] - sums["nats_clean"]) / sums["predictions"] == pytest.approx(found.delta_ce)
+
+    @pytest.mark.parametrize("measure", ["l0", "mse", "explained_variance", "delta_ce", "mean_ablation_cost"])
+    def test_interval_holds_its_measure(self, found, measure):
+        low, high = found.interval(measure)
+        assert low < getattr(found, measure) < high
+
+    def test_interval_of_delta_ce_is_the_one_in_the_result(self, found):
+        assert found.interval("delta_ce") == pytest.approx(found.delta_ce_interval)
+
+    def test_by_hand(self):
+        """Two sequences of one token, L0 0 and 4: a resample has mean 0, 2 or 4, the extremes a quarter each."""
+        sums = pd.DataFrame({"tokens": [1.0, 1.0], "active": [0.0, 4.0]})
+        found = ev.Evaluation(2, 4, 2.0, 0.0, 1.0, 1.0, 1.0, 0, np.ones(4), per_sequence=sums)
+        assert found.interval("l0") == (0.0, 4.0)
+        assert ev.paired_difference(found, found, "l0") == (0.0, 0.0, 0.0)
+
+    def test_difference_to_itself_plus_a_constant_has_no_spread(self, found):
+        sums = found.per_sequence.assign(active=found.per_sequence["active"] + 3 * found.per_sequence["tokens"])
+        more = replace(found, l0=found.l0 + 3, per_sequence=sums)
+        assert ev.paired_difference(more, found, "l0") == pytest.approx((3, 3, 3))
+        width = np.diff(found.interval("l0"))[0]
+        assert width > 0.1
+
+    def test_what_cannot_be_compared_is_said(self, mini, sae, batch, found):
+        with pytest.raises(ValueError, match="different tokens"):
+            ev.paired_difference(found, ev.evaluate(mini, sae, batch[:5]))
+        with pytest.raises(ValueError, match="choose from l0"):
+            found.interval("cosine")
+        with pytest.raises(ValueError, match="was not measured"):
+            ev.evaluate(mini, sae, batch, with_ce=False).interval("delta_ce")
+
+    def test_table_has_a_row_an_sae(self, mini, sae, batch, found):
+        table = ev.evaluation_table({"a": found, "b": ev.evaluate(mini, sae, batch, with_ce=False)})
+        assert list(table.index) == ["a", "b"] and table.loc["a", "delta_ce"] == found.delta_ce
+        assert np.isnan(table.loc["b", "delta_ce"]) and (table["l0_low"] < table["l0"]).all()
+        assert table.loc["a", "dead_share"] == found.dead / found.d_sae
+        shown = ev.readable_table(table)
+        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "nan [nan, nan]"
+        assert list(ev.readable_table(table.loc[["b"]].dropna(axis=1)))[:2] == ["L0", "EV"]
+
+    def test_ultralow_needs_a_million_tokens(self, found):
+        assert found.ultralow is None
+        many = replace(found, n_tokens=2_000_000, density=np.array([0.0, 5e-7, 1e-6, 0.5]))
+        assert many.ultralow == 1
 
 
 class TestAgainstSaeLens:
@@ -224,6 +299,25 @@ class TestAgainstSaeLens:
         assert ours.ce_clean == pytest.approx(clean, abs=1e-4)
         assert ours.delta_ce == pytest.approx(spliced - clean, abs=1e-4)
         assert ours.kl == pytest.approx(theirs["kl_div_with_sae"][:, 1:-1].mean().item(), abs=1e-4)
+
+
+    @pytest.mark.parametrize("name", ["2-res", "2-mlp-out"])
+    def test_run_evals(self, mini, name):
+        """All that `run_evals` says, where it means the same; and where it does not, the reason and the direction."""
+        batch = corpus_batch(load_corpus("mini", 40), mini.tokenizer, 64)
+        frame = ev.agreement_with_saelens(mini, load_sae(get_spec("mini"), name), batch, batch_size=8)
+        same = frame[frame["same definition"]]
+        assert {"l0", "mse", "explained_variance", "cosine", "ce_clean", "ce_sae"} <= set(same["measure"])
+        np.testing.assert_allclose(same["ours"], same["theirs"], rtol=1e-4, atol=1e-5)
+        assert (frame["why not"] == "").equals(frame["same definition"])
+        other = frame[~frame["same definition"]].set_index("SAELens")
+        assert abs(other.loc["explained_variance_legacy", "difference"]) > 1e-3
+        assert abs(other.loc["kl_div_with_sae", "difference"]) < 0.02
+        assert abs(other.loc["relative_reconstruction_bias", "difference"]) < 1e-3
+
+    def test_nothing_to_compare_is_said(self, mini, sae, batch):
+        with pytest.raises(ValueError, match="free of special tokens"):
+            ev.agreement_with_saelens(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
 
 
 class TestPreflight:

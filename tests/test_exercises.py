@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from prism.exercises import check, phase_0, phase_1, phase_2, phase_4
+from prism.exercises import check, phase_0, phase_1, phase_2, phase_3, phase_4
 
 
 def loop_l0(f, keep):
@@ -52,6 +52,15 @@ def bisect_density(r):
 
 def unit(x):
     return x / x.norm(dim=1, keepdim=True)
+
+
+def unit_dot(a, b):
+    return a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5
+
+
+def loop_interval(a, b, draws):
+    means = sorted(float(np.mean([a[i] - b[i] for i in draw])) for draw in draws)
+    return np.interp([0.025, 0.975], np.linspace(0, 1, len(means)), means)
 
 
 def loop_l1(x, x_hat, f, norms, coefficient):
@@ -119,6 +128,13 @@ RIGHT = [
     (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max(((a > 0) | (b > 0)).sum(), 1)),
     (phase_2.check_jaccard, lambda a, b: np.nan_to_num(
         np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(())))),
+    (phase_3.check_recovered, lambda c, s, a: 1 - (s - c) / (a - c)),
+    (phase_3.check_recovered, lambda c, s, a: np.divide(s - a, c - a)),
+    (phase_3.check_paired_interval, loop_interval),
+    (phase_3.check_paired_interval, lambda a, b, d: np.percentile(a[d].mean(1) - b[d].mean(1), [2.5, 97.5])),
+    (phase_3.check_n_children, lambda p, w, c: sum(unit_dot(row, p) > c for row in w)),
+    (phase_3.check_n_children, lambda p, w, c: len(np.flatnonzero(
+        (w / np.linalg.norm(w, axis=1, keepdims=True)) @ (p / np.linalg.norm(p)) > c))),
     (phase_4.check_l1_loss, loop_l1),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: (torch.norm(x - y) ** 2 + c * (f.abs() * n).sum()) / len(x)),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: np.mean(
@@ -197,6 +213,22 @@ WRONG = [
     (phase_2.check_jaccard, lambda a, b: np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1), "Your function"),
     (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / np.float64(((a > 0) | (b > 0)).sum()), "nan"),
     (phase_2.check_jaccard, lambda a, b: a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9), "cosine"),
+    (phase_3.check_recovered, lambda c, s, a: (s - c) / (a - c), "*lost*"),
+    (phase_3.check_recovered, lambda c, s, a: (a - s) / a, "ablated loss"),
+    (phase_3.check_recovered, lambda c, s, a: (a - s) / (s - c), "cost of the SAE"),
+    (phase_3.check_recovered, lambda c, s, a: (s - a) / (a - c), "sign"),
+    (phase_3.check_paired_interval, lambda a, b, d: np.quantile(
+        a[d].mean(1) - b[d[::-1]].mean(1), [0.025, 0.975]), "same row of `draws`"),
+    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d], [0.025, 0.975]), "single sequences"),
+    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(0), [0.025, 0.975]), "axis 1"),
+    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(1), [0.05, 0.95]), "90 %"),
+    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((b - a)[d].mean(1), [0.025, 0.975]), "a minus b"),
+    (phase_3.check_paired_interval, lambda a, b, d: (a - b).mean(), "Your function returned"),
+    (phase_3.check_n_children, lambda p, w, c: (w @ p > c).sum(), "both lengths"),
+    (phase_3.check_n_children, lambda p, w, c: sum(abs(unit_dot(row, p)) > c for row in w), "opposite"),
+    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(w, axis=1) > c).sum(), "length of the parent"),
+    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(p) > c).sum(), "each wide row"),
+    (phase_3.check_n_children, lambda p, w, c: np.mean([unit_dot(row, p) > c for row in w]), "share of rows"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).mean() + c * (f.abs() @ n).mean(), "over d_in"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * f.abs().sum(1).mean(), "decoder norms"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).sum() + c * (f.abs() @ n).sum(), "of the batch;"),
@@ -250,7 +282,7 @@ def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsy
 
 
 def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for module in (phase_0, phase_1, phase_2, phase_4):
+    for module in (phase_0, phase_1, phase_2, phase_3, phase_4):
         for name in (n for n in vars(module) if n.startswith("check_") and n != "check_diagnosis"):
             assert getattr(module, name)(lambda *args: None) is getattr(module, name.removeprefix("check_"))
             assert "not written yet" in capsys.readouterr().out

@@ -408,6 +408,60 @@ def test_explore_feature_names_what_it_shows(matrix):
     assert "&lt;b&gt;" in viz.explore_feature(matrix, 7, name="<b>").data
 
 
+# phase 3
+
+
+@pytest.fixture
+def fidelity():
+    rows = {"a": (30.0, 0.9, 0.1), "<b>": (160.0, 0.8, 0.3)}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["l0", "explained_variance", "delta_ce"])
+    for name in list(table):
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] * 0.9, table[name] * 1.2
+    return table
+
+
+def test_fidelity_figure_has_a_point_an_sae_with_its_interval(fidelity):
+    fig = titled(viz.fidelity_figure(fidelity, {"a": "ours"}), "L0", "explained variance", "nats per token")
+    assert [t.name for t in fig.data] == ["ours", "SAE"] * 2 and [t.showlegend for t in fig.data[2:]] == [False] * 2
+    assert [list(t.y) for t in fig.data] == [[0.9], [0.8], [0.1], [0.3]]
+    assert fig.data[2].error_y.array[0] == pytest.approx(0.02)
+    assert fig.data[2].error_y.arrayminus[0] == pytest.approx(0.01)
+    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.xaxis.type == "log"
+
+
+def test_density_curves_share_out_all_features():
+    fig = titled(viz.density_curves({"a": np.array([0, 1e-3, 0.5, 1.0]), "b": np.zeros(3)}, 10_000), "density", "share")
+    assert sum(fig.data[0].y) == pytest.approx(0.75) and "25% dead" in fig.data[0].name
+    assert sum(fig.data[1].y) == 0 and "100% dead" in fig.data[1].name
+    every = viz.density_curves({"a": np.arange(1, 400) / 1000}, 1000).data[0].y
+    assert (np.asarray(every)[:8] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
+
+
+def test_specialist_grid_marks_what_passed_and_leaves_gaps():
+    scores = pd.DataFrame({"math": [9.0, np.nan], "python": [3.0, 1.0]}, index=["SAE", "twin"])
+    passed = pd.DataFrame({"math": [True, False], "python": [False, False]}, index=["SAE", "twin"])
+    fig = titled(viz.specialist_grid(scores, passed), "category", "SAE")
+    assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
+    assert [list(row) for row in fig.data[0].text] == [["+3", "+9 ●"], ["+1", ""]]
+
+
+def test_splitting_graph_shows_the_parents_with_most_children():
+    edges = pd.DataFrame({"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8],
+                          "coactivation": [0.2, 0.6, 1.0]})  # fmt: skip
+    fig = titled(viz.splitting_graph(edges, most=1), "narrow SAE")
+    words = [note.text for note in fig.layout.annotations]
+    assert words == ["2: cosine 0.90, on 60% of its firings", "1: cosine 0.50, on 20% of its firings", "feature 5"]
+    assert fig.data[0].line.width > fig.data[1].line.width
+    assert not viz.splitting_graph(edges.iloc[:0]).layout.annotations  # nothing splits: an empty graph, no error
+
+
+def test_probing_bars_are_one_a_source_and_size():
+    rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
+    fig = viz.probing_bars(pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"]))
+    titled(fig, "AUC", "concept")
+    assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
+    assert [t.showlegend for t in fig.data] == [True, False, True, False]
+    assert fig.data[0].error_y.array[0] == pytest.approx(0.2) and fig.data[0].x[0] == CATEGORY_TITLES["math"]
 # phase 4: training
 
 

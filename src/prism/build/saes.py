@@ -132,7 +132,8 @@ def train_family(spec: ModelSpec, out: Path) -> pd.DataFrame:
             if target == TARGET_L0:
                 save_saelens(trained, out / name, metadata)
             found = evaluate(reads, to_saelens(trained, metadata), batch, with_kl=False)
-            row = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("density", "kl")}
+            left_out = ("density", "kl", "per_sequence")
+            row = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in left_out}
             low, high = row.pop("delta_ce_interval")
             row.pop("mean_ablation_interval")
             rows.append({"member": name, "target_l0": target, **row, "delta_ce_low": low, "delta_ce_high": high})

@@ -55,7 +55,7 @@ class TrainConfig:
 
 
 STEERING, AHEAD = 0.02, 2.0  # change of the penalty coefficient's logarithm a step; weight of where L0 is going
-THRESHOLD_RATE = 8.0  # JumpReLU's thresholds learn so many times faster: at the others' rate they lag behind the penalty
+THRESHOLD_RATE = 8.0  # JumpReLU's thresholds learn so many times faster: else they lag behind the penalty
 SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
 
 

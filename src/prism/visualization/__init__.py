@@ -1,6 +1,13 @@
 """Figures, token shading, feature pages and the feature explorer: data in, a plotly Figure or HTML out."""
 
 from prism.visualization.coactivation import coactivation_heatmap, coactivation_network
+from prism.visualization.comparison import (
+    density_curves,
+    fidelity_figure,
+    probing_bars,
+    specialist_grid,
+    splitting_graph,
+)
 from prism.visualization.exploration import (
     category_bars,
     category_heatmap,

@@ -1,0 +1,110 @@
+"""Dictionaries that nobody trained as an SAE, behind an SAE's interface: whatever they also pass is no evidence.
+
+All are fitted on a sample of activations, best other tokens than those that they are measured on.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from sae_lens.saes.sae import SAEMetadata
+from torch import Tensor
+
+from prism.data import TokenBatch
+from prism.evaluation.streaming import ENCODE_TOKENS, kept_activations
+
+
+class Dictionary:
+    """Unit directions of which the `k` largest coordinates of each token are kept: `x̂ = scale · f W_dec + b_dec`.
+
+    Activations are never negative, as an SAE's. A direction that may count both ways stands in `W_dec` twice, once
+    with each sign, so that L0 and densities mean what they mean for an SAE.
+
+    Args:
+        directions: one unit row a feature.
+        centre: the point that they start from.
+        k: active features a token.
+        metadata: of an SAE at the same hook (`sae.cfg.metadata`): the hook's name and the model's weight processing.
+        scale: what activations are multiplied by.
+        title: what it is, in a few words.
+
+    Raises:
+        ValueError: `k` below 1, or widths that differ.
+    """
+
+    def __init__(
+        self, directions: Float[Tensor, "d_sae d_in"], centre: Float[Tensor, " d_in"], k: int, metadata: SAEMetadata,
+        scale: float = 1.0, title: str = "",
+    ):  # fmt: skip
+        if k < 1 or directions.shape[1] != len(centre):
+            raise ValueError(f"k = {k}, directions of width {directions.shape[1]}, a centre of width {len(centre)}; "
+                             "need k of at least 1 and one width")  # fmt: skip
+        self.W_dec, self.b_dec, self.scale, self.title = directions.float(), centre.float(), scale, title
+        self.k = min(k, len(directions))
+        self.cfg = SimpleNamespace(d_in=directions.shape[1], d_sae=len(directions), metadata=metadata)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
+        """The `k` largest coordinates, where they are above zero."""
+        value, index = ((x - self.b_dec) @ self.W_dec.T).topk(self.k, dim=-1)
+        return self.scale * torch.zeros(*x.shape[:-1], self.cfg.d_sae).scatter(-1, index, value.relu())
+
+    @torch.no_grad()
+    def decode(self, f: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_in"]:
+        """Reconstruction of the activations."""
+        return f @ self.W_dec + self.b_dec
+
+
+def _both_signs(directions: Tensor) -> Tensor:
+    return torch.cat([directions, -directions])
+
+
+def pca(x: Float[Tensor, "tokens d_in"], k: int, metadata: SAEMetadata) -> Dictionary:
+    """Principal axes; of each token, the `k` coordinates of largest size. With `k = d_in` it rebuilds `x` exactly."""
+    centred = (x - x.mean(0)).double()
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1).T  # the largest first
+    return Dictionary(_both_signs(axes), x.mean(0), k, metadata, title="PCA")
+
+
+def raw_channels(x: Float[Tensor, "tokens d_in"], k: int, metadata: SAEMetadata) -> Dictionary:
+    """The activation's own coordinates (neurons, at a neuron hook): the `k` that deviate most from their mean."""
+    return Dictionary(_both_signs(torch.eye(x.shape[1])), x.mean(0), k, metadata, title="raw channels")
+
+
+def random_directions(
+    x: Float[Tensor, "tokens d_in"], k: int, metadata: SAEMetadata, d_sae: int, seed: int = 0
+) -> Dictionary:
+    """As many random unit directions as an SAE has features, encoder their transpose, TopK.
+
+    One scale for all activations is fitted by least squares, `Σ⟨x − mean, f W⟩ / Σ‖f W‖²`, since the overlap of
+    random directions makes the sum too long.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = F.normalize(torch.randn(d_sae, x.shape[1], generator=generator), dim=1)
+    out = Dictionary(directions, x.mean(0), k, metadata, title="random directions")
+    dot = norm = 0.0
+    for part in x.split(ENCODE_TOKENS):
+        rebuilt = out.encode(part) @ out.W_dec
+        dot += ((part - out.b_dec) * rebuilt).sum().item()
+        norm += rebuilt.pow(2).sum().item()
+    out.scale = dot / norm if norm else 1.0
+    return out
+
+
+def sanity_dictionaries(model, sae, batch: TokenBatch, k: int | None = None, seed: int = 0) -> dict[str, Dictionary]:
+    """PCA, raw channels and random directions at an SAE's hook, with the SAE's L0 and width where they have one.
+
+    Args:
+        batch: tokens to fit them on, best not those that they are measured on; 20,000 are plenty.
+        k: active features a token; by default the SAE's L0 on these tokens, rounded.
+    """
+    metadata = sae.cfg.metadata
+    x = kept_activations(model, metadata.hook_name, batch)
+    if k is None:
+        active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(ENCODE_TOKENS))
+        k = max(1, round(active / len(x)))
+    made = (pca(x, k, metadata), raw_channels(x, k, metadata), random_directions(x, k, metadata, sae.cfg.d_sae, seed))
+    return {dictionary.title: dictionary for dictionary in made}

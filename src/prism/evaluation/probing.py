@@ -1,0 +1,212 @@
+"""Sparse probes: is a concept readable off a few features, and would something simpler have read it as well?"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy.sparse import csr_matrix, issparse
+
+from prism.evaluation.metrics import bootstrap_counts
+
+Values = csr_matrix | Float[np.ndarray, "units columns"]
+TOKEN_CONCEPTS = {  # title -> what the token's own text must match
+    "digit": r"\d",
+    "capitalised word start": r"^ ?[A-Z]",
+    "closing punctuation or bracket": r"^ ?[.,;:!?)\]}]",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeScore:
+    """How well one probe told a concept's units from others that it had not seen.
+
+    Attributes:
+        auc: chance that a unit with the concept gets the higher score, ties counted half.
+        low: lower end of its 95 % interval; NaN where the held-out half has one group only.
+        high: upper end.
+        columns: the columns read, the most telling first.
+    """
+
+    auc: float
+    low: float
+    high: float
+    columns: Int[np.ndarray, " k"]
+
+
+def token_concepts(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, " tokens"]]:
+    """Three concepts that the token's own text decides: a digit, a capitalised word start, closing punctuation.
+
+    Bag-of-words can know them by heart, so they ask for readability, not for depth.
+
+    Args:
+        table: from `data.token_table`.
+    """
+    return {title: tokens_matching(table, pattern) for title, pattern in TOKEN_CONCEPTS.items()}
+
+
+def tokens_matching(table: pd.DataFrame, pattern: str) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens' text a regular expression finds something in."""
+    names = table["token"].astype("category")  # each different token is looked at once
+    found = np.array([re.search(pattern, str(name)) is not None for name in names.cat.categories], dtype=bool)
+    return found[names.cat.codes.to_numpy()]
+
+
+def text_means(
+    activations: Float[np.ndarray, "tokens d_in"], texts: Int[np.ndarray, " tokens"]
+) -> Float[np.ndarray, "texts d_in"]:
+    """Mean raw activation of each text: what a dense probe on texts reads (a maximum suits features, not channels).
+
+    Args:
+        texts: the text of each token, 0 to n − 1, none left out.
+    """
+    counts = np.bincount(texts)
+    ones = csr_matrix((1 / counts[texts], (texts, np.arange(len(texts)))))
+    return ones @ np.asarray(activations, dtype=np.float64)
+
+
+def top_columns(
+    values: Values, labels: Bool[np.ndarray, " units"], k: int, standardise: bool = False
+) -> Int[np.ndarray, " k"]:
+    """The `k` columns whose mean differs most between units with and without the concept, the largest first.
+
+    Args:
+        standardise: divide each column's difference by its standard deviation (for channels of different scales).
+    """
+    inside, outside = (np.asarray(values[part].mean(0), dtype=np.float64).ravel() for part in (labels, ~labels))
+    difference = np.abs(inside - outside)
+    if standardise:
+        mean, power = (np.asarray(x.mean(0)).ravel() for x in (values, _square(values)))
+        difference = difference / np.sqrt(np.maximum(power - mean**2, 1e-12))
+    return np.argsort(-difference, kind="stable")[:k]
+
+
+def _square(values: Values) -> Values:
+    return values.multiply(values) if issparse(values) else np.square(values)
+
+
+def sparse_probe_auc(
+    values: Values, labels: Bool[np.ndarray, " units"], train: Bool[np.ndarray, " units"], k: int | None = 1,
+    groups: Shaped[np.ndarray, " units"] | None = None, standardise: bool = False, n: int = 1000, seed: int = 0,
+) -> ProbeScore:  # fmt: skip
+    """Logistic regression on the `k` most telling columns, both found on the train half; AUC on the other half.
+
+    Columns are chosen by the difference of class means (Gurnee et al. 2023, arXiv 2305.01610; SAEBench), and divided
+    by their standard deviation on the train half before the regression.
+
+    Args:
+        values: one row a unit (a text, or a token), one column a feature, channel or word.
+        labels: which units have the concept.
+        train: which units are the train half; all others are for the AUC.
+        k: columns; None for all of them, which makes it a dense probe.
+        groups: units of the same group are resampled together: give the texts where the units are tokens. A text
+            whose tokens are in both halves would flatter.
+        standardise: see `top_columns`; changes the choice only.
+        n: bootstrap resamples of the held-out units (or groups).
+        seed: of the resamples.
+
+    Raises:
+        ValueError: lengths that differ, or a train half without both kinds of units.
+    """
+    labels, train = np.asarray(labels, dtype=bool), np.asarray(train, dtype=bool)
+    if not values.shape[0] == len(labels) == len(train):
+        raise ValueError(f"{values.shape[0]} units, {len(labels)} labels, {len(train)} marks of the train half")
+    if not labels[train].any() or labels[train].all():
+        raise ValueError("the train half needs units with the concept and units without it")
+    chosen = np.arange(values.shape[1]) if k is None else top_columns(values[train], labels[train], k, standardise)
+    x = _scaled(values[:, chosen], train)
+    probe = fit_probe(x[train], labels[train])
+    scores = probe.decision_function(x[~train])
+    held_groups = None if groups is None else np.asarray(groups)[~train]
+    auc, low, high = auc_interval(scores, labels[~train], held_groups, n, seed)
+    order = np.argsort(-np.abs(probe.coef_[0]), kind="stable") if k is None else np.arange(len(chosen))
+    return ProbeScore(auc, low, high, chosen[order])
+
+
+def fit_probe(x: Values, labels: Bool[np.ndarray, " units"], strength: float = 1.0):
+    """scikit-learn's logistic regression with both kinds of units weighing the same; `strength` is its `C`."""
+    from sklearn.exceptions import ConvergenceWarning  # here, because it takes a second to import
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # separable data: the order of scores is settled early
+        return LogisticRegression(max_iter=300, class_weight="balanced", C=strength).fit(x, labels)
+
+
+def _scaled(x: Values, train: Bool[np.ndarray, " units"]) -> Values:
+    """Columns at standard deviation 1 on the train half; dense ones at mean 0 too."""
+    mean, power = (np.asarray(part[train].mean(0)).ravel().astype(np.float64) for part in (x, _square(x)))
+    spread = np.sqrt(np.maximum(power - mean**2, 0))
+    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 1e-9)
+    if issparse(x) and x.shape[1] > 64:
+        return csr_matrix(x.multiply(scale))
+    dense = x.toarray() if issparse(x) else np.asarray(x)
+    return (dense - mean) * scale
+
+
+def auc_interval(
+    scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"],
+    groups: Shaped[np.ndarray, " units"] | None = None, n: int = 1000, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
+    """AUC with a 95 % bootstrap interval over units, or over whole groups of them.
+
+    Returns:
+        AUC, lower and upper end; NaN where one of the two kinds is missing.
+    """
+    codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    ranks = np.unique(scores, return_inverse=True)[1]
+    auc = _weighted_auc(ranks, labels, np.ones(len(scores)))
+    counts = bootstrap_counts(int(codes.max()) + 1, n, seed)
+    resampled = np.array([_weighted_auc(ranks, labels, row[codes]) for row in counts])
+    if np.isnan(auc) or np.isnan(resampled).all():
+        return auc, float("nan"), float("nan")
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return auc, float(low), float(high)
+
+
+def _weighted_auc(ranks: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
+    """AUC with `weight` copies of each unit; units of one rank are tied."""
+    size = int(ranks.max()) + 1
+    inside, outside = (np.bincount(ranks[part], weight[part], size) for part in (labels, ~labels))
+    pairs = inside.sum() * outside.sum()
+    below = np.cumsum(outside) - outside / 2
+    return float((inside * below).sum() / pairs) if pairs else float("nan")
+
+
+def probe_table(
+    sources: Mapping[str, Values], concepts: Mapping[str, Bool[np.ndarray, " units"]],
+    train: Bool[np.ndarray, " units"], ks: Sequence[int | None] = (1, 5), dense: Sequence[str] = (),
+    groups: Shaped[np.ndarray, " units"] | None = None, n: int = 1000, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Sparse probes of several sources for several concepts, on the same halves: what a figure of bars shows.
+
+    Args:
+        sources: name -> one row a unit: SAE features, raw channels, bag-of-words, … The columns of a source with
+            numbers below zero are chosen by standardised difference.
+        concepts: name -> which units have it. One that the train half does not have both ways is left out.
+        train: which units choose and fit; the others are scored.
+        ks: numbers of columns.
+        dense: sources that are probed with all their columns instead.
+        groups, n, seed: see `sparse_probe_auc`.
+
+    Returns:
+        Columns source, concept, k (−1 for all columns), auc, low, high, units (held out, with the concept), columns.
+    """
+    rows = []
+    for concept, labels in concepts.items():
+        if not labels[train].any() or labels[train].all():
+            continue
+        for source, values in sources.items():
+            signed = (values.data if issparse(values) else np.asarray(values)).min(initial=0) < 0
+            for k in (None,) if source in dense else ks:
+                found = sparse_probe_auc(values, labels, train, k, groups, bool(signed), n, seed)
+                columns = found.columns[: k or 5].tolist()
+                rows.append((source, concept, k or -1, found.auc, found.low, found.high, int(labels[~train].sum()),
+                             columns))  # fmt: skip
+    names = ["source", "concept", "k", "auc", "low", "high", "units", "columns"]
+    return pd.DataFrame(rows, columns=names)

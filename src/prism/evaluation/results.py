@@ -1,0 +1,159 @@
+"""What `evaluate` found: measures with intervals, differences between two SAEs, and one table for many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from prism.evaluation.metrics import bootstrap_counts
+
+RATIOS = {  # measure -> sums over sequences whose ratio it is (explained variance: 1 minus it)
+    "l0": ("active", "tokens"),
+    "mse": ("residual", "tokens"),
+    "explained_variance": ("residual", "total"),
+    "delta_ce": ("nats_sae", "predictions"),
+    "mean_ablation_cost": ("nats_mean", "predictions"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured. Nats per token for the cross-entropies; None where it was not asked for."""
+
+    n_tokens: int
+    d_sae: int
+    l0: float
+    mse: float
+    explained_variance: float
+    cosine: float
+    relative_reconstruction_bias: float
+    dead: int  # features that never fired on these tokens
+    density: Float[np.ndarray, " d_sae"] = field(repr=False)
+    ce_clean: float | None = None
+    delta_ce: float | None = None
+    delta_ce_interval: tuple[float, float] | None = None
+    mean_ablation_cost: float | None = None  # what replacing the activation by its mean costs: all there is to recover
+    mean_ablation_interval: tuple[float, float] | None = None
+    ce_recovered_mean: float | None = None
+    ce_recovered_zero: float | None = None
+    kl: float | None = None
+    per_sequence: pd.DataFrame | None = field(default=None, repr=False)  # sums, one row a sequence: for resampling
+
+    @property
+    def ultralow(self) -> int | None:
+        """Features that fired on less than one token in a million; None where the sample is too small to tell."""
+        seen = self.density > 0
+        return int((self.density[seen] < 1e-6).sum()) if self.n_tokens > 1e6 else None
+
+    def interval(self, measure: str, n: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval over sequences of one of l0, mse, explained_variance, delta_ce, mean_ablation_cost.
+
+        (For explained variance the mean activation stays that of the whole sample.)
+
+        Raises:
+            ValueError: another measure, or one that was not measured.
+        """
+        low, high = np.quantile(_resampled(self, measure, n, seed), [0.025, 0.975])
+        return float(low), float(high)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a measure, with its value and unit; densities are left out."""
+        units = {
+            "n_tokens": "tokens", "d_sae": "features", "l0": "features per token", "mse": "squared units per token",
+            "explained_variance": "share", "cosine": "", "relative_reconstruction_bias": "1 is unbiased",
+            "dead": "features", "ce_clean": "nats per token", "delta_ce": "nats per token",
+            "delta_ce_interval": "95 %, bootstrap over sequences", "mean_ablation_cost": "nats per token",
+            "mean_ablation_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
+            "ce_recovered_zero": "against zero-ablation", "kl": "nats per token",
+        }  # fmt: skip
+        rows = []
+        for name in (f.name for f in fields(self) if f.name in units):
+            value = getattr(self, name)
+            if value is not None:
+                rows.append((name, _show(value), units[name]))
+        return pd.DataFrame(rows, columns=["measure", "value", "unit"]).set_index("measure")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{v:.4f}" for v in value) + "]"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _resampled(found: Evaluation, measure: str, n: int, seed: int) -> Float[np.ndarray, " n"]:
+    """A measure on `n` resamples of the sequences; the same seed draws the same sequences for every SAE."""
+    if measure not in RATIOS:
+        raise ValueError(f"no interval for '{measure}'; choose from {', '.join(RATIOS)}")
+    top, bottom = RATIOS[measure]
+    sums = found.per_sequence
+    if top not in sums:
+        raise ValueError(f"'{measure}' was not measured; let `evaluate` have its cross-entropies and ablations")
+    values = sums[top] - sums["nats_clean"] if top.startswith("nats") else sums[top]
+    counts = bootstrap_counts(len(sums), n, seed)
+    with np.errstate(invalid="ignore"):
+        out = (counts @ values.to_numpy()) / (counts @ sums[bottom].to_numpy())
+    return 1 - out if measure == "explained_variance" else out
+
+
+def paired_difference(
+    a: Evaluation, b: Evaluation, measure: str = "delta_ce", n: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much larger a measure is for `a` than for `b`, with a 95 % interval: the same sequences resampled for both.
+
+    Much of the spread between sequences is common to both SAEs and drops out, so this interval is narrower than the
+    two SAEs' own intervals suggest.
+
+    Args:
+        measure: one that has an `Evaluation.interval`.
+
+    Returns:
+        The difference, its lower and its upper end.
+
+    Raises:
+        ValueError: evaluations of different tokens, or a measure without interval.
+    """
+    same = len(a.per_sequence) == len(b.per_sequence)
+    if not same or not np.array_equal(a.per_sequence["tokens"], b.per_sequence["tokens"]):
+        raise ValueError("the two evaluations are of different tokens; give both the same batch")
+    difference = _resampled(a, measure, n, seed) - _resampled(b, measure, n, seed)
+    low, high = np.quantile(difference, [0.025, 0.975])
+    return getattr(a, measure) - getattr(b, measure), float(low), float(high)
+
+
+def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFrame:
+    """One row an SAE, numbers only: what to plot, and what to write to CSV.
+
+    Returns:
+        Indexed by name: d_sae, n_tokens, l0, l0_low, l0_high, the same for explained_variance and (where measured)
+        delta_ce, then ce_recovered_mean, ce_recovered_zero, kl, cosine, relative_reconstruction_bias, dead_share.
+    """
+    rows = {}
+    for name, one in found.items():
+        row = {"d_sae": one.d_sae, "n_tokens": one.n_tokens}
+        for measure in ("l0", "explained_variance", "delta_ce"):
+            if getattr(one, measure) is not None:
+                low, high = one.interval(measure, seed=seed)
+                row |= {measure: getattr(one, measure), f"{measure}_low": low, f"{measure}_high": high}
+        for measure in ("ce_recovered_mean", "ce_recovered_zero", "kl", "cosine", "relative_reconstruction_bias"):
+            if getattr(one, measure) is not None:
+                row[measure] = getattr(one, measure)
+        rows[name] = row | {"dead_share": one.dead / one.d_sae}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("SAE")
+
+
+def readable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`evaluation_table` to read: each measure with its interval, as text; then shares and width."""
+
+    def cell(row: pd.Series, name: str, digits: int) -> str:
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row[[name, f"{name}_low", f"{name}_high"]], d=digits)
+
+    shown = {"L0": ("l0", 1), "EV": ("explained_variance", 3), "ΔCE (nats)": ("delta_ce", 3)}
+    frame = pd.DataFrame(index=table.index)
+    for title, what in shown.items():
+        if what[0] in table:
+            frame[title] = [cell(row, *what) for _, row in table.iterrows()]
+    rest = [name for name in ("ce_recovered_mean", "ce_recovered_zero", "dead_share", "d_sae") if name in table]
+    return frame.join(table[rest].round(3).rename(columns=lambda name: name.replace("_", " ")))

@@ -1,0 +1,268 @@
+"""Measuring an SAE on its model's tokens in bounded memory: `evaluate`, and splicing reconstructions into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prism.data import TokenBatch
+from prism.evaluation.metrics import ce_recovered, explained_share, kl, paired_bootstrap
+from prism.evaluation.results import Evaluation
+from prism.models import check_hook, harvest
+
+ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
+
+
+class Sums:
+    """Running float64 sums over tokens; the total variance is merged batch by batch (Chan et al. 1979).
+
+    Args:
+        d_in: channels of the activation; d_sae: features.
+    """
+
+    def __init__(self, d_in: int, d_sae: int):
+        self.n, self.active = 0, 0
+        self.residual = self.total = self.cosine = self.norm_hat = self.dot = 0.0
+        self.mean = torch.zeros(d_in, dtype=torch.float64)
+        self.fires = torch.zeros(d_sae, dtype=torch.int64)
+
+    def add(self, x: Tensor, x_hat: Tensor, f: Tensor) -> None:
+        """Add some tokens: activations, reconstructions `[tokens, d_in]` and features `[tokens, d_sae]`."""
+        if not len(x):
+            return
+        x, x_hat, fires = x.double(), x_hat.double(), f > 0
+        self.active += int(fires.sum())
+        self.fires += fires.sum(0)
+        self.residual += (x - x_hat).pow(2).sum().item()
+        self.cosine += torch.cosine_similarity(x, x_hat, dim=-1).sum().item()
+        self.norm_hat += x_hat.pow(2).sum().item()
+        self.dot += (x * x_hat).sum().item()
+        mean, n = x.mean(0), self.n + len(x)
+        shift = mean - self.mean
+        self.total += (x - mean).pow(2).sum().item() + shift.pow(2).sum().item() * self.n * len(x) / n
+        self.mean += shift * len(x) / n
+        self.n = n
+
+    def measures(self) -> dict[str, object]:
+        """All that `Evaluation` says without running the model any further."""
+        return {
+            "n_tokens": self.n, "d_sae": len(self.fires), "l0": self.active / self.n, "mse": self.residual / self.n,
+            "explained_variance": explained_share(self.residual, self.total), "cosine": self.cosine / self.n,
+            "relative_reconstruction_bias": self.norm_hat / self.dot if self.dot else float("nan"),
+            "dead": int((self.fires == 0).sum()), "density": (self.fires.double() / self.n).numpy(),
+        }  # fmt: skip
+
+
+class SequenceSums:
+    """The same sums for each sequence by itself, so that whole sequences can be resampled.
+
+    Args:
+        n: sequences.
+        d_in: channels of the activation.
+    """
+
+    def __init__(self, n: int, d_in: int):
+        self.tokens, self.active, self.residual, self.power = (torch.zeros(n, dtype=torch.float64) for _ in range(4))
+        self.sum = torch.zeros(n, d_in, dtype=torch.float64)
+
+    def add(self, rows: Tensor, x: Tensor, x_hat: Tensor, f: Tensor) -> None:
+        """Add some tokens; `rows` says which sequence each is of."""
+        x, x_hat = x.double(), x_hat.double()
+        self.sum.index_add_(0, rows, x)
+        for total, values in (
+            (self.tokens, torch.ones(len(x), dtype=torch.float64)), (self.active, (f > 0).sum(1).double()),
+            (self.residual, (x - x_hat).pow(2).sum(1)), (self.power, x.pow(2).sum(1)),
+        ):  # fmt: skip
+            total.index_add_(0, rows, values)
+
+    def frame(self, mean: Tensor) -> pd.DataFrame:
+        """One row a sequence: tokens, active features, residual and total sum of squares, the latter about `mean`."""
+        total = self.power - 2 * self.sum @ mean + self.tokens * mean.pow(2).sum()
+        columns = {"tokens": self.tokens, "active": self.active, "residual": self.residual, "total": total}
+        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+
+
+def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits `[batch, pos, d_vocab]` with one hook's activations changed at kept positions.
+
+    Args:
+        change: maps the kept activations `[tokens, d_in]` to what takes their place.
+    """
+
+    check_hook(model, hook_name)
+
+    def hook(activation: Tensor, hook) -> Tensor:
+        spliced = activation.clone()
+        spliced[keep] = change(activation[keep]).to(activation.dtype)
+        return spliced
+
+    return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, hook)], return_type="logits")
+
+
+def _nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
+    """Cross-entropy summed over each sequence's masked predictions, float64 `[batch]`."""
+    picked = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
+    return -(picked.double() * mask).sum(1).numpy()
+
+
+def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.cat([sae.decode(sae.encode(part)) for part in x.split(ENCODE_TOKENS)])
+
+
+@torch.no_grad()
+def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -> float:
+    """Largest change of any sequence's mean CE when `x̂ + (x − x̂)` is put in place of `x` (nats; should be below 1e-5).
+
+    It tests the plumbing: hook, positions and shapes, not the SAE's quality.
+    """
+    worst, batch_size = 0.0, batch_size or logit_rows(model, batch)
+    hook_name, rebuild = sae.cfg.metadata.hook_name, _reconstruct(sae)
+    for part in _parts(batch, batch_size):
+        mask = part.keep[:, :-1] & part.keep[:, 1:]
+        clean = _nats(model(part.tokens, return_type="logits"), part.tokens, mask)
+        same = splice(model, part.tokens, hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))
+        change = np.abs(_nats(same, part.tokens, mask) - clean) / np.maximum(mask.sum(1).numpy(), 1)
+        worst = max(worst, float(change.max()))
+    return worst
+
+
+def logit_rows(model, batch: TokenBatch) -> int:
+    """Sequences whose logits fill 128 MB (at least 1, at most 16): a large vocabulary needs small batches."""
+    return max(1, min(16, 2**25 // (batch.tokens.shape[1] * model.cfg.d_vocab)))
+
+
+def _parts(batch: TokenBatch, batch_size: int) -> Iterator[TokenBatch]:
+    return (batch[start : start + batch_size] for start in range(0, len(batch), batch_size))
+
+
+@torch.no_grad()
+def evaluate(
+    model, sae, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
+    with_kl: bool = True, seed: int = 0,
+) -> Evaluation:  # fmt: skip
+    """Measure an SAE on tokens of its model, in bounded memory.
+
+    Args:
+        batch: tokens with BOS in front (see `data.tokenize` and `data.corpus_batch`).
+        batch_size: sequences at a time; by default as many as `logit_rows` says.
+        with_ce: also the cross-entropies, which need whole forward passes.
+        ablations: also CE under zero- and mean-ablation (mean over the kept tokens of this batch).
+        with_kl: also KL(clean ‖ spliced).
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no kept token, activations that are not finite, or an SAE whose hook or width does not fit.
+    """
+    return evaluate_all(model, {"sae": sae}, batch, batch_size, with_ce, ablations, with_kl, seed)["sae"]
+
+
+@torch.no_grad()
+def evaluate_all(
+    model, saes: dict, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
+    with_kl: bool = True, seed: int = 0,
+) -> dict[str, Evaluation]:  # fmt: skip
+    """`evaluate` for several SAEs of one model: the same numbers, but the clean model runs once for all of them, and
+    each hook is ablated once, so that every further SAE costs about a third.
+
+    Args:
+        saes: name -> SAE; their hooks may differ.
+        batch, batch_size, with_ce, ablations, with_kl, seed: see `evaluate`.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    if batch.n_tokens == 0:
+        raise ValueError("the batch keeps no token; give at least one text")
+    batch_size, found, changes = batch_size or logit_rows(model, batch), {}, {}
+    for name, sae in saes.items():
+        hook_name = sae.cfg.metadata.hook_name
+        sums, sequences = _stream(model, sae, batch, batch_size)
+        found[name] = Evaluation(**sums.measures(), per_sequence=sequences.frame(sums.mean))
+        changes["sae", name] = (hook_name, _reconstruct(sae))
+        if ablations:
+            changes["zero", hook_name] = (hook_name, torch.zeros_like)
+            changes["mean", hook_name] = (hook_name, sums.mean.float().expand_as)
+    if not with_ce:
+        return found
+    clean, nats, divergence, weight = _cross_entropies(model, changes, batch, batch_size, with_kl)
+    for name, sae in saes.items():
+        own = {("sae", name), *((kind, sae.cfg.metadata.hook_name) for kind in ("zero", "mean"))}
+        mine = {"clean": clean} | {key[0]: values for key, values in nats.items() if key in own}
+        found[name] = _with_ce(found[name], mine, weight, divergence.get(name), seed)
+    return found
+
+
+def _with_ce(
+    found: Evaluation, nats: dict[str, np.ndarray], weight: np.ndarray, divergence: float | None, seed: int
+) -> Evaluation:
+    """Add to an evaluation what the sums of cross-entropy `[batch]` of the clean and the changed models say."""
+    ce = {kind: float(values.sum() / weight.sum()) for kind, values in nats.items()}
+    out = {"ce_clean": ce["clean"], "delta_ce": ce["sae"] - ce["clean"], "kl": divergence}
+    out["delta_ce_interval"] = paired_bootstrap(nats["sae"] - nats["clean"], weight, seed=seed)
+    if "mean" in ce:
+        out["mean_ablation_cost"] = ce["mean"] - ce["clean"]
+        out["mean_ablation_interval"] = paired_bootstrap(nats["mean"] - nats["clean"], weight, seed=seed)
+        out |= {f"ce_recovered_{kind}": ce_recovered(ce["clean"], ce["sae"], ce[kind]) for kind in ("mean", "zero")}
+    columns = {"predictions": weight} | {f"nats_{kind}": values for kind, values in nats.items()}
+    return replace(found, **out, per_sequence=found.per_sequence.assign(**columns))
+
+
+def _finite(model, hook_name: str, batch: TokenBatch, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Stream a hook's activations on kept tokens `[tokens, d_in]`, and the sequence of each."""
+    activations = harvest(model, batch.tokens, hook_name, batch_size)
+    for start, x in zip(range(0, len(batch), batch_size), activations, strict=True):
+        keep = batch.keep[start : start + batch_size]
+        if not torch.isfinite(x[keep]).all():
+            raise ValueError("activations are NaN or infinite; check the model's weights and its number format")
+        yield x[keep], keep.nonzero()[:, 0] + start
+
+
+def kept_activations(model, hook_name: str, batch: TokenBatch, batch_size: int = 32) -> Float[Tensor, "tokens d_in"]:
+    """A hook's activations on all kept tokens, in memory: for samples (20,000 tokens of 768 channels are 60 MB).
+
+    Raises:
+        ValueError: unknown hook, or activations that are not finite.
+    """
+    return torch.cat([x for x, _ in _finite(model, hook_name, batch, batch_size)])
+
+
+def _stream(model, sae, batch: TokenBatch, batch_size: int) -> tuple[Sums, SequenceSums]:
+    """First pass: everything that needs activations but no logits."""
+    sums, sequences = Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)
+    for x, rows in _finite(model, sae.cfg.metadata.hook_name, batch, batch_size):
+        if x.shape[-1] != sae.cfg.d_in:
+            raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
+        for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
+            f = sae.encode(part)
+            x_hat = sae.decode(f)
+            sums.add(part, x_hat, f)
+            sequences.add(of, part, x_hat, f)
+    return sums, sequences
+
+
+def _cross_entropies(
+    model, changes: dict[tuple[str, str], tuple[str, Callable]], batch: TokenBatch, batch_size: int, with_kl: bool
+) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray], dict[str, float], np.ndarray]:
+    """Second pass: nats `[batch]` of the clean model and under each change, KL of each SAE, predictions `[batch]`."""
+    clean_nats, weights = [], []
+    nats: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in changes}
+    divergence = {name: 0.0 for kind, name in changes if kind == "sae" and with_kl}
+    for part in _parts(batch, batch_size):
+        mask = part.keep[:, :-1] & part.keep[:, 1:]
+        clean = model(part.tokens, return_type="logits")
+        clean_nats.append(_nats(clean, part.tokens, mask))
+        weights.append(mask.sum(1).double().numpy())
+        for (kind, name), (hook_name, change) in changes.items():
+            logits = splice(model, part.tokens, hook_name, part.keep, change)
+            nats[kind, name].append(_nats(logits, part.tokens, mask))
+            if kind == "sae" and with_kl and mask.any():
+                divergence[name] += kl(clean[:, :-1], logits[:, :-1], mask) * int(mask.sum())
+    weight = np.concatenate(weights)
+    whole = {key: np.concatenate(parts) for key, parts in nats.items()}
+    return np.concatenate(clean_nats), whole, {name: x / weight.sum() for name, x in divergence.items()}, weight

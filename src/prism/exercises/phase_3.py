@@ -1,0 +1,85 @@
+"""Phase 3: CE recovered, a paired interval, children of a feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from prism.exercises import check
+
+
+def recovered(clean: float, sae: float, ablated: float) -> float:
+    """Share of what the ablation destroys that the SAE keeps."""
+    return (ablated - sae) / (ablated - clean)
+
+
+def check_recovered(answer: Callable) -> Callable:
+    """Check exercise 1."""
+    mistakes = {
+        "That is the share that is *lost*; take it from 1.": lambda c, s, a: (s - c) / (a - c),
+        "You divided by the ablated loss; divide by what the ablation costs.": lambda c, s, a: (a - s) / a,
+        "You divided by the cost of the SAE; divide by what the ablation costs.": lambda c, s, a: (a - s) / (s - c),
+        "The sign is the wrong way round: less loss with the SAE means more is kept.": (
+            lambda c, s, a: (s - a) / (a - c)
+        ),
+    }
+    return check(answer, recovered, [(4.694, 4.714, 13.08), (3.0, 3.5, 5.0), (2.0, 4.0, 3.0)], mistakes)
+
+
+def paired_interval(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean difference, the same sequences drawn for both."""
+    return tuple(np.quantile((a - b)[draws].mean(axis=1), [0.025, 0.975]))
+
+
+def check_paired_interval(answer: Callable) -> Callable:
+    """Check exercise 2."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(3, 1, 40)
+    a, b = difficulty + 0.2 + 0.02 * rng.normal(size=40), difficulty + 0.02 * rng.normal(size=40)
+    draws = rng.integers(40, size=(500, 40))
+    mistakes = {
+        "You drew sequences for `b` in another order: use the same row of `draws` for both.": (
+            lambda a, b, d: tuple(np.quantile(a[d].mean(1) - b[d[::-1]].mean(1), [0.025, 0.975]))
+        ),
+        "You took the spread of single sequences; average each row of `draws` first.": (
+            lambda a, b, d: tuple(np.quantile((a - b)[d], [0.025, 0.975]))
+        ),
+        "Average over the sequences of a draw (axis 1), not over the draws.": (
+            lambda a, b, d: tuple(np.quantile((a - b)[d].mean(0), [0.025, 0.975]))
+        ),
+        "That is a 90 % interval; 95 % leaves 2.5 % on each side.": (
+            lambda a, b, d: tuple(np.quantile((a - b)[d].mean(1), [0.05, 0.95]))
+        ),
+        "The sign is the wrong way round: a minus b.": (
+            lambda a, b, d: tuple(np.quantile((b - a)[d].mean(1), [0.025, 0.975]))
+        ),
+    }
+    return check(answer, paired_interval, [(a, b, draws), (b, a**2, draws)], mistakes)
+
+
+def n_children(parent: np.ndarray, wide: np.ndarray, cosine: float) -> int:
+    """How many rows of a wide decoder have a cosine above a bar with one narrow row."""
+    cosines = wide @ parent / (np.linalg.norm(wide, axis=1) * np.linalg.norm(parent))
+    return int((cosines > cosine).sum())
+
+
+def check_n_children(answer: Callable) -> Callable:
+    """Check exercise 3."""
+    parent = np.array([3.0, 0.0, 0.0])
+    wide = [[0.2, 0.1, 0.0], [5.0, 5.0, 5.0], [-1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [0.0, 4.0, 0.0], [-2.0, 0.1, 0.0]]
+    wide = np.array(wide)
+    mistakes = {
+        "You compared inner products; divide by both lengths.": lambda p, w, c: int((w @ p > c).sum()),
+        "The sign counts: the opposite direction is no child.": (
+            lambda p, w, c: int((np.abs(w @ p) / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).sum())
+        ),
+        "Divide by the length of the parent too.": (
+            lambda p, w, c: int((w @ p / np.linalg.norm(w, axis=1) > c).sum())
+        ),
+        "Divide by the length of each wide row too.": lambda p, w, c: int((w @ p / np.linalg.norm(p) > c).sum()),
+        "That is the share of rows; count them.": (
+            lambda p, w, c: (w @ p / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).mean()
+        ),
+    }
+    return check(answer, n_children, [(parent, wide, 0.7), (0.01 * parent, wide, 0.5), (parent, wide, 0.95)], mistakes)
