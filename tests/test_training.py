@@ -188,6 +188,16 @@ class TestResampling:
         assert optimizer.state[sae.W_enc]["exp_avg"][[2, 9]].abs().sum() == 0
         assert optimizer.state[sae.W_enc]["exp_avg"][5].abs().sum() > 0
 
+    @pytest.mark.parametrize("architecture", ["gated", "jumprelu"])
+    def test_a_newborn_feature_fires_whatever_silenced_the_old_one(self, architecture):
+        sae = random_sae(architecture)
+        name = "b_mag" if architecture == "gated" else "log_threshold"
+        getattr(sae, name).data[3] = -50.0 if architecture == "gated" else 9.0
+        x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+        assert not (sae.encode(x)[:, 3] > 0).any()
+        resample(sae, torch.optim.Adam(sae.parameters()), x, torch.tensor([3]))
+        assert (sae.encode(x)[:, 3] > 0).any()
+
     def test_it_leaves_fewer_dead_features(self):
         x, _ = mixtures(20_000)
         config = replace(SMALL, tokens=150_000, dead_after=5_000, target_l0=2.0)

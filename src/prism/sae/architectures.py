@@ -155,6 +155,9 @@ class Gated(SparseAutoencoder):
         return through + d_gate
 
 
+FIRST_THRESHOLD = 0.1  # of a JumpReLU feature, for inputs of mean norm sqrt(d_in)
+
+
 class Jump(torch.autograd.Function):
     """`[z > θ]` or `z [z > θ]`, whose gradient on `θ` is estimated in a window (Rajamanoharan et al. 2024b, eq. 11).
 
@@ -185,7 +188,7 @@ class JumpReLU(SparseAutoencoder):
 
     def __init__(self, config: SaeConfig):
         super().__init__(config)
-        self.log_threshold = nn.Parameter(torch.full((config.d_sae,), 0.1).log())
+        self.log_threshold = nn.Parameter(torch.full((config.d_sae,), FIRST_THRESHOLD).log())
 
     @property
     def threshold(self) -> Float[Tensor, "d_sae"]:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, fold_scale, make_sae
+from prism.sae.architectures import FIRST_THRESHOLD
 from prism.training.monitor import Monitor
 from prism.training.sources import as_source
 from prism.training.steps import MOST_ACTIVE, SparseGradients, Step, dense_gradients
@@ -295,6 +296,9 @@ def resample(
     else:
         sae.W_enc[dead] = size * rows
     sae.b_enc[dead] = -size / 2 * target.norm(dim=1)
+    fresh = {"r_mag": 0.0, "b_mag": 0.0, "log_threshold": math.log(FIRST_THRESHOLD)}
+    for name in fresh.keys() & dict(sae.named_parameters()).keys():
+        getattr(sae, name)[dead] = fresh[name]
     for parameter in sae.parameters():
         if parameter.shape[:1] == (sae.config.d_sae,) and parameter in optimizer.state:
             state = optimizer.state[parameter]
