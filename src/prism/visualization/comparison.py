@@ -179,4 +179,4 @@ def probing_bars(
     fig.update_xaxes(title="concept", row=len(sizes))
     fig.update_yaxes(title="AUC (chance: 0.5)", range=[0.4, 1.02])
     return finish(fig, title, 170 + 210 * len(sizes), "on held-out units; bars: 95 % bootstrap over texts",
-                  barmode="group", margin=dict(t=130))  # fmt: skip
+                  barmode="group", margin=dict(t=135), legend=dict(y=1.07))  # fmt: skip
