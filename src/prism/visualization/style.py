@@ -51,6 +51,11 @@ def _template() -> go.layout.Template:
 
 
 def finish(fig: go.Figure, title: str, height: int, subtitle: str = "", **layout) -> go.Figure:
+    for trace in fig.data:  # six digits are enough for an eye, and half of what a committed notebook would hold
+        for axis in ("x", "y", "z"):
+            values = trace[axis] if axis in trace else None
+            if isinstance(values, np.ndarray) and values.dtype == np.float64:
+                trace[axis] = values.astype(np.float32)
     margin = dict(t=95 if subtitle else 75) | layout.pop("margin", {})
     titles = dict(text=title, subtitle=dict(text=subtitle))
     size = dict(width=WIDTH, height=max(height, 300), margin=margin)
