@@ -360,8 +360,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
                 content, status = content[start:], 206
             stop = hub.cut.pop(name, None) if self.command == "GET" else None
+            hub.sent[name] += len(content[:stop]) if self.command == "GET" else 0  # before the client can look
             self.answer(status, headers, content, stop)
-            hub.sent[name] += len(content[:stop]) if self.command == "GET" else 0
 
         def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", stop=None) -> None:
             self.send_response(status)
