@@ -152,7 +152,7 @@ class TestHarvest:
 def quick_training(tmp_path, monkeypatch):
     """A cache of its own, and few tokens to train on."""
     monkeypatch.setattr(models.loading, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(models.loading, "HOME_TOKENS", 6_000)
+    monkeypatch.setattr("prism.training.family.HOME_TOKENS", 6_000)
 
 
 class TestLocalModel:

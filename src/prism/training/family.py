@@ -130,7 +130,7 @@ def load_family(
 
 def train_for_model(spec: ModelSpec, hook_name: str, folder: Path) -> None:
     """Train an SAE of modest size on one hook of a model and save it in SAELens' format."""
-    activations = training_activations(spec, hook_name)
+    activations = training_activations(spec, hook_name, HOME_TOKENS)
     d_in = activations.shape[1]
     config = TrainConfig(tokens=4 * len(activations), dead_after=len(activations) // 2)
     trained = train(activations, SaeConfig(d_in, WIDTH * d_in), config, progress=f"SAE at {hook_name}")
