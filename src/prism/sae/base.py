@@ -40,7 +40,7 @@ class Entries(NamedTuple):
 
 def where_true(mask: Bool[Tensor, "..."]) -> Int[Tensor, "n"]:
     """Flat positions of the true entries, in order (NumPy's search is the quicker one on a CPU)."""
-    if mask.is_cuda:
+    if mask.device.type != "cpu":
         return mask.flatten().nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -313,8 +313,3 @@ def calibrate(sae: BatchTopK, sample: Float[Tensor, "batch d_in"]) -> None:
     pre = sae.pre_activations(rows[: max(1, 2**25 // sae.config.d_sae)]).flatten()  # 128 MB at most
     kept = min(len(pre) - 1, sae.config.k * len(pre) // sae.config.d_sae)
     sae.threshold.fill_(pre.kthvalue(len(pre) - kept).values.clamp(min=0))
-
-
-def with_seed(sae: SaeConfig, config: TrainConfig, seed: int) -> tuple[SaeConfig, TrainConfig]:
-    """The same run from another start, on batches in another order."""
-    return replace(sae, seed=seed), replace(config, seed=seed)
