@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prism.sae.architectures import row_products, weighted_rows
+from prism.sae.architectures import BatchTopK, row_products, weighted_rows
 from prism.sae.base import Entries, SparseAutoencoder
 
 BLOCK = 2**25  # pre-activations held at once (128 MB): made once, since fresh memory costs as much as it holds
@@ -73,7 +73,8 @@ class SparseGradients:
     """
 
     def __init__(self, sae: SparseAutoencoder, batch: int):
-        self.sae, self.low = sae, 0.0
+        self.sae = sae
+        self.low: float | None = None  # entries up to here are not looked at; None before the first batch
         rows = max(1, min(batch, BLOCK // sae.config.d_sae))
         self.pre = sae.W_dec.new_empty(rows, sae.config.d_sae, requires_grad=False)
 
@@ -105,6 +106,8 @@ class SparseGradients:
         for first in range(0, len(centred), len(self.pre)):
             part = centred[first : first + len(self.pre)]
             pre = torch.addmm(sae.b_enc, part, sae.encoder.T, out=self.pre[: len(part)])
+            if self.low is None:
+                self.low = self._first_guess(pre)
             found.append(entries_at(pre, sae.candidates(pre, self.low)))
             if revive is not None:
                 dead_pre.append(pre[:, revive])
@@ -119,6 +122,13 @@ class SparseGradients:
         entries = Entries(feature, value, rows, _starts(rows, len(centred)))
         entries = entries if float(cut) == 0 else _only(entries, value >= cut)
         return entries, (torch.cat(dead_pre) if dead_pre else None)
+
+    def _first_guess(self, pre: Tensor) -> float:
+        """Before any cut is known: what twice as many entries as are wanted exceed, for a k over the whole batch."""
+        wanted = 2 * len(pre) * self.sae.config.k
+        if not isinstance(self.sae, BatchTopK) or wanted >= pre.numel():
+            return 0.0
+        return max(0.0, float(pre.flatten().kthvalue(pre.numel() - wanted).values))
 
     def _decode(self, centred: Tensor, entries: Entries, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sets `W_dec.grad`; returns the whole code's error, `∂b_dec` of the decoder, and `∂f` at the entries.
