@@ -143,8 +143,7 @@ def equal_tokens() -> None:
     spec = models.get_spec()
     model, hook = models.load_model(spec), spec.sae().hook_name
     batch = corpus_batch(load_corpus(spec.corpus), model.tokenizer, spec.context, EQUAL_TOKENS)
-    stream = zip(models.harvest(model, batch.tokens, hook), batch.keep.split(32), strict=True)
-    x = torch.cat([part[keep] for part, keep in stream])
+    x = models.kept_activations(model, hook, batch)
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
     held, x = x[:10_000], x[10_000:]
     d_in, config = x.shape[1], TrainConfig(tokens=len(x), batch=2_048)

@@ -14,6 +14,7 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, mean_corr
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from prism import evaluation as ev
+from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus
 from prism.models import get_spec, harvest, load_sae
 from prism.sae import SaeConfig
@@ -191,7 +192,7 @@ class TestEvaluate:
 
     def test_nan_activations_are_said(self, mini, sae, batch, monkeypatch):
         nothing = torch.full((*batch.tokens.shape, 192), float("nan"))
-        monkeypatch.setattr(ev.streaming, "harvest", lambda *a: iter([nothing]))
+        monkeypatch.setattr(models.harvesting, "harvest", lambda *a: iter([nothing]))
         with pytest.raises(ValueError, match="NaN or infinite"):
             ev.evaluate(mini, sae, batch, with_ce=False, batch_size=len(batch))
 

@@ -8,7 +8,7 @@ import torch
 
 from prism import models
 from prism.data import CACHE
-from prism.training import FAMILY, held_out_documents, load_family, training_activations
+from prism.training import FAMILY, held_out_documents, load_family, trained_family, training_activations
 from prism.training import family as family_module
 from prism.training.family import member_configs, training_documents
 
@@ -72,3 +72,15 @@ def test_the_embedded_members_are_at_the_l0_that_they_share(name):
     if name != "random-model":
         x = torch.from_numpy(training_activations(SPEC, SPEC.sae().hook_name, 4_000)).float()
         assert (sae.encode(x) > 0).sum(1).float().mean() == pytest.approx(32, rel=0.2)
+
+
+def test_trained_family_names_what_is_on_this_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(family_module, "DATA", tmp_path / "data")
+    monkeypatch.setattr(family_module, "home_folder", lambda spec: tmp_path / "home")
+    assert trained_family(SPEC) == set()
+    for folder in ("data/saes/family/topk", "home/family/relu", "home/family/half-written"):
+        (tmp_path / folder).mkdir(parents=True)
+        if "half" not in folder:
+            (tmp_path / folder / "sae_weights.safetensors").touch()
+    assert trained_family(SPEC) == {"topk", "relu"}
+    assert trained_family(models.get_spec("gpt2-small")) == {"relu"}

@@ -93,12 +93,12 @@ def test_everything_equals_the_dense_computation(case):
 def test_statistics_equal_a_loop_over_features(case, k, at_once):
     dense, texts = case
     dense = np.round(dense)  # so that there are ties
-    matrix, before = make(dense, texts), features.SORTED_AT_ONCE
+    matrix, before = make(dense, texts), features.matrix.SORTED_AT_ONCE
     try:
-        features.SORTED_AT_ONCE = at_once
+        features.matrix.SORTED_AT_ONCE = at_once
         statistics = matrix.statistics(k)
     finally:
-        features.SORTED_AT_ONCE = before
+        features.matrix.SORTED_AT_ONCE = before
     assert statistics.top_rows.shape == statistics.top_values.shape == (matrix.d_sae, k)
     for feature, column in enumerate(dense.T):
         strongest = [row for row in sorted(range(len(column)), key=lambda row: -column[row]) if column[row] > 0][:k]
@@ -224,11 +224,11 @@ def acts(monkeypatch):
     """Activations that the stand-in for the model gives, [5, 7, 4]; changed in place by tests."""
     x = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(2))
 
-    def harvest(model, tokens, hook_name, batch_size=32):
+    def harvest(model, tokens, hook_name, batch_size=32, progress=None):
         assert hook_name == HOOK and len(tokens) == len(x)
         yield from x.split(batch_size)
 
-    monkeypatch.setattr(features, "harvest", harvest)
+    monkeypatch.setattr(models.harvesting, "harvest", harvest)
     return x
 
 
@@ -244,7 +244,7 @@ def test_encode_features_equals_the_dense_computation(acts, batch_size):
 
 
 def test_encoding_is_never_dense_beyond_a_chunk(acts, monkeypatch):
-    monkeypatch.setattr(features, "ENCODE_TOKENS", 4)
+    monkeypatch.setattr(features.encoding, "ENCODE_TOKENS", 4)
     batch, sae = batch_of([6] * 5), Sae()
     encode_features(None, sae, batch, data.token_table(batch, Tokenizer()))
     assert sae.rows == 4
@@ -312,7 +312,7 @@ def saelens_sae(architecture, **settings):
     ids=str,
 )
 def test_the_numbers_are_the_saes_own_to_the_last_bit(architecture, settings, blocks, monkeypatch):
-    monkeypatch.setattr(features, "ENCODE_TOKENS", 96)
+    monkeypatch.setattr(features.encoding, "ENCODE_TOKENS", 96)
     sae = saelens_sae(architecture, **settings)
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(4))
     table = make(np.zeros((300, 1))).table

@@ -377,18 +377,3 @@ class TestSharing:
         assert centred is not mini and centred.weight_processing["center_writing_weights"]
         assert abs(centred.W_E.mean(-1)).max() < 1e-5 < abs(mini.W_E.mean(-1)).max()
         assert load_model(spec, sae) is centred
-
-
-def test_trained_family_names_what_is_on_this_disk(monkeypatch, tmp_path):
-    from prism.models import loading
-
-    spec = get_spec("mini")
-    monkeypatch.setattr(loading, "DATA", tmp_path / "data")
-    monkeypatch.setattr(loading, "home_folder", lambda spec: tmp_path / "home")
-    assert loading.trained_family(spec) == set()
-    for folder in ("data/saes/family/topk", "home/family/relu", "home/family/half-written"):
-        (tmp_path / folder).mkdir(parents=True)
-        if "half" not in folder:
-            (tmp_path / folder / "sae_weights.safetensors").touch()
-    assert loading.trained_family(spec) == {"topk", "relu"}
-    assert loading.trained_family(get_spec("gpt2-small")) == {"relu"}

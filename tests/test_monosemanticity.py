@@ -23,7 +23,6 @@ from prism.analysis import (
     loading_feature,
     match_activations,
     match_density,
-    neuron_features,
     ngram_vectors,
     purity,
     random_rows,
@@ -33,7 +32,7 @@ from prism.analysis import (
     windows,
 )
 from prism.data import corpus_batch, corpus_documents, load_corpus, token_table, tokenize
-from prism.features import FeatureMatrix, encode_features
+from prism.features import FeatureMatrix, encode_features, neuron_features
 from prism.models import get_spec, load_sae
 
 SCRIPT = "<script>alert(1)</script>"

@@ -41,8 +41,8 @@ def gpt2(tmp_path_factory) -> dict[str, object]:
     make_hub_cache(folder / "hub")
     corpora = folder / "cache" / "corpora"
     corpora.mkdir(parents=True)
-    stories = load_corpus("mini").query("kind == 'stories'")[["kind", "text"]]
-    stories.to_parquet(corpora / "tinystories.parquet")
+    texts = load_corpus("mini").query("kind in ('stories', 'encyclopedic')")[["kind", "text"]]
+    texts.to_parquet(corpora / "tinystories.parquet")
     nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     return {"PRISM_MODEL": "gpt2-small", "HF_HUB_CACHE": folder / "hub", "PRISM_CACHE": folder / "cache"} | nobody
 

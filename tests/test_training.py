@@ -369,7 +369,7 @@ class TestSources:
     def test_activations_come_from_a_model_without_bos(self, monkeypatch):
         batch = TokenBatch(torch.arange(20).view(4, 5), torch.tensor([[False, True, True, True, False]] * 4))
         monkeypatch.setattr(
-            "prism.training.sources.harvest", lambda m, t, h, n, progress: (p.float()[..., None] for p in t.split(n))
+            "prism.models.harvesting.harvest", lambda m, t, h, n, progress: (p.float()[..., None] for p in t.split(n))
         )
         stream = ActivationStream(None, batch, "blocks.0.hook_resid_pre", sequences=2)
         for _ in range(2):

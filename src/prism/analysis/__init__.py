@@ -12,7 +12,6 @@ from prism.analysis.concepts import composite_score, find_features_for_concept
 from prism.analysis.examples import (
     example_rows,
     match_density,
-    neuron_features,
     random_rows,
     sample_units,
     top_examples,

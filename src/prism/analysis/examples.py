@@ -4,45 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int, UInt
 from scipy.sparse import csc_matrix
 
-from prism.data import TokenBatch
-from prism.features import FeatureMatrix, _kept_activations, _Rows
+from prism.features import FeatureMatrix
 
 RADIUS = 5  # tokens of context on either side, as on the feature dashboards of the field
 WHICH = ("top", "any")
-
-
-@torch.no_grad()
-def neuron_features(
-    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32
-) -> FeatureMatrix:
-    """The neurons behind a hook such as `blocks.2.mlp.hook_post`, one column each, as if they were features.
-
-    A neuron *fires* where its activation is above zero, and the matrix keeps that activation as it is. After a GELU
-    this is where the neuron's input is positive: the GELU's negative part is never below −0.17 and fades to 0, so it
-    counts as silence. (`features.channel_features` has both signs of any hook's channels, standardised.)
-
-    Args:
-        model: from `models.load_model`.
-        hook_name: a hook inside a block, after the non-linearity.
-        batch: the tokens; BOS and padding are left out.
-        table: the batch's `data.token_table`.
-
-    Returns:
-        `[tokens, neurons]`. Where a fifth of it is above zero, a million tokens of 768 neurons take 1.2 GB.
-
-    Raises:
-        ValueError: as `features.encode_features`.
-    """
-    rows = None
-    for x in _kept_activations(model, hook_name, batch, table, batch_size):
-        x = x.flatten(1).float()
-        rows = rows or _Rows(x.shape[1])
-        rows.add(x.numpy())  # keeps what is above zero
-    return FeatureMatrix(rows.matrix(), table)
 
 
 def match_density(matrix: FeatureMatrix, density: Float[np.ndarray, " units"], seed: int = 0) -> FeatureMatrix:

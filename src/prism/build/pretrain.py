@@ -1,4 +1,4 @@
-"""Pretrain `mini`: a small GPT-2 on the mixture of all kinds, resumable to the bit.
+"""Pretrain `mini` and its relatives on the mixture of all kinds, resumable to the bit.
 
 Warm-up, a constant phase, then a linear decay to zero over the last quarter (WSD): the checkpoint from before
 the decay can be resumed for a longer run, so training is never thrown away. Matrices are trained with Muon
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prism.build.corpus import END, MIXTURE
 
@@ -29,6 +29,7 @@ from prism.build.corpus import END, MIXTURE
 class PretrainConfig:
     """Settings of one pretraining run."""
 
+    architecture: str = "gpt2"  # or "llama": RMSNorm, rotary positions, SwiGLU
     n_layer: int = 4
     d_model: int = 192
     d_head: int = 32
@@ -63,6 +64,10 @@ class PretrainConfig:
 
 CPU = PretrainConfig()
 GPU = PretrainConfig(n_layer=6, d_model=256, batch=256, tokens=3e9, warmup=30e6, checkpoint_minutes=1.0)
+RELATIVES = {  # the further models that phase 6e compares: one smaller, one of another architecture
+    "mini-small": PretrainConfig(n_layer=2, d_model=128),
+    "mini-llama": PretrainConfig(architecture="llama", n_layer=4, d_model=128),
+}
 
 
 class Muon(torch.optim.Optimizer):
@@ -71,8 +76,12 @@ class Muon(torch.optim.Optimizer):
     The Newton–Schulz iteration runs in float32 (bfloat16 products are slow on CPUs).
     """
 
-    def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, out_first: bool = False
+    ):
+        """`out_first`: matrices are stored [out, in] (`nn.Linear`), not [in, out] (GPT-2's `Conv1D`)."""
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "out_first": out_first}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -86,8 +95,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonalise(p.grad.lerp(buffer, group["momentum"]))
-                # Conv1D stores [in, out]: a wider output needs a larger step for the same change of activations
-                scale = max(1.0, p.shape[1] / p.shape[0]) ** 0.5
+                # a wider output needs a larger step for the same change of activations
+                out, into = p.shape if group["out_first"] else p.shape[::-1]
+                scale = max(1.0, out / into) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
@@ -148,30 +158,30 @@ class Batches:
         return torch.from_numpy(out)
 
 
-def make_model(config: PretrainConfig, vocabulary: int, end: int) -> GPT2LMHeadModel:
-    """A freshly initialised GPT-2 with fused attention and tied embeddings."""
+def make_model(config: PretrainConfig, vocabulary: int, end: int) -> PreTrainedModel:
+    """A freshly initialised GPT-2 or Llama with fused attention and tied embeddings.
+
+    Raises:
+        ValueError: another architecture.
+    """
     torch.manual_seed(config.seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=config.context,
-            n_embd=config.d_model,
-            n_layer=config.n_layer,
-            n_head=config.d_model // config.d_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=end,
-            eos_token_id=end,
-            attn_implementation="sdpa",
-            activation_function="gelu_pytorch_tanh",  # the fused form of GPT-2's gelu_new
-        )
-    )
+    heads = config.d_model // config.d_head
+    ends = {"vocab_size": vocabulary, "bos_token_id": end, "eos_token_id": end, "attn_implementation": "sdpa"}
+    if config.architecture == "llama":
+        sizes = {"hidden_size": config.d_model, "num_hidden_layers": config.n_layer, "num_attention_heads": heads}
+        inner = {"intermediate_size": 8 * config.d_model // 3, "max_position_embeddings": config.context}
+        return LlamaForCausalLM(LlamaConfig(**ends, **sizes, **inner, tie_word_embeddings=True))
+    if config.architecture != "gpt2":
+        raise ValueError(f"no architecture named '{config.architecture}'; choose from gpt2, llama")
+    sizes = {"n_positions": config.context, "n_embd": config.d_model, "n_layer": config.n_layer, "n_head": heads}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    activation = "gelu_pytorch_tanh"  # the fused form of GPT-2's gelu_new
+    return GPT2LMHeadModel(GPT2Config(**ends, **sizes, **dropout, activation_function=activation))
 
 
-def chunked_loss(model: GPT2LMHeadModel, tokens: torch.Tensor, chunk: int = 1024) -> float:
+def chunked_loss(model: PreTrainedModel, tokens: torch.Tensor, chunk: int = 1024) -> float:
     """Backpropagate the mean next-token cross-entropy without holding all the logits; return its value."""
-    hidden = model.transformer(tokens[:, :-1]).last_hidden_state
+    hidden = model.base_model(tokens[:, :-1]).last_hidden_state
     flat = hidden.detach().reshape(-1, hidden.shape[-1]).requires_grad_()
     targets, total = tokens[:, 1:].reshape(-1), 0.0
     for x, y in zip(flat.split(chunk), targets.split(chunk), strict=True):
@@ -182,13 +192,14 @@ def chunked_loss(model: GPT2LMHeadModel, tokens: torch.Tensor, chunk: int = 1024
     return total
 
 
-def make_optimizers(model: GPT2LMHeadModel, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
+    inside = (".h.", ".layers.")  # GPT-2's and Llama's names for their blocks
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and any(part in name for part in inside)]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, lr=config.lr_matrix, weight_decay=config.weight_decay),
+        Muon(matrices, config.lr_matrix, weight_decay=config.weight_decay, out_first=config.architecture == "llama"),
         torch.optim.AdamW(others, lr=config.lr_other, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True),
     ]
 
@@ -279,7 +290,8 @@ def pretrain(
     bar.close()
     log.close()
     if stop == config.steps:
-        model.config.activation_function = "gelu_new"  # the same function under GPT-2's own name
+        if config.architecture == "gpt2":
+            model.config.activation_function = "gelu_new"  # the same function under GPT-2's own name
         model.to("cpu").save_pretrained(run / "model")
     return losses
 

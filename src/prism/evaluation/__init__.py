@@ -39,8 +39,8 @@ from prism.evaluation.streaming import (
     Sums,
     evaluate,
     evaluate_all,
-    kept_activations,
     logit_rows,
+    sequence_nats,
     splice,
     splice_check,
 )

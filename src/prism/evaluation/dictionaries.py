@@ -14,7 +14,8 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.streaming import ENCODE_TOKENS, kept_activations
+from prism.evaluation.streaming import ENCODE_TOKENS
+from prism.models import kept_activations
 
 
 class Dictionary:

@@ -7,7 +7,7 @@ import torch
 
 from prism.data import TokenBatch
 from prism.evaluation.streaming import ENCODE_TOKENS, splice_check
-from prism.models import check_hook, harvest, weight_processing
+from prism.models import check_hook, kept_activations, weight_processing
 
 
 class PreflightError(ValueError):
@@ -41,8 +41,7 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     except ValueError as error:
         check("hook point", metadata.hook_name, error, False)
     check("hook point", metadata.hook_name, "a hook point of the model", True)
-    stream = zip(harvest(model, batch.tokens, metadata.hook_name), batch.keep.split(32), strict=True)
-    x = torch.cat([part[keep] for part, keep in stream])
+    x = kept_activations(model, metadata.hook_name, batch)
     check("width", x.shape[1], sae.cfg.d_in, x.shape[1] == sae.cfg.d_in)
     processing = getattr(model, "weight_processing", None)
     wanted = weight_processing(sae)

@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.evaluation.metrics import ce_recovered, explained_share, kl, paired_bootstrap
 from prism.evaluation.results import Evaluation
-from prism.models import check_hook, harvest
+from prism.models import check_hook, harvest_kept
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
 
@@ -105,7 +104,7 @@ def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable
     return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, hook)], return_type="logits")
 
 
-def _nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
+def sequence_nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
     """Cross-entropy summed over each sequence's masked predictions, float64 `[batch]`."""
     picked = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
     return -(picked.double() * mask).sum(1).numpy()
@@ -125,9 +124,9 @@ def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -
     hook_name, rebuild = sae.cfg.metadata.hook_name, _reconstruct(sae)
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
-        clean = _nats(model(part.tokens, return_type="logits"), part.tokens, mask)
+        clean = sequence_nats(model(part.tokens, return_type="logits"), part.tokens, mask)
         same = splice(model, part.tokens, hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))
-        change = np.abs(_nats(same, part.tokens, mask) - clean) / np.maximum(mask.sum(1).numpy(), 1)
+        change = np.abs(sequence_nats(same, part.tokens, mask) - clean) / np.maximum(mask.sum(1).numpy(), 1)
         worst = max(worst, float(change.max()))
     return worst
 
@@ -213,29 +212,12 @@ def _with_ce(
     return replace(found, **out, per_sequence=found.per_sequence.assign(**columns))
 
 
-def _finite(model, hook_name: str, batch: TokenBatch, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Stream a hook's activations on kept tokens `[tokens, d_in]`, and the sequence of each."""
-    activations = harvest(model, batch.tokens, hook_name, batch_size)
-    for start, x in zip(range(0, len(batch), batch_size), activations, strict=True):
-        keep = batch.keep[start : start + batch_size]
-        if not torch.isfinite(x[keep]).all():
-            raise ValueError("activations are NaN or infinite; check the model's weights and its number format")
-        yield x[keep], keep.nonzero()[:, 0] + start
-
-
-def kept_activations(model, hook_name: str, batch: TokenBatch, batch_size: int = 32) -> Float[Tensor, "tokens d_in"]:
-    """A hook's activations on all kept tokens, in memory: for samples (20,000 tokens of 768 channels are 60 MB).
-
-    Raises:
-        ValueError: unknown hook, or activations that are not finite.
-    """
-    return torch.cat([x for x, _ in _finite(model, hook_name, batch, batch_size)])
-
-
 def _stream(model, sae, batch: TokenBatch, batch_size: int) -> tuple[Sums, SequenceSums]:
     """First pass: everything that needs activations but no logits."""
     sums, sequences = Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)
-    for x, rows in _finite(model, sae.cfg.metadata.hook_name, batch, batch_size):
+    sequence, start = batch.keep.nonzero()[:, 0], 0
+    for x in harvest_kept(model, sae.cfg.metadata.hook_name, batch, batch_size):
+        rows, start = sequence[start : start + len(x)], start + len(x)
         if x.shape[-1] != sae.cfg.d_in:
             raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
         for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
@@ -256,11 +238,11 @@ def _cross_entropies(
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
         clean = model(part.tokens, return_type="logits")
-        clean_nats.append(_nats(clean, part.tokens, mask))
+        clean_nats.append(sequence_nats(clean, part.tokens, mask))
         weights.append(mask.sum(1).double().numpy())
         for (kind, name), (hook_name, change) in changes.items():
             logits = splice(model, part.tokens, hook_name, part.keep, change)
-            nats[kind, name].append(_nats(logits, part.tokens, mask))
+            nats[kind, name].append(sequence_nats(logits, part.tokens, mask))
             if kind == "sae" and with_kl and mask.any():
                 divergence[name] += kl(clean[:, :-1], logits[:, :-1], mask) * int(mask.sum())
     weight = np.concatenate(weights)

@@ -1,12 +1,11 @@
 """Models and their SAEs by name: the registry, loading, and harvesting activations."""
 
-from prism.models.harvesting import activations_at, check_hook, harvest
+from prism.models.harvesting import activations_at, check_hook, harvest, harvest_kept, kept_activations
 from prism.models.loading import (
     home_folder,
     load_model,
     load_sae,
     random_model,
-    trained_family,
     trained_here,
     weight_processing,
 )

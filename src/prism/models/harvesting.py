@@ -15,6 +15,8 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 from transformers import GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
+from prism.data import TokenBatch
+
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
 LIBRARIES = ("transformers.", "transformer_lens.model_bridge.")  # attach hooks that only observe (and no hook point's)
 
@@ -45,6 +47,33 @@ def harvest(
         starts = tqdm(starts, desc=f"harvest {hook_name}", unit="batch", leave=False)
     for start in starts:
         yield activations_at(model, tokens[start : start + batch_size], [hook_name])[hook_name]
+
+
+def harvest_kept(
+    model: TransformerBridge, hook_name: str, batch: TokenBatch, batch_size: int = 32, progress: bool | None = None
+) -> Iterator[Float[Tensor, "tokens d_in"]]:
+    """`harvest` without BOS and padding: the kept tokens' activations, `batch_size` sequences at a time.
+
+    Raises:
+        ValueError: as `harvest`; or at the first activation that is not a finite number.
+    """
+    row = 0
+    for x in harvest(model, batch.tokens, hook_name, batch_size, progress):
+        x, keep, row = x.cpu(), batch.keep[row : row + len(x)], row + len(x)
+        kept = x[keep]
+        finite = torch.isfinite(kept).flatten(1).all(1)
+        if not finite.all():
+            text, position = keep.nonzero()[~finite][0].tolist()
+            raise ValueError(f"activations at '{hook_name}' are NaN or infinite (first in text {row - len(x) + text}, "
+                             f"position {position}); check the model's weights and its number format")  # fmt: skip
+        yield kept
+
+
+def kept_activations(
+    model: TransformerBridge, hook_name: str, batch: TokenBatch, batch_size: int = 32
+) -> Float[Tensor, "tokens d_in"]:
+    """The same in memory: for samples (20,000 tokens of 768 channels are 60 MB)."""
+    return torch.cat(list(harvest_kept(model, hook_name, batch, batch_size)))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism import hub
-from prism.data import CACHE, DATA
+from prism.data import CACHE
 from prism.models.registry import ModelSpec, SaeSpec
 
 
@@ -141,12 +141,6 @@ def home_folder(spec: ModelSpec) -> Path:
     files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
     key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
     return CACHE / "saes" / f"{spec.name}-{key[:12]}"
-
-
-def trained_family(spec: ModelSpec) -> set[str]:
-    """Names of the SAEs of `prism.training.FAMILY` that are on this disk for a model: embedded, or trained here."""
-    homes = [home_folder(spec)] + ([DATA / "saes"] if spec.name == "mini" else [])
-    return {file.parent.name for home in homes for file in home.glob("family/*/sae_weights.safetensors")}
 
 
 def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:

@@ -7,6 +7,7 @@ from prism.training.family import (
     load_family,
     metadata_of,
     train_for_model,
+    trained_family,
     training_activations,
 )
 from prism.training.loop import TrainConfig, Trainer, train

@@ -12,7 +12,7 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from prism.data import DATA, TokenBatch, corpus_batch, load_corpus
-from prism.models import HOME_TOKENS, ModelSpec, harvest, home_folder, load_model, random_model
+from prism.models import HOME_TOKENS, ModelSpec, harvest_kept, home_folder, load_model, random_model
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
 from prism.training.loop import TrainConfig, train
 from prism.training.monitor import Monitor
@@ -100,8 +100,21 @@ def training_activations(
     """
     model = random_model(spec) if random_weights else load_model(spec)
     batch = first_sequences(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context), n_tokens)
-    stream = zip(harvest(model, batch.tokens, hook_name), batch.keep.split(32), strict=True)
-    return np.concatenate([x[keep].half().numpy() for x, keep in stream])[:n_tokens]
+    return np.concatenate([x.half().numpy() for x in harvest_kept(model, hook_name, batch)])[:n_tokens]
+
+
+def _homes(spec: ModelSpec) -> list[Path]:
+    """Where a model's family may be: embedded, or trained here."""
+    return ([DATA / "saes" / "family"] if spec.name == "mini" else []) + [home_folder(spec) / "family"]
+
+
+def _members_in(home: Path) -> set[str]:
+    return {file.parent.name for file in home.glob("*/sae_weights.safetensors")}
+
+
+def trained_family(spec: ModelSpec) -> set[str]:
+    """Names of the members that are on this disk for a model: embedded, or trained here."""
+    return set().union(*map(_members_in, _homes(spec)))
 
 
 def load_family(
@@ -116,8 +129,7 @@ def load_family(
         ValueError: no such member.
     """
     member_configs(name, 1)  # refuses an unknown name before anything is loaded
-    embedded = DATA / "saes" / "family" / name
-    folder = embedded if spec.name == "mini" and embedded.is_dir() else home_folder(spec) / "family" / name
+    folder = next((home / name for home in _homes(spec) if name in _members_in(home)), _homes(spec)[-1] / name)
     if not (folder / "sae_weights.safetensors").is_file():
         hook_name = spec.sae().hook_name
         activations = training_activations(spec, hook_name, distinct, FAMILY[name].random_model)

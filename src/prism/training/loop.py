@@ -80,9 +80,9 @@ class Trainer:
         self.sae = make_sae(sae) if isinstance(sae, SaeConfig) else sae
         self.sae.b_dec.data = self.sample.mean(0).cpu()
         self.sae.to(device).train()
-        quick = [p for name, p in self.sae.named_parameters() if name == "log_threshold"]
-        groups = [{"params": [p for p in self.sae.parameters() if all(p is not q for q in quick)], "factor": 1.0}]
-        groups += [{"params": quick, "factor": THRESHOLD_RATE}] if quick else []
+        weights = dict(self.sae.named_parameters())
+        thresholds = [weights.pop("log_threshold")] if "log_threshold" in weights else []
+        groups = [{"params": list(weights.values()), "factor": 1.0}, {"params": thresholds, "factor": THRESHOLD_RATE}]
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.quiet = torch.zeros(self.sae.config.d_sae, device=device)  # activations since each feature last fired
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity

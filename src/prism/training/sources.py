@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prism.data import TokenBatch
-from prism.models import harvest
+from prism.models import harvest_kept
 
 SAMPLE = 20_000  # activations from which scale, mean and threshold are read
 
@@ -107,10 +107,7 @@ class ActivationStream:
         self.model, self.batch, self.hook_name, self.sequences = model, batch, hook_name, sequences
 
     def __iter__(self) -> Iterator[Float[Tensor, "tokens d_in"]]:
-        keep = self.batch.keep.split(self.sequences)
-        stream = harvest(self.model, self.batch.tokens, self.hook_name, self.sequences, progress=False)
-        for x, kept in zip(stream, keep, strict=True):
-            yield x[kept]
+        return harvest_kept(self.model, self.hook_name, self.batch, self.sequences, progress=False)
 
 
 def as_source(activations, batch: int, seed: int) -> ArraySource | StreamSource:

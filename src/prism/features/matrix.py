@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import JumpReLUSAE, StandardSAE
 from scipy.sparse import csr_matrix
-from torch import Tensor
 
-from prism.data import TokenBatch, load_activations, save_activations
-from prism.models import harvest
+from prism.data import load_activations, save_activations
 
-ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] block (48 MiB at d_sae = 24,576)
 COLUMNS = ("text", "position", "token_id", "token")  # that every token table has
 SORTED_AT_ONCE = 2**20  # stored activations that `statistics` ranks at once: bounds its working memory (about 40 MB)
 TENSORS = {"data", "indices", "indptr", "d_sae", "table"}  # what a saved FeatureMatrix holds
@@ -121,7 +116,7 @@ class FeatureMatrix:
             it vectors unlike those it was trained on.)
         """
         bounds = np.searchsorted(self.table["text"].to_numpy(), np.arange(self.n_texts + 1))
-        offsets, rows = self.values.indptr[bounds], _Rows(self.d_sae)
+        offsets, rows = self.values.indptr[bounds], SparseRows(self.d_sae)
         for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
             peak = np.zeros((1, self.d_sae), np.float32)
             np.maximum.at(peak[0], self.values.indices[start:stop], self.values.data[start:stop])
@@ -246,7 +241,7 @@ class FeatureMatrix:
             raise ValueError(f"'{path}' is damaged ({error}); delete it and run again") from None
 
 
-class _Rows:
+class SparseRows:
     """Sparse rows under construction: consecutive rows are added, then made into one matrix.
 
     The numbers go into two growing buffers. (A list of small arrays, joined at the end, would scatter them between
@@ -272,122 +267,3 @@ class _Rows:
         dtype = np.int32 if len(data) < 2**31 else np.int64  # scipy keeps one index type for both arrays
         indptr = np.cumsum(counts, dtype=np.int64).astype(dtype)
         return csr_matrix((data, indices.astype(dtype, copy=False), indptr), (len(indptr) - 1, self.n_columns))
-
-
-def _kept_activations(
-    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int
-) -> Iterator[Float[Tensor, "tokens d_in"]]:
-    """Stream a hook's activations on the kept tokens; a ValueError at the first that is not a finite number."""
-    if batch.n_tokens != len(table):
-        raise ValueError(f"the batch keeps {batch.n_tokens} tokens, the table has {len(table)}; make one of the other")
-    row = 0
-    for x in harvest(model, batch.tokens, hook_name, batch_size):
-        x, keep, row = x.cpu(), batch.keep[row : row + len(x)], row + len(x)
-        kept = x[keep]
-        finite = torch.isfinite(kept).flatten(1).all(1)
-        if not finite.all():
-            text, position = keep.nonzero()[~finite][0].tolist()
-            raise ValueError(f"activations at '{hook_name}' are NaN or infinite (first in text {row - len(x) + text}, "
-                             f"position {position}); check the model's weights and its number format")  # fmt: skip
-        yield kept
-
-
-def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32) -> FeatureMatrix:
-    """Run texts through the model and its SAE: activations `[tokens, d_in]` to sparse features `[tokens, d_sae]`.
-
-    Streams: at most `batch_size` sequences of activations and 512 tokens of dense features exist at a time.
-
-    Args:
-        model: from `models.load_model`.
-        sae: an SAELens SAE of that model; it is fed at its own hook.
-        batch: the tokens; features are computed on kept tokens only, never on BOS or padding.
-        table: the batch's `data.token_table`.
-
-    Raises:
-        ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
-    """
-    return encode_activations(
-        sae, _kept_activations(model, sae.cfg.metadata.hook_name, batch, table, batch_size), table
-    )
-
-
-@torch.no_grad()
-def encode_activations(sae, activations: Iterable[Float[Tensor, "tokens d_in"]], table: pd.DataFrame) -> FeatureMatrix:
-    """Sparse features of activations that are there already, such as a cache's; otherwise as `encode_features`.
-
-    Args:
-        activations: blocks of any length, together one row for each of the table's.
-    """
-    rows, encode = _Rows(sae.cfg.d_sae), _encoder(sae)
-    for x in activations:
-        for chunk in x.split(ENCODE_TOKENS):
-            features = encode(chunk).numpy()
-            if np.isnan(features).any():
-                raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
-            rows.add(features)
-    return FeatureMatrix(rows.matrix(), table)
-
-
-def _encoder(sae) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_sae"]]:
-    """`sae.encode`, done in one buffer where the SAE is a product and a threshold: the same numbers, in less time.
-
-    Three fresh blocks of `[tokens, d_sae]` for each chunk cost a quarter of what the product itself costs.
-    """
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
-    if type(sae) not in (StandardSAE, JumpReLUSAE) or type(sae.activation_fn) is not torch.nn.ReLU or hooked:
-        return lambda x: sae.encode(x).float()
-    buffer = torch.empty(ENCODE_TOKENS, sae.cfg.d_sae, dtype=sae.W_enc.dtype)
-
-    def encode(x: Tensor) -> Tensor:
-        features = torch.mm(sae.process_sae_in(x), sae.W_enc, out=buffer[: len(x)]).add_(sae.b_enc).relu_()
-        if type(sae) is JumpReLUSAE:
-            features.mul_(features > sae.threshold)
-        return features.float()
-
-    return encode
-
-
-@torch.no_grad()
-def channel_features(
-    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32, l0: float | None = None
-) -> FeatureMatrix:
-    """Baseline without an SAE: each raw channel, upwards and downwards, as if it were a feature.
-
-    With `z` the channel standardised over these tokens (mean 0, standard deviation 1), the `2 * d_in` columns are
-    `[relu(z), relu(-z)]`. Half of them fire on each token. For a comparison at equal sparsity, give `l0`.
-
-    Args:
-        l0: keep only the largest values, this many a token on average (one cut for all tokens); None keeps all.
-
-    Raises:
-        ValueError: as `encode_features`.
-    """
-    x = torch.cat([kept.flatten(1).float() for kept in _kept_activations(model, hook_name, batch, table, batch_size)])
-    spread = x.std(0, correction=0)
-    z = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp_min(1e-30), 0.0)
-    cut = 0.0
-    if l0 is not None and round(l0 * len(z)) < z.numel():
-        cut = z.abs().flatten().topk(round(l0 * len(z)) + 1).values[-1]  # strictly greater than it: l0 a token
-    rows = _Rows(2 * z.shape[1])
-    for part in torch.where(z.abs() > cut, z, 0.0).split(ENCODE_TOKENS):
-        rows.add(torch.cat([part, -part], dim=1).numpy())
-    return FeatureMatrix(rows.matrix(), table)
-
-
-def word_features(batch: TokenBatch, table: pd.DataFrame, vocabulary: int) -> FeatureMatrix:
-    """Baseline without a model: feature `i` fires with activation 1 wherever the token's id is `i` (bag of words).
-
-    Args:
-        vocabulary: number of token ids that the tokenizer has, `len(tokenizer)`.
-
-    Raises:
-        ValueError: a token id outside the vocabulary, or batch and table that do not match.
-    """
-    ids = batch.tokens[batch.keep].numpy()
-    if len(ids) != len(table):
-        raise ValueError(f"the batch keeps {len(ids)} tokens, the table has {len(table)}; make one of the other")
-    if len(ids) and ids.max() >= vocabulary:
-        raise ValueError(f"token id {ids.max()} is outside a vocabulary of {vocabulary}; use len(tokenizer)")
-    one_each = np.arange(len(ids) + 1, dtype=np.int32)
-    values = csr_matrix((np.ones(len(ids), np.float32), ids.astype(np.int32), one_each), (len(ids), vocabulary))
-    return FeatureMatrix(values, table)

@@ -1,0 +1,11 @@
+"""The feature matrix: the sparse features of many tokens, and where each token came from."""
+
+from prism.features.encoding import (
+    ENCODE_TOKENS,
+    channel_features,
+    encode_activations,
+    encode_features,
+    neuron_features,
+    word_features,
+)
+from prism.features.matrix import FeatureMatrix, FeatureStatistics

@@ -1,0 +1,7 @@
+"""Changing a model's activations on purpose, and measuring what follows: steering, ablation, attribution.
+
+A *change* is a function from kept activations `[tokens, d_in]` to those that take their place. `evaluation.splice` runs
+a model with one; here are the changes that are made of SAE features, and what they cost.
+"""
+
+from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress

@@ -1,0 +1,106 @@
+"""Changes of an activation by a feature: add, clamp, suppress, project out; and their cost in cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prism.data import TokenBatch
+from prism.evaluation.streaming import logit_rows, sequence_nats, splice
+from prism.models import check_hook
+
+Change = Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_in"]]
+
+
+def add(direction: Float[Tensor, " d_in"], amount: float) -> Change:
+    """Add `amount` times a direction, as it is, to every activation: the plain form of steering (Turner et al. 2023).
+
+    With a feature's decoder row and an amount in units of the feature, this is the feature's own contribution.
+    """
+    return lambda x: x + amount * direction.to(x)
+
+
+def clamp(sae, features: int | Sequence[int], value: float | Sequence[float]) -> Change:
+    """Set features to a value and leave all else, the SAE's error included, as it was (Templeton et al. 2024).
+
+    `x + (value − f(x)) · d`, with `f` the features' activations and `d` their decoder rows.
+
+    Args:
+        sae: an SAELens SAE of the hook.
+        features: one feature or several.
+        value: the activation that they get, or one for each.
+
+    Raises:
+        IndexError: no such feature.
+    """
+    chosen = torch.as_tensor(features).reshape(-1)
+    if len(chosen) and not (0 <= int(chosen.min()) and int(chosen.max()) < sae.cfg.d_sae):
+        wrong = next(int(f) for f in chosen if not 0 <= f < sae.cfg.d_sae)
+        raise IndexError(f"no feature {wrong}; choose from 0 to {sae.cfg.d_sae - 1}")
+    wanted = torch.as_tensor(value, dtype=torch.float32)
+
+    def change(x: Tensor) -> Tensor:
+        f = sae.encode(x)
+        moved = f.clone()
+        moved[:, chosen] = wanted.to(f)
+        return x + sae.decode(moved).to(x) - sae.decode(f).to(x)  # where the decoder rescales, both are rescaled alike
+
+    return change
+
+
+def suppress(sae, features: int | Sequence[int]) -> Change:
+    """Set features to zero: `clamp` at 0, the ablation of features."""
+    return clamp(sae, features, 0.0)
+
+
+def project_out(direction: Float[Tensor, " d_in"]) -> Change:
+    """Remove all of a direction from every activation, whether a feature put it there or not."""
+    unit = direction / direction.norm()
+    return lambda x: x - (x @ unit.to(x))[:, None] * unit.to(x)
+
+
+@contextmanager
+def edited(model, hook_name: str, change: Change, keep: Bool[Tensor, "batch pos"] | None = None) -> Iterator[None]:
+    """Within the block, every forward pass of the model has the hook's activations changed.
+
+    Args:
+        keep: positions to change, of the very shape of the tokens that are run; None changes all of them.
+
+    Raises:
+        ValueError: no such hook.
+    """
+    check_hook(model, hook_name)
+
+    def hook(activation: Tensor, hook) -> Tensor:
+        where = torch.ones(activation.shape[:2], dtype=torch.bool) if keep is None else keep
+        out = activation.clone()
+        out[where] = change(activation[where]).to(activation.dtype)
+        return out
+
+    with model.hooks(fwd_hooks=[(hook_name, hook)]):
+        yield
+
+
+@torch.no_grad()
+def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.DataFrame:
+    """What a change costs on ordinary text: cross-entropy of each sequence with and without it.
+
+    Args:
+        batch: held-out text; the change is made at its kept positions, and predictions between those are counted.
+
+    Returns:
+        One row a sequence: tokens (predictions), clean, changed (nats, summed over them). The cost per token is
+        `(changed − clean).sum() / tokens.sum()`; resample the rows for its interval (`evaluation.paired_bootstrap`).
+    """
+    rows, size = [], logit_rows(model, batch)
+    for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+        mask = part.keep[:, :-1] & part.keep[:, 1:]
+        clean = sequence_nats(model(part.tokens, return_type="logits"), part.tokens, mask)
+        changed = sequence_nats(splice(model, part.tokens, hook_name, part.keep, change), part.tokens, mask)
+        rows.append(pd.DataFrame({"tokens": mask.sum(1).numpy(), "clean": clean, "changed": changed}))
+    return pd.concat(rows, ignore_index=True)
