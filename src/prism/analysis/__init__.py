@@ -18,6 +18,19 @@ from prism.analysis.examples import (
     windows,
 )
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
+from prism.analysis.layers import (
+    activation_pairs,
+    best_partners,
+    chains,
+    decoder_pairs,
+    direct_ranks,
+    fates,
+    following_tokens,
+    one_to_one,
+    persistence,
+    random_like,
+    swap_within,
+)
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (
     Pair,

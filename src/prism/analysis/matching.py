@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
@@ -60,22 +62,32 @@ def _shuffle(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.
     return order
 
 
-def _best_partner(a, b) -> tuple[np.ndarray, np.ndarray]:
-    """For each column of `a` the column of `b` that correlates most, and how much; −1 and NaN if there is none."""
+def correlation_blocks(a, b) -> Iterator[tuple[slice, Float[np.ndarray, "block units_b"]]]:
+    """Pearson correlations of the units of `a` with those of `b`, some units of `a` at a time: bounded memory.
+
+    Args:
+        a, b: activations `[tokens, units]`, sparse or dense, on the same tokens.
+
+    Returns:
+        Pairs of (which units of `a`, their correlations); −inf where a unit is constant.
+    """
     (mean_a, spread_a), (mean_b, spread_b) = _moments(a), _moments(b)
-    partner, best = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
-    if not (spread_b > 0).any():
-        return partner, best
     by_column = a.tocsc() if issparse(a) else a
     step = max(1, BLOCK_BYTES // (8 * b.shape[1]))
     for start in range(0, a.shape[1], step):
         part = slice(start, start + step)
         covariance = _product(by_column[:, part], b) / a.shape[0] - np.outer(mean_a[part], mean_b)
         scale = np.outer(spread_a[part], spread_b)
-        correlation = np.divide(covariance, scale, out=np.full_like(covariance, -np.inf), where=scale > 0)
-        found, live = correlation.argmax(1), spread_a[part] > 0
-        partner[part][live] = found[live]
-        best[part][live] = correlation.max(1)[live].clip(-1, 1)
+        yield part, np.divide(covariance, scale, out=np.full_like(covariance, -np.inf), where=scale > 0)
+
+
+def _best_partner(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """For each column of `a` the column of `b` that correlates most, and how much; −1 and NaN if there is none."""
+    partner, best = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
+    for part, correlation in correlation_blocks(a, b):
+        found, top = correlation.argmax(1), correlation.max(1)
+        live = np.isfinite(top)
+        partner[part][live], best[part][live] = found[live], top[live].clip(-1, 1)
     return partner, best
 
 
