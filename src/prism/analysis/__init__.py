@@ -30,6 +30,7 @@ from prism.analysis.layers import (
     persistence,
     random_like,
     swap_within,
+    tilted,
 )
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (

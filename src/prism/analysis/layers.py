@@ -268,3 +268,27 @@ def direct_ranks(
     cross = np.asarray(counts @ ranks.T) / np.where(firings > 0, firings, np.nan)[:, None]
     own = cross.diagonal()
     return pd.DataFrame({"firings": firings.astype(int), "own": own, "others": (cross.sum(1) - own) / (units - 1)})
+
+
+def tilted(
+    rows: Float[np.ndarray, "units d_in"], cosines: Float[np.ndarray, " draws"], seed: int = 0
+) -> Float[np.ndarray, "units d_in"]:
+    """Each row turned in a random direction, to a cosine drawn from those given: partners without a meaning.
+
+    Read off the same stream, two dictionaries so related show what parallel directions alone make of co-activation.
+
+    Args:
+        rows: directions of the first dictionary, of any length but 0.
+        cosines: drawn from with replacement, such as those of real features with their best partners.
+        seed: of the draws and the turns.
+
+    Returns:
+        Unit rows, `cosine(rows[i], returned[i])` being one of the cosines.
+    """
+    rng = np.random.default_rng(seed)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    turn = rng.normal(size=unit.shape)
+    turn -= (turn * unit).sum(1, keepdims=True) * unit
+    turn /= np.linalg.norm(turn, axis=1, keepdims=True)
+    cosine = rng.choice(np.asarray(cosines, dtype=np.float64).clip(-1, 1), size=(len(unit), 1))
+    return (cosine * unit + np.sqrt(1 - cosine**2) * turn).astype(np.float32)

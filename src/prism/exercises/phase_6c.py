@@ -57,9 +57,7 @@ def check_survival(answer: Callable) -> Callable:
             lambda t: (t >= 0).sum(0) / (t[:, 0] >= 0).sum()
         ),
         "That is how many are left; give shares.": lambda t: (t[t[:, 0] >= 0] >= 0).sum(0),
-        "Feature 0 is a feature like any other: use `>= 0`, not `> 0`.": (
-            lambda t: (t[t[:, 0] >= 0] > 0).mean(0)
-        ),
+        "Feature 0 is a feature like any other: use `>= 0`, not `> 0`.": (lambda t: (t[t[:, 0] >= 0] > 0).mean(0)),
         "That is the share that has died by each layer; take it from 1.": lambda t: (t[t[:, 0] >= 0] < 0).mean(0),
         "Average over the chains (axis 0), not over the layers.": lambda t: (t[t[:, 0] >= 0] >= 0).mean(1),
     }
