@@ -18,7 +18,7 @@ def mutual_share(forward: np.ndarray, backward: np.ndarray) -> float:
 def check_mutual_share(answer: Callable) -> Callable:
     """Check exercise 1."""
     cases = [
-        (np.array([1, 0, 2, 2, -1]), np.array([1, 0, 3])),
+        (np.array([1, 0, 2, 2, -1]), np.array([1, 0, 4])),
         (np.array([0, 0, -1, 1]), np.array([1, -1, 0])),
         (np.array([2, -1, 1, 0]), np.array([3, 2, -1, 1])),
     ]
@@ -83,18 +83,6 @@ def _rows_in_turn(likeness: np.ndarray) -> float:
     return total
 
 
-def _rows_struck(likeness: np.ndarray) -> float:
-    left, total = np.array(likeness, dtype=float), 0.0
-    for _ in range(min(left.shape)):
-        i, j = np.unravel_index(left.argmax(), left.shape)
-        total, left[i] = total + left[i, j], -np.inf
-    return total
-
-
-def _columns_struck(likeness: np.ndarray) -> float:
-    return _rows_struck(np.asarray(likeness).T)
-
-
 def _best_total(likeness: np.ndarray) -> float:
     from scipy.optimize import linear_sum_assignment
 
@@ -111,10 +99,13 @@ def check_greedy_total(answer: Callable) -> Callable:
     ]
     mistakes = {
         "You took the rows in turn; take the most alike pair of the whole matrix each time.": _rows_in_turn,
-        "You strike out the row only, so that a partner serves twice; strike out the column too.": _rows_struck,
-        "You strike out the column only, so that a feature is matched twice; strike out the row too.": _columns_struck,
+        "A partner serves twice in yours (each row's best, whatever else took it): strike out the column too.": (
+            lambda m: np.sort(m.max(1))[::-1][: min(m.shape)].sum()
+        ),
+        "A feature is matched twice in yours (each column's best): strike out the row too.": (
+            lambda m: np.sort(m.max(0))[::-1][: min(m.shape)].sum()
+        ),
         "That is the best assignment; greedy takes the most alike pair first and never takes it back.": _best_total,
-        "Those are the best partners, each for itself; no partner may serve twice.": lambda m: m.max(1).sum(),
         "That is the mean likeness of the pairs; give the total.": lambda m: greedy_total(m) / min(m.shape),
     }
     return check(answer, greedy_total, cases, mistakes)
