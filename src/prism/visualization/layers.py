@@ -27,7 +27,7 @@ def agreement_lines(
     for i, (name, part) in enumerate(bins.groupby("line", sort=False)):
         fig.add_scatter(
             x=part["cosine"], y=part["agreement"], mode="lines+markers", name=short_label(name),
-            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i // 2 % 4]), customdata=part["features"],
+            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4]), customdata=part["features"],
             marker=dict(size=9, symbol=SYMBOLS[i % 4]),
             hovertemplate=f"{short_label(name)}: %{{y:.0%}} of %{{customdata}} features<extra></extra>",
         )  # fmt: skip
@@ -100,7 +100,7 @@ def depth_sankey(
     across = [i / max(n - 1, 1) for i in range(n)]
     step = 1 / max(n - 1, 1)
     x = across + [a - 0.45 * step for a in across[1:]] + [a + 0.45 * step for a in across[:-1]]
-    y = [0.4] * n + [0.92] * (n - 1) + [0.05] * (n - 1)
+    y = [0.4] * n + [0.92] * (n - 1) + [0.1] * (n - 1)
     colours = [OKABE_ITO[i % 7] for i in range(n)] + [PALE] * (2 * n - 2)
     fig = go.Figure(go.Sankey(
         arrangement="fixed", textfont=dict(size=13),
