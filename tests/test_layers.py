@@ -13,6 +13,7 @@ from prism import analysis
 from prism import visualization as viz
 from prism.analysis import (
     activation_pairs,
+    bar_same_index,
     best_partners,
     chains,
     decoder_pairs,
@@ -21,6 +22,7 @@ from prism.analysis import (
     following_tokens,
     match_activations,
     one_to_one,
+    pairs_by_measure,
     persistence,
     random_like,
     swap_within,
@@ -74,9 +76,18 @@ class TestPairs:
         np.testing.assert_allclose(pairs.max(axis=1).toarray().ravel(), matched["correlation"], atol=1e-5)
 
     def test_both_measures_together_are_the_smaller_of_the_two(self):
-        cosines, correlations = csr_matrix([[0.9, 0.3], [0.0, 0.8]]), csr_matrix([[0.5, 0.6], [0.7, 0.9]])
-        both = cosines.minimum(correlations)
-        np.testing.assert_allclose(both.toarray(), [[0.5, 0.3], [0.0, 0.8]])
+        rows, values = RNG.normal(size=(12, 4)), activations()
+        found = pairs_by_measure(rows, values, rows[::-1], values[:, ::-1])
+        cosines, correlations, both = (found[name].toarray() for name in ("decoder cosine", "correlation", "both"))
+        np.testing.assert_allclose(both, np.minimum(cosines, correlations))
+        assert (both > 0).sum() < (cosines > 0).sum() and best_partners(found["both"]).tolist() == list(
+            range(11, -1, -1)
+        )
+
+    def test_pairs_of_one_index_can_be_barred(self):
+        pairs = csr_matrix([[0.9, 0.3], [0.5, 0.8]])
+        assert bar_same_index(pairs, [4, 7], [4, 9]).toarray().tolist() == [[0, 0.3], [0.5, 0.8]]
+        assert bar_same_index(pairs, [4, 7], [7, 4]).toarray().tolist() == [[0.9, 0], [0, 0.8]]
 
     @pytest.mark.parametrize(
         ("call", "message"),

@@ -20,6 +20,7 @@ from prism.analysis.examples import (
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.layers import (
     activation_pairs,
+    bar_same_index,
     best_partners,
     chains,
     decoder_pairs,
@@ -27,6 +28,7 @@ from prism.analysis.layers import (
     fates,
     following_tokens,
     one_to_one,
+    pairs_by_measure,
     persistence,
     random_like,
     swap_within,

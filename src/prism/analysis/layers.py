@@ -82,6 +82,32 @@ def _gather(blocks: Iterable[Float[np.ndarray, "block units_b"]], floor: float) 
     return vstack(parts, format="csr")
 
 
+def pairs_by_measure(
+    rows_a: Float[np.ndarray, "units_a d_in"], values_a: csr_matrix, rows_b: Float[np.ndarray, "units_b d_in"],
+    values_b: csr_matrix,
+) -> dict[str, csr_matrix]:  # fmt: skip
+    """The pairs of two layers' features by 'decoder cosine', by 'correlation', and by 'both', the smaller of the two.
+
+    Args:
+        rows_a, rows_b: decoder rows, see `decoder_pairs`; values_a, values_b: activations, see `activation_pairs`.
+    """
+    cosines, correlations = decoder_pairs(rows_a, rows_b), activation_pairs(values_a, values_b)
+    return {"decoder cosine": cosines, "correlation": correlations, "both": cosines.minimum(correlations)}
+
+
+def bar_same_index(
+    pairs: csr_matrix, index_a: Int[np.ndarray, " units_a"], index_b: Int[np.ndarray, " units_b"]
+) -> csr_matrix:
+    """The pairs without those of features with one and the same number, which SAEs of one seed start alike.
+
+    Args:
+        pairs: as `decoder_pairs` gives them; index_a, index_b: the features' numbers in their SAEs.
+    """
+    kept = pairs.tocoo()
+    other = np.asarray(index_a)[kept.row] != np.asarray(index_b)[kept.col]
+    return csr_matrix((kept.data[other], (kept.row[other], kept.col[other])), kept.shape)
+
+
 def best_partners(pairs: csr_matrix, least: float = 0.0) -> Int[np.ndarray, " units_a"]:
     """For each feature the one of the next layer that is most alike, if above `least`; −1 if none is. Many may share.
 
