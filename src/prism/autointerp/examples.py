@@ -84,6 +84,7 @@ class Examples:
             raise ValueError(f"radius is {radius}; give at least 1 token on either side")
         self.matrix, self.radius, self.sizes, self.seed = matrix, radius, sizes or Sizes(), seed
         self._columns = matrix.values.tocsc()
+        self._drawn: dict[tuple[int, int], pd.DataFrame] = {}
         self._ids = matrix.table["token_id"].to_numpy()
         self._tokens = matrix.table["token"].astype(str).to_numpy(dtype=object)
         texts = matrix.table["text"].to_numpy()
@@ -110,9 +111,15 @@ class Examples:
         Raises:
             IndexError: no such unit.
         """
-        unit, rng = self.matrix.check_feature(unit), np.random.default_rng((self.seed, unit))
+        key = (self.matrix.check_feature(unit), firing or self.sizes.firing)
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(*key)
+        return self._drawn[key]
+
+    def _draw(self, unit: int, n: int) -> pd.DataFrame:
+        rng = np.random.default_rng((self.seed, unit))
         rows, strengths = self._firings(unit)
-        chosen, quantile = self._spread(rows, strengths, firing or self.sizes.firing, rng)
+        chosen, quantile = self._spread(rows, strengths, n, rng)
         silent = self._silent_rows(rows)
         others = rng.permutation(silent)[: self.sizes.silent]
         pairs = self._same_token(chosen, silent, rng)
@@ -143,19 +150,13 @@ class Examples:
         rows = rows[np.argsort(-strengths, kind="stable")][: CANDIDATES * CANDIDATES * k]
         return rows[self._distinct(rows)][:k]
 
-    def scorable(self, n: int, seed: int = 0) -> Int[np.ndarray, " units"]:
-        """`n` units at random, in rising order, out of those with at least `sizes.least` firing and silent windows."""
-        found: list[int] = []
-        for unit in np.random.default_rng(seed).permutation(self.matrix.d_sae):
-            if len(found) == n:
-                break
-            rows, strengths = self._firings(unit)
-            if len(rows) < self.sizes.least or len(self._silent_rows(rows)) < self.sizes.least:
-                continue
-            rng = np.random.default_rng((self.seed, unit))
-            if len(self._spread(rows, strengths, self.sizes.firing, rng)[0]) >= self.sizes.least:
-                found.append(int(unit))
-        return np.sort(np.array(found, dtype=np.int64))
+    def scorable(self, unit: int) -> bool:
+        """Whether a unit has at least `sizes.least` firing and silent windows."""
+        rows, strengths = self._firings(self.matrix.check_feature(unit))
+        if len(rows) < self.sizes.least or len(self._silent_rows(rows)) < self.sizes.least:
+            return False
+        rng = np.random.default_rng((self.seed, unit))
+        return len(self._spread(rows, strengths, self.sizes.firing, rng)[0]) >= self.sizes.least
 
     def _firings(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows on which a unit fires, and how strongly."""
@@ -198,6 +199,28 @@ class Examples:
         by_token = {token: list(silent[self._ids[silent] == token]) for token in np.unique(self._ids[chosen])}
         pairs = [(i, by_token[t].pop()) for i, t in enumerate(self._ids[chosen]) if by_token[t]]
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def scorable_units(n: int, *examples: Examples, seed: int = 0) -> Int[np.ndarray, " units"]:
+    """`n` units at random, in rising order, that have windows enough in every part of the text; fewer if need be.
+
+    Units that fire in too few places, or nearly everywhere, are left out: a study of the sample says nothing of them.
+
+    Args:
+        n: units.
+        examples: of the same units on different texts, such as those to explain on and those to score on.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no examples, or of matrices with different numbers of units.
+    """
+    if len({part.matrix.d_sae for part in examples}) != 1:
+        raise ValueError("scorable_units needs examples of the same units, such as of two selections of one matrix")
+    found: list[int] = []
+    for unit in np.random.default_rng(seed).permutation(examples[0].matrix.d_sae).tolist():
+        if len(found) < n and all(part.scorable(unit) for part in examples):
+            found.append(unit)
+    return np.sort(np.array(found, dtype=np.int64))
 
 
 def _position_in_group(groups: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:

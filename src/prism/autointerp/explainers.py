@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from prism.autointerp.examples import FIRING, LEFT, OUTSIDE, Examples, Windows
 
@@ -90,7 +90,7 @@ class Explanation:
             ValueError: an explanation without a rule.
         """
         if not self.terms and self.cut >= 1.0:
-            raise ValueError("this explanation is a sentence without a rule; a model must judge it (scoring.ModelJudge)")
+            raise ValueError("this explanation is a sentence without a rule; a ModelJudge must judge it")
         return self._rates(windows.ids, *_bits(windows.ids, windows.tokens))
 
     def _rates(self, ids: np.ndarray, bits: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -266,15 +266,20 @@ def quoted(text: str) -> str:
 
 
 def sentence_of(terms: Iterable[Term], base: float, cut: float) -> str:
-    """The rule in a sentence: the conditions above the cut with most occurrences, and the exceptions to them."""
+    """The rule in a sentence: the conditions above the cut that cover most firings, and the exceptions to them.
+
+    A token in a context is named only where the token alone stays below the cut.
+    """
     terms = list(terms)
-    above = sorted((t for t in terms if t.rate > cut), key=lambda t: -(t.rate - base) * t.count)
-    tokens = {t.token for t in above if t.kind == "token"}
-    exceptions = [t for t in terms if t.kind in ("pair", "context") and t.rate <= cut and t.token in tokens]
+    tokens = {t.token: t for t in terms if t.kind == "token"}
+    sure = {token for token, t in tokens.items() if t.rate > cut}
+    refined = [t for t in terms if t.kind in ("pair", "context")]
+    above = [t for t in terms if t.rate > cut and (t not in refined or t.token not in sure)]
+    above.sort(key=lambda t: -(t.rate - base) * t.count)
     if not above:
         return f"No token, pair or class of tokens stands out: it fires on {base:.1%} of all tokens."
-    parts = [f"{t.words} ({t.rate:.0%})" for t in above[:SHOWN]]
+    named = ", ".join(f"{t.words} ({t.rate:.0%})" for t in above[:SHOWN])
     more = f", and {len(above) - SHOWN} more conditions" if len(above) > SHOWN else ""
-    but = sorted(exceptions, key=lambda t: t.rate - t.count)[:2]
-    tail = "; but not on " + " or ".join(t.words for t in but) if but else ""
-    return f"Fires on {', '.join(parts)}{more}{tail}."
+    but = [t for t in refined if t.rate <= cut and t.token in {a.token for a in above[:SHOWN]} & sure]
+    but.sort(key=lambda t: -(tokens[t.token].rate - t.rate) * t.count)
+    return f"Fires on {named}{more}{'; but not on ' * bool(but)}{' or '.join(t.words for t in but[:2])}."

@@ -8,16 +8,30 @@ accuracies, so that answering always the same gives one half however many window
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from prism.autointerp.examples import FIRING, OUTSIDE, SAME_TOKEN, SILENT, Examples, Windows
-from prism.autointerp.explainers import Explanation
+from prism.analysis import bootstrap_interval
+from prism.autointerp.examples import (
+    FIRING,
+    OUTSIDE,
+    RADIUS,
+    SAME_TOKEN,
+    SILENT,
+    Examples,
+    Sizes,
+    Windows,
+    scorable_units,
+)
+from prism.autointerp.explainers import Explanation, TokenStatistics
+from prism.features import FeatureMatrix
 
 SCORES = ("detection", "detection_hard", "fuzzing", "fuzzing_hard")
+TRAIN_SIZES = Sizes(firing=40, silent=40)  # windows that an explanation's cut is fitted on, as delphi shows 40
 LEAST_PAIRS = 5  # same-token pairs, fewer give no score
 
 
@@ -179,6 +193,74 @@ def score_units(
         other = score(explanations[partner], examples, unit, judge)
         rows.append({"unit": unit, "density": share, **own, **{f"shuffled_{name}": other[name] for name in SCORES}})
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A sample of units, explained on some texts and scored on others.
+
+    Attributes:
+        explain: windows of the texts that the explanations come from.
+        held: windows of the texts that they are scored on.
+        explanations: unit -> its explanation.
+        scores: from `score_units`.
+    """
+
+    explain: Examples
+    held: Examples
+    explanations: dict[int, Explanation]
+    scores: pd.DataFrame
+
+
+def study(
+    matrix: FeatureMatrix, held: Bool[np.ndarray, " tokens"], n: int = 80, terms: int = 12, context: bool = True,
+    radius: int = RADIUS, seed: int = 0,
+) -> Study:  # fmt: skip
+    """Explain a random sample of units by counting on some texts, and score the rules on the others.
+
+    Args:
+        matrix: of any units, on all texts.
+        held: True on the tokens to score on; whole texts.
+        n: units (fewer where fewer have windows enough in both parts).
+        terms, context: of `TokenStatistics`.
+        radius: of the windows.
+        seed: of every draw.
+
+    Raises:
+        ValueError: fewer than two such units.
+    """
+    explain = Examples(matrix.select(~np.asarray(held)), radius, TRAIN_SIZES, seed)
+    score_on = Examples(matrix.select(np.asarray(held)), radius, seed=seed)
+    units = scorable_units(n, explain, score_on, seed=seed).tolist()
+    if len(units) < 2:
+        raise ValueError(f"{len(units)} units fire often and rarely enough to be scored; take more texts, or a smaller "
+                         "radius where units fire nearly everywhere")  # fmt: skip
+    counter = TokenStatistics(explain, terms, context)
+    explanations = {unit: counter.explain(unit) for unit in units}
+    return Study(explain, score_on, explanations, score_units(explanations, score_on))
+
+
+def summarise(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
+    """The mean of every score in each population, with a bootstrap interval over its units.
+
+    Args:
+        tables: population -> its table from `score_units`.
+        seed: of the resamples.
+
+    Returns:
+        Columns population, score, units (that have it), mean, low, high, shuffled (mean under the other unit's
+        explanation). A score that fewer than two units have is left out.
+    """
+    rows = []
+    for population, table in tables.items():
+        for name in SCORES:
+            part = table.dropna(subset=[name])
+            if len(part) > 1:
+                low, high = bootstrap_interval(part[name].to_numpy(), seed=seed)
+                rows.append(
+                    (population, name, len(part), part[name].mean(), low, high, part[f"shuffled_{name}"].mean())
+                )
+    return pd.DataFrame(rows, columns=["population", "score", "units", "mean", "low", "high", "shuffled"])
 
 
 def found_by_strength(explanations: Mapping[int, Explanation], examples: Examples) -> pd.DataFrame:
