@@ -77,9 +77,9 @@ def hard_negatives(fires: np.ndarray, ids: np.ndarray, row: int, radius: int) ->
 
 def check_hard_negatives(answer: Callable) -> Callable:
     """Check exercise 3."""
-    ids = np.array([1, 7, 2, 3, 7, 4, 1, 7, 5, 5, 1, 7, 2, 9, 9, 7])
-    fires = np.isin(np.arange(16), [1, 5])
-    other = np.isin(np.arange(16), [4, 13])
+    places = np.arange(24)
+    ids = np.where(places % 5 == 1, 7, places % 3)  # the token 7 stands at 1, 6, 11, 16 and 21
+    fires, other = np.isin(places, [1, 5, 13, 17]), np.isin(places, [6, 12])
 
     def quiet(f: np.ndarray, r: int) -> np.ndarray:
         return np.array([not f[max(0, i - r) : i + r + 1].any() for i in range(len(f))])
@@ -101,7 +101,7 @@ def check_hard_negatives(answer: Callable) -> Callable:
             )
         ),
     }
-    return check(answer, hard_negatives, [(fires, ids, 1, 1), (fires, ids, 1, 2), (other, ids, 4, 2)], mistakes)
+    return check(answer, hard_negatives, [(fires, ids, 1, 2), (fires, ids, 1, 1), (other, ids, 6, 3)], mistakes)
 
 
 def read_list(answer: str, n: int) -> np.ndarray:
@@ -125,8 +125,8 @@ def check_read_list(answer: Callable) -> Callable:
         numbers = [*numbers, *[0] * (n - len(numbers))][:n] if fill else numbers
         return np.array(numbers) if keep(lists, items, numbers) else np.full(n, -1)
 
-    cases = [("The answer is [1, 0, 1].", 3), ("[1, 0]", 3), ("[1, 2, 0]", 3), ("[1, 0, 1] or [0, 0, 1]", 3),
-             ("I give 1 to the first text and 0 to the rest", 3)]  # fmt: skip
+    cases = [("I give 1 to the first text and 0 to the rest", 3), ("The answer is [1, 0, 1].", 3), ("[1, 0]", 3),
+             ("[1, 2, 0]", 3), ("[1, 0, 1] or [0, 0, 1]", 3)]  # fmt: skip
     mistakes = {
         "A list of another length is not an answer: give −1 everywhere, do not fill it up.": (
             lambda t, n: lenient(t, n, lambda lists, items, x: len(lists) == 1 and set(x) <= {0, 1}, fill=True)

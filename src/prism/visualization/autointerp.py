@@ -52,7 +52,7 @@ def explanation_scores(
         fig.add_vline(0.5, line=dict(color=INK, dash="dot", width=1.5), row=1, col=column)
     low = min(summary["low"].min(), summary["shuffled"].min(), 0.48)
     fig.update_xaxes(range=[low - 0.02, summary["high"].max() + 0.03], dtick=0.1, tickformat=".1f")
-    fig.update_xaxes(title="balanced accuracy", col=(len(scores) + 1) // 2)
+    fig.update_xaxes(title=dict(text="balanced accuracy", font=dict(size=12)), tickfont=dict(size=12))
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     return finish(fig, title, 190 + 55 * len(names), "bars: 95 % over units; dotted: 'always no'",
                   margin=dict(t=150, l=150), legend=dict(y=1.24))  # fmt: skip
@@ -71,7 +71,7 @@ def score_by_length(
                   tickvals=sorted(table["terms"].unique())), "detection (balanced accuracy)", 0.5)  # fmt: skip
 
 
-def found_figure(table: pd.DataFrame, title: str = "Weak firings are found less often") -> go.Figure:
+def found_figure(table: pd.DataFrame, title: str = "How often firings are found, by their strength") -> go.Figure:
     """Share of firing windows that the rules detect, against the strength of the firing.
 
     Args:
