@@ -190,9 +190,10 @@ def test_a_sentence_without_a_rule_cannot_be_applied(halves):
 
 def test_classes_of_tokens():
     names = {token: [n for i, n in enumerate(CLASSES) if class_bits(token) >> i & 1] for token in (
-        "42", " the", "ing", "The", "\n\n", "ß", "。", "🙂", "��", "://", "https", ");")}  # fmt: skip
+        "42", " the", "ing", "The", "HTML", "\n\n", "ß", "。", "🙂", "��", "://", "https", ");")}  # fmt: skip
     assert names["42"] == ["a number"] and names[" the"] == ["a small-letter word"]
     assert names["ing"] == ["the end of a word"] and names["The"] == ["a capitalised word"]
+    assert names["HTML"] == ["a capitalised word", "capital letters alone"]
     assert names["\n\n"] == ["white space"] and "a letter that English lacks" in names["ß"]
     assert names["🙂"] == names["��"] == ["an emoji or symbol"] and "part of a web address" in names["https"]
     assert "part of a web address" in names["://"]

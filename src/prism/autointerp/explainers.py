@@ -26,6 +26,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
     "punctuation": lambda t: t.strip() in set(".,;:!?'\"…"),
     "a bracket or operator": lambda t: bool(t.strip()) and set(t.strip()) <= set("()[]{}<>=+-*/%_|&^#~$\\`@"),
     "a capitalised word": lambda t: t.strip()[:1].isupper(),
+    "capital letters alone": lambda t: len(t.strip()) > 1 and t.strip().isalpha() and t.strip().isupper(),
     "the end of a word": lambda t: t[:1].isalpha() and t.islower(),
     "a small-letter word": lambda t: t[:1] == " " and t[1:].isalpha() and t.islower(),
     "white space": lambda t: t.isspace(),
