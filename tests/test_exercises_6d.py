@@ -1,0 +1,130 @@
+"""Phase 6d's checks accept right answers however they are written, and name the mistake in wrong ones."""
+
+import re
+
+import numpy as np
+import pytest
+
+from prism.exercises import phase_6d
+
+
+def rate_by_loop(fires, ids, token, prior):
+    n = hits = 0
+    for fired, one in zip(fires, ids, strict=True):
+        if one == token:
+            n, hits = n + 1, hits + int(fired)
+    return (hits + prior * sum(map(int, fires)) / len(fires)) / (n + prior)
+
+
+def balanced_by_loop(said, truth):
+    right = {True: [], False: []}
+    for s, t in zip(said, truth, strict=True):
+        right[bool(t)].append(bool(s) == bool(t))
+    return sum(sum(x) / len(x) for x in right.values()) / 2
+
+
+def hard_by_loop(fires, ids, row, radius):
+    out = []
+    for place, token in enumerate(ids):
+        near = [f for other, f in enumerate(fires) if abs(other - place) <= radius]
+        if token == ids[row] and not any(near):
+            out.append(place)
+    return out
+
+
+def hard_by_convolution(fires, ids, row, radius):
+    count = np.convolve(np.asarray(fires, float), np.ones(2 * radius + 1), "full")[radius : radius + len(ids)]
+    return np.where((ids == ids[row]) & (count < 0.5))[0]
+
+
+def hard_by_distance(fires, ids, row, radius):
+    where = np.flatnonzero(fires)
+    far = np.abs(np.arange(len(ids))[:, None] - where[None]).min(1) > radius
+    return np.flatnonzero(far & (np.asarray(ids) == ids[row]))
+
+
+def list_by_split(answer, n):
+    if answer.count("[") != 1 or answer.count("]") != 1:
+        return [-1] * n
+    items = [part.strip() for part in answer.split("[")[1].split("]")[0].split(",")]
+    return [int(i) for i in items] if len(items) == n and all(i in ("0", "1") for i in items) else [-1] * n
+
+
+def list_by_pattern(answer, n):
+    found = re.findall(r"\[[^\[\]]*\]", answer)
+    good = len(found) == 1 and re.fullmatch(r"\[ *[01] *(, *[01] *)*\]", found[0]) and found[0].count(",") == n - 1
+    return np.array([float(c) for c in found[0] if c in "01"]) if good else -np.ones(n)
+
+
+EXERCISES = {
+    "balanced": (
+        phase_6d.check_balanced,
+        [lambda s, t: 0.5 * (s[t].mean() + (1 - s[~t].mean())), balanced_by_loop,
+         lambda s, t: np.mean([np.mean(s[t == k] == k) for k in (True, False)])],
+        {"plain accuracy": lambda s, t: np.mean(s == t), "count as much": lambda s, t: (s & t).sum() / t.sum(),
+         "left alone": lambda s, t: (s[t].mean() + s[~t].mean()) / 2,
+         "by 2": lambda s, t: s[t].mean() + 1 - s[~t].mean(),
+         "precision": lambda s, t: (t[s].mean() + (~t[~s]).mean()) / 2},
+    ),
+    "rate": (
+        phase_6d.check_trigger_rate,
+        [rate_by_loop, lambda f, i, t, p: (np.sum(f & (i == t)) + p * np.mean(f)) / (np.sum(i == t) + p),
+         lambda f, i, t, p: np.average(np.append(f[i == t], f.mean()), weights=np.append(np.ones(sum(i == t)), p))],
+        {"Nothing draws": lambda f, i, t, p: f[i == t].mean(),
+         "not at a rate of one": lambda f, i, t, p: (f[i == t].sum() + p) / (sum(i == t) + p),
+         "below the line": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / sum(i == t),
+         "share of firings": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (f.sum() + p),
+         "divided by all tokens": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (len(f) + p)},
+    ),
+    "hard negatives": (
+        phase_6d.check_hard_negatives,
+        [hard_by_loop, hard_by_convolution, hard_by_distance],
+        {"whole window": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row] and not f[p]],
+         "must be the same": lambda f, i, row, r: [p for p in range(len(i)) if not f[max(0, p - r) : p + r + 1].any()],
+         "return the rows": lambda f, i, row, r: np.isin(np.arange(len(i)), hard_by_loop(f, i, row, r)),
+         "to the right": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row]
+                                               and not f[max(0, p - r) : p + 1].any()],
+         "leaves out its end": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row]
+                                                     and not f[max(0, p - r) : p + r].any()]},
+    ),
+    "list": (
+        phase_6d.check_read_list,
+        [list_by_split, list_by_pattern, lambda a, n: phase_6d.read_list(a, n).tolist()],
+        {"do not fill it up": lambda a, n: ([int(c) for c in re.findall(r"\d", a)] + [0] * n)[:n]
+         if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"} else [-1] * n,
+         "`n` times": lambda a, n: [int(c) for c in re.findall(r"\d", a)]
+         if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"} else [-1] * n,
+         "what would 2 mean": lambda a, n: [int(c) for c in re.findall(r"\d", a)]
+         if a.count("[") == 1 and len(re.findall(r"\d", a)) == n else [-1] * n,
+         "which one did you believe": lambda a, n: list_by_split("[" + a.split("[")[-1] if "[" in a else a, n),
+         "from anywhere": lambda a, n: [int(c) for c in re.findall("[01]", a)][:n]},
+    ),
+}  # fmt: skip
+
+
+def cases(which):
+    out = []
+    for name, (check, right, wrong) in EXERCISES.items():
+        entries = enumerate(right) if which == "right" else wrong.items()
+        out += [pytest.param(check, key, answer, id=f"{name}: {key}") for key, answer in entries]
+    return out
+
+
+@pytest.mark.parametrize(("check", "number", "answer"), cases("right"))
+def test_right_answers_are_accepted(check, number, answer, capsys):
+    assert check(answer) is answer
+    assert "✓" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize(("check", "hint", "answer"), cases("wrong"))
+def test_wrong_answers_get_their_hint(check, hint, answer, capsys):
+    assert check(answer) is not answer
+    printed = capsys.readouterr().out
+    assert "✗" in printed and hint in printed
+
+
+@pytest.mark.parametrize("check", [entry[0] for entry in EXERCISES.values()])
+def test_untouched_stubs_fall_back(check, capsys):
+    assert callable(check(lambda *arguments: None))
+    assert "not written yet" in capsys.readouterr().out
