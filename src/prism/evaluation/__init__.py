@@ -44,6 +44,7 @@ from prism.evaluation.probing import (
     text_means,
     token_concepts,
     tokens_matching,
+    top_columns,
 )
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.splitting import children, splitting

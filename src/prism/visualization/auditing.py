@@ -57,7 +57,7 @@ def roc_figure(
             recall, fpr = points[source][name]
             fig.add_scatter(x=[fpr], y=[recall], mode="markers", showlegend=False, legendgroup=name, row=1, col=column,
                             marker=dict(size=12, color=colour, symbol=SYMBOLS[i % 7], line=dict(color=INK, width=1.5)),
-                            hovertemplate=f"{short_label(name)}, threshold: %{{y:.2f}} at %{{x:.2f}}<extra></extra>")  # fmt: skip
+                            hovertemplate=f"{short_label(name)}: %{{y:.2f}} at %{{x:.2f}}<extra></extra>")  # fmt: skip
         fig.update_xaxes(title="false-positive rate", range=[-0.02, 1.02], row=1, col=column)
         fig.update_yaxes(title="recall" if column == 1 else "", range=[-0.02, 1.04], row=1, col=column)
     return finish(fig, title, 460, "marks: the threshold set on the first source; band: 95 % bootstrap over documents",
