@@ -18,7 +18,7 @@ from prism.evaluation.metrics import bootstrap_counts
 from prism.evaluation.probing import Values, auc_interval, fit_probe, text_means, top_columns
 from prism.features import encode_activations, word_features
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: from strongly to weakly held back
+STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C: from strongly to weakly held back
 Estimate = tuple[float, float, float]  # a value, the lower and the upper end of its 95 % interval
 
 
