@@ -37,7 +37,7 @@ def check_threshold(answer: Callable) -> Callable:
     }
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=40).round(3), np.arange(40) % 3 == 0
-    cases = [(scores, labels, 0.95), (scores, labels, 0.5), (scores + labels, labels, 0.7)]
+    cases = [(scores, labels, 0.95), (scores, labels, 0.6), (scores + labels, labels, 0.7)]
     return check(answer, threshold, cases, mistakes)
 
 
@@ -53,9 +53,6 @@ def check_precision(answer: Callable) -> Callable:
             lambda r, f, p: r / (r + f)
         ),
         "That is the share of *false* alarms; take it from 1.": lambda r, f, p: f * (1 - p) / (r * p + f * (1 - p)),
-        "False alarms come from the documents that are *not* of the class: weigh `fpr` by `1 - share`.": (
-            lambda r, f, p: r * p / (r * p + f * p)
-        ),
         "`fpr` is a share of the negatives, not of all documents: weigh it by `1 - share`.": (
             lambda r, f, p: r * p / (r * p + f)
         ),
@@ -64,7 +61,7 @@ def check_precision(answer: Callable) -> Callable:
         ),
         "1 − fpr is the specificity, not the precision.": lambda r, f, p: 1 - f,
     }
-    return check(answer, precision, [(0.95, 0.05, 0.01), (0.8, 0.1, 0.5), (1.0, 0.3, 0.001)], mistakes)
+    return check(answer, precision, [(0.9, 0.05, 0.01), (0.8, 0.1, 0.5), (1.0, 0.3, 0.001)], mistakes)
 
 
 def swap_effect(aa: float, ab: float, ba: float, bb: float) -> float:
