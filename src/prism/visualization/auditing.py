@@ -166,7 +166,7 @@ def edit_figure(
     changes = list(dict.fromkeys(costs["change"]))
     for i, change in enumerate(changes):
         part = costs[costs["change"] == change].set_index("category").loc[order]
-        fig.add_scatter(x=part["cost"].to_numpy(), y=np.arange(len(order)) + (i - (len(changes) - 1) / 2) * 0.2,
+        fig.add_scatter(x=part["cost"].to_numpy(), y=np.arange(len(order)) + (i - (len(changes) - 1) / 2) * 0.15,
                         mode="markers", name=short_label(change),
                         marker=dict(size=11, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
                         error_x=_error(part["cost"], part["low"], part["high"]),
@@ -175,4 +175,5 @@ def edit_figure(
     labels = [f"→ {category_title(c)}" if c == target else category_title(c) for c in order]
     fig.update_yaxes(tickvals=list(range(len(order))), ticktext=labels, autorange="reversed")
     fig.update_xaxes(title="cost of the edit (nats per token)")
-    return finish(fig, title, 520, "→: what the edit is meant for; held-out texts; bars: 95 % bootstrap over texts")
+    return finish(fig, title, 640, "→: what the edit is meant for; held-out texts; bars: 95 % bootstrap over texts",
+                  margin=dict(t=130))  # fmt: skip
