@@ -216,7 +216,7 @@ def mean_difference(x: Float[Tensor, "tokens d_in"], inside: np.ndarray) -> Floa
     Raises:
         ValueError: one of the two sides is empty.
     """
-    mask = torch.as_tensor(np.asarray(inside, dtype=bool))
+    mask = torch.as_tensor(np.array(inside, dtype=bool))
     if mask.all() or not mask.any():
         raise ValueError("a difference of means needs tokens on both sides")
     return x[mask].mean(0) - x[~mask].mean(0)
