@@ -22,6 +22,19 @@ from prism.evaluation.metrics import (
     paired_bootstrap,
     relative_reconstruction_bias,
 )
+from prism.evaluation.monitoring import (
+    Monitor,
+    MonitorReport,
+    auc_difference,
+    fit_monitor,
+    fpr_at_recall,
+    monitor_inputs,
+    monitor_report,
+    operating_point,
+    roc_band,
+    silent_share,
+    threshold_at_recall,
+)
 from prism.evaluation.preflight import PreflightError, preflight
 from prism.evaluation.probing import (
     ProbeScore,
@@ -31,6 +44,7 @@ from prism.evaluation.probing import (
     text_means,
     token_concepts,
     tokens_matching,
+    top_columns,
 )
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.splitting import children, splitting

@@ -1,0 +1,85 @@
+"""The checks of phase 6f accept right answers however they are written, and name the mistake in wrong ones."""
+
+import math
+
+import numpy as np
+import pytest
+
+from prism.exercises import phase_6f
+
+
+def loop_threshold(s, y, r):
+    for limit in sorted(set(s[y].tolist()), reverse=True):
+        if sum(v >= limit for v in s[y].tolist()) / int(y.sum()) >= r - 1e-12:
+            return limit
+
+
+def loop_flips(e, signs):
+    hits = sum(1 for row in signs if float(np.dot(row, e)) / len(e) >= float(np.mean(e)) - 1e-12)
+    return (hits + 1) / (len(signs) + 1)
+
+
+RIGHT = [
+    (phase_6f.check_threshold, loop_threshold),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[y.sum() - math.ceil(r * y.sum() - 1e-9)]),
+    (phase_6f.check_threshold, lambda s, y, r: sorted(s[y].tolist())[::-1][math.ceil(r * sum(y) - 1e-9) - 1]),
+    (phase_6f.check_precision, lambda r, f, p: 1 / (1 + f * (1 - p) / (r * p))),
+    (phase_6f.check_precision, lambda r, f, p: 1 - f * (1 - p) / (f * (1 - p) + r * p)),
+    (phase_6f.check_precision, lambda r, f, p: np.divide(r * p, f + p * (r - f))),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: aa + bb - ab - ba),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: np.diff([ba - bb, aa - ab])[0]),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: np.linalg.multi_dot(
+        [np.array([1.0, -1.0]), np.array([[aa, ab], [ba, bb]]), np.array([1.0, -1.0])])),
+    (phase_6f.check_flip_p, loop_flips),
+    (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s @ e) / len(e), e.mean()) >= e.mean() - 1e-12)),
+    (phase_6f.check_flip_p, lambda e, s: 1 - ((s * e).sum(1) < e.sum() - 1e-11).sum() / (1 + len(s))),
+]  # fmt: skip
+
+WRONG = [
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s)[::-1][math.ceil(r * len(s) - 1e-9) - 1], "positives alone"),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[~y])[::-1][math.ceil(r * (~y).sum() - 1e-9) - 1], "negatives"),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[math.ceil(r * y.sum() - 1e-9) - 1], "upwards"),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][int(r * y.sum()) - 1], "One positive short"),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][min(math.ceil(r * y.sum()), y.sum() - 1)],
+     "index 0"),
+    (phase_6f.check_threshold, lambda s, y, r: np.quantile(s[y], 1 - r), "interpolates"),
+    (phase_6f.check_threshold, lambda s, y, r: 1 / 0, "ZeroDivisionError"),
+    (phase_6f.check_precision, lambda r, f, p: r / (r + f), "how rare"),
+    (phase_6f.check_precision, lambda r, f, p: f * (1 - p) / (f * (1 - p) + r * p), "*false*"),
+    (phase_6f.check_precision, lambda r, f, p: p * r / (f + p * r), "share of the negatives"),
+    (phase_6f.check_precision, lambda r, f, p: r * p, "raises the alarm"),
+    (phase_6f.check_precision, lambda r, f, p: 1 - f, "specificity"),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: aa - ab, "after text a alone"),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: aa - ba, "one target in two texts"),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: (aa - ab) + (ba - bb), "wrong sign"),
+    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: (ba - bb) - (aa - ab), "wrong way round"),
+    (phase_6f.check_swap_effect, lambda *v: math.exp(v[0]) - math.exp(v[1]) - math.exp(v[2]) + math.exp(v[3]), "expon"),
+    (phase_6f.check_swap_effect, lambda *v: sum(v), "Your function returned"),
+    (phase_6f.check_flip_p, lambda e, s: ((s * e).mean(1) >= e.mean() - 1e-12).mean(), "cannot be"),
+    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) < e.mean() - 1e-12).sum()) / (1 + len(s)), "below"),
+    (phase_6f.check_flip_p, lambda e, s: (1 + (abs((s * e).mean(1)) >= abs(e.mean()) - 1e-12).sum()) / (1 + len(s)),
+     "one-sided"),
+    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(0) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1]),
+     "axis 1"),
+    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + len(e)),
+     "number of flips plus one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("checker", "answer"), RIGHT)
+def test_right_answers_are_accepted(checker, answer, capsys):
+    assert checker(answer) is answer
+    assert "✓" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("checker", "answer", "hint"), WRONG)
+def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsys):
+    assert checker(answer) is not answer
+    out = capsys.readouterr().out
+    assert "✗" in out and hint in out
+
+
+def test_an_untouched_stub_falls_back_and_says_so(capsys):
+    for name in (n for n in vars(phase_6f) if n.startswith("check_")):
+        assert getattr(phase_6f, name)(lambda *args: None) is getattr(phase_6f, name.removeprefix("check_"))
+        assert "not written yet" in capsys.readouterr().out
