@@ -5,3 +5,23 @@ a model with one; here are the changes that are made of SAE features, and what t
 """
 
 from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
+from prism.interventions.steering import (
+    Curve,
+    Generation,
+    Response,
+    at_cost,
+    compare_at_cost,
+    dose_response,
+    gain_at_cost,
+    generate,
+    respond,
+    steer,
+)
+from prism.interventions.targets import (
+    lens_tokens,
+    output_scores,
+    repetition,
+    text_probe,
+    token_log_odds,
+    typical_tokens,
+)
