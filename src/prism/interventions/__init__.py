@@ -18,6 +18,7 @@ from prism.interventions.steering import (
     steer,
 )
 from prism.interventions.targets import (
+    class_auc,
     lens_tokens,
     output_scores,
     repetition,

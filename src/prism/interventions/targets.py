@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -54,6 +55,26 @@ def typical_tokens(
         delta, errors = token_log_odds(row, counts.sum(0) - row)
         columns.append((delta > np.log(ratio)) & (errors > z))
     return np.stack(columns, axis=1)
+
+
+def class_auc(
+    values: Float[np.ndarray, "texts features"], inside: Bool[np.ndarray, " texts"]
+) -> Float[np.ndarray, " features"]:
+    """How well each feature tells a class's texts from the others: the area under its ROC curve (input score).
+
+    The chance that a text of the class has the larger value, ties counted half (Mann & Whitney 1947).
+
+    >>> class_auc(np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), np.array([True, False, False])).tolist()
+    [1.0, 0.5]
+
+    Raises:
+        ValueError: no text of the class, or none outside it.
+    """
+    inside = np.asarray(inside, dtype=bool)
+    n, m = int(inside.sum()), int((~inside).sum())
+    if not n or not m:
+        raise ValueError(f"{n} texts of the class and {m} others; give at least one of each")
+    return (rankdata(values, axis=0)[inside].sum(0) - n * (n + 1) / 2) / (n * m)
 
 
 def text_probe(texts: Sequence[str], kinds: Sequence[str], seed: int = 0) -> Pipeline:

@@ -20,6 +20,7 @@ from prism.visualization.features import FeatureSummary, co_active, decoder_neig
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.monosemanticity import before_after, density_purity_figure, unit_scores_figure
 from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_page
+from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,
     CATEGORY_COLOURS,
