@@ -19,10 +19,12 @@ from prism.interventions.steering import (
 )
 from prism.interventions.targets import (
     class_auc,
+    count_tokens,
     lens_tokens,
     output_scores,
     repetition,
     text_probe,
+    text_windows,
     token_log_odds,
     typical_tokens,
 )

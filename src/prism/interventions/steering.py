@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -153,6 +154,16 @@ class Curve:
     doses: Float[np.ndarray, " doses"]
     gain: Float[np.ndarray, "doses batch classes"]
     cost: Float[np.ndarray, "doses batch"]
+
+    def frame(self, method: str, kind: int) -> pd.DataFrame:
+        """One row a dose: method, dose, and the means over the sequences of a class's gain and of the cost."""
+        gain, cost = self.gain[..., kind].mean(1), self.cost.mean(1)
+        return pd.DataFrame({"method": method, "dose": self.doses, "gain": gain, "cost": cost})
+
+    def dose_at_cost(self, level: float) -> float:
+        """The dose at which the mean cost reaches a level (nats a token), or the largest dose if none does."""
+        dose = float(at_cost(self.doses, self.cost.mean(1), level))
+        return float(self.doses[-1]) if np.isnan(dose) else dose
 
 
 def dose_response(respond_at: Callable[[float], Response], doses: Sequence[float], clean: Response) -> Curve:

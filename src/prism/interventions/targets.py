@@ -14,7 +14,24 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from torch import Tensor
 
+from prism.data import TokenBatch
 from prism.interventions.changes import edited
+
+
+def count_tokens(
+    texts: Sequence[str], kinds: Sequence[str], tokenizer, d_vocab: int
+) -> dict[str, Int[np.ndarray, " d_vocab"]]:
+    """How often each token occurs in the texts of each kind.
+
+    Raises:
+        ValueError: not one kind for each text.
+    """
+    if len(texts) != len(kinds):
+        raise ValueError(f"{len(kinds)} kinds for {len(texts)} texts; give one for each")
+    counts = {kind: np.zeros(d_vocab, np.int64) for kind in sorted(set(kinds))}
+    for row, kind in zip(tokenizer(list(texts), add_special_tokens=False)["input_ids"], kinds, strict=True):
+        np.add.at(counts[kind], np.asarray(row, np.int64), 1)
+    return counts
 
 
 def token_log_odds(
@@ -90,6 +107,31 @@ def text_probe(texts: Sequence[str], kinds: Sequence[str], seed: int = 0) -> Pip
     words = CountVectorizer(token_pattern=r"\w+|[^\w\s]|[ \n\t]{2,}", lowercase=False, binary=True, min_df=3)
     fitted = make_pipeline(words, MaxAbsScaler(), LogisticRegression(max_iter=300, C=0.3, random_state=seed))
     return fitted.fit(list(texts), list(kinds))
+
+
+def text_windows(
+    batch: TokenBatch, width: int, most: int = 3
+) -> tuple[Int[Tensor, "windows pos"], Int[np.ndarray, " windows"]]:
+    """Windows of one length from each text, BOS in front, so that texts of any length can be run without padding.
+
+    Args:
+        width: tokens of a window, BOS not counted.
+        most: windows to take of each text, from its start and without overlap.
+
+    Returns:
+        The windows, and which text each is of: resample those, not the windows.
+
+    Raises:
+        ValueError: no text is so long.
+    """
+    rows, source = [], []
+    for i, (tokens, keep) in enumerate(zip(batch.tokens, batch.keep, strict=True)):
+        parts = tokens[keep].unfold(0, width, width)[:most] if int(keep.sum()) >= width else []
+        rows += [torch.cat([tokens[:1], part]) for part in parts]
+        source += [i] * len(parts)
+    if not rows:
+        raise ValueError(f"no text has {width} tokens; the longest has {int(batch.keep.sum(1).max())}")
+    return torch.stack(rows), np.array(source)
 
 
 def repetition(tokens: Int[Tensor, "batch pos"], n: int = 3) -> Float[np.ndarray, " batch"]:
