@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -49,7 +50,7 @@ def candidate_figure(
             )  # fmt: skip
         fig.update_xaxes(title=score, row=1, col=column)
     fig.update_yaxes(title="gain in share of the kind's tokens", row=1, col=1)
-    legend = dict(y=-0.2, yanchor="top", x=0.5, xanchor="center")
+    legend = dict(y=-0.26, yanchor="top", x=0.5, xanchor="center")
     return finish(
         fig, title, 440, "one point a feature, at one times its own maximum", legend=legend, margin=dict(b=110)
     )
@@ -68,7 +69,7 @@ def dose_figure(
         dose_title: the unit of the dose, for the axis.
         title: the figure's title.
     """
-    fig = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06)
+    fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
     for column, x in enumerate(("dose", "cost"), start=1):
         gaps = null.groupby("direction", sort=False)[[x, "gain"]].apply(
             lambda one: pd.concat([one, pd.DataFrame({c: [None] for c in one})])
@@ -89,11 +90,16 @@ def dose_figure(
             )  # fmt: skip
     if level is not None:
         fig.add_vline(x=level, line=dict(color=GREY, dash="dot", width=1.5), row=1, col=2)
-    fig.update_xaxes(title=dose_title, type="log", row=1, col=1)
+        if points["cost"].max() > 8 * level:  # the large doses would press everything else into a corner
+            near = pd.concat([points, null]).query("cost <= 8 * @level")["gain"]
+            fig.update_xaxes(range=[-0.4 * level, 8 * level], row=1, col=2)
+            fig.update_yaxes(range=[near.min() - 0.08 * np.ptp(near), near.max() + 0.08 * np.ptp(near)], row=1, col=2)
+    doses = sorted(points["dose"].dropna().unique())
+    fig.update_xaxes(title=dose_title, type="log", tickvals=doses, ticktext=[f"{d:g}" for d in doses], row=1, col=1)
     fig.update_xaxes(title="cost: ΔCE on other text (nats per token)", row=1, col=2)
     fig.update_yaxes(title="gain in share of target tokens", row=1, col=1)
-    legend = dict(y=-0.2, yanchor="top", x=0.5, xanchor="center")
-    subtitle = "dotted: the cost at which ways are compared" if level is not None else ""
+    legend = dict(y=-0.26, yanchor="top", x=0.5, xanchor="center")
+    subtitle = "right: up to eight times the cost at which ways are compared (dotted)" if level is not None else ""
     return finish(fig, title, 460, subtitle, legend=legend, margin=dict(b=120))
 
 
