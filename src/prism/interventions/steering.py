@@ -200,7 +200,7 @@ def at_cost(
     So methods whose doses have different units, or none, are compared at what they cost the model. Give the doses in
     the place of `gain` for the dose that has this cost.
 
-    >>> at_cost(np.array([0.1, 0.4]), np.array([0.2, 0.6]), 0.4).item()
+    >>> round(at_cost(np.array([0.1, 0.4]), np.array([0.2, 0.6]), 0.4).item(), 6)
     0.25
 
     Returns:
