@@ -45,8 +45,8 @@ def generate(
     knows the prompt's positions only leaves everything generated unsteered. With and without a cache the computation
     is the same up to rounding. The cached pass goes through the same (processed) weights as `model(tokens)`.
 
-    Sampling is by the Gumbel-max trick with noise from `seed` alone: two runs with one seed differ only as far as the
-    model's predictions do, and changes can be compared on the same noise.
+    Sampling is an exponential race (the Gumbel-max trick) with noise from `seed` alone: two runs with one seed differ
+    only as far as the model's predictions do, and changes can be compared on the same noise.
 
     Args:
         prompts: ids of equal length, BOS in front, no padding.
@@ -87,11 +87,12 @@ def _cached_step(model, step: Tensor, past) -> tuple[Tensor, object]:
 
 
 def _pick(logits: Tensor, temperature: float, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability: `argmax(log p / T + Gumbel)`, a sample of the tempered distribution."""
+    """One token a row and its log-probability: the winner of the race `argmax(p^(1/T) / Exp(1))` is a sample."""
     log_p = logits.log_softmax(-1)
-    uniform = torch.rand(logits.shape, generator=noise, dtype=torch.float64).clamp_min(1e-300)
-    gumbel = -(-uniform.log()).log()
-    scores = log_p.double() if temperature == 0 else log_p.double() / temperature + gumbel.to(log_p.device)
+    scores = log_p
+    if temperature > 0:
+        race = torch.empty(logits.shape).exponential_(generator=noise).clamp_min(1e-30).to(log_p.device)
+        scores = (log_p / temperature).softmax(-1) / race
     chosen = scores.argmax(-1)
     return chosen, log_p.gather(-1, chosen[:, None])[:, 0]
 
