@@ -16,3 +16,26 @@ from prism.interventions.counterfactual import (
     swap_effects,
     target_logprobs,
 )
+from prism.interventions.steering import (
+    Curve,
+    Generation,
+    Response,
+    at_cost,
+    compare_at_cost,
+    dose_response,
+    gain_at_cost,
+    generate,
+    respond,
+    steer,
+)
+from prism.interventions.targets import (
+    class_auc,
+    count_tokens,
+    lens_tokens,
+    output_scores,
+    repetition,
+    text_probe,
+    text_windows,
+    token_log_odds,
+    typical_tokens,
+)
