@@ -1,5 +1,6 @@
 """Figures, token shading, feature pages and the feature explorer: data in, a plotly Figure or HTML out."""
 
+from prism.visualization.attribution import effects_scatter, interval_bars, node_bars, set_curves
 from prism.visualization.coactivation import coactivation_heatmap, coactivation_network
 from prism.visualization.comparison import (
     density_curves,
