@@ -2,35 +2,43 @@
 
 A *change* is a function from kept activations `[tokens, d_in]` to those that take their place. `evaluation.splice` runs
 a model with one; here are the changes that are made of SAE features, and what they cost. `attribution` takes a
-prompt's activation apart into *nodes* and estimates what each does; `ablation` finds out by running the model again.
+prompt's activation apart into *nodes* and estimates what each does; `ablation` finds out by running the model again;
+`prompts` are what to ask it about.
 """
 
 from prism.interventions.ablation import (
-    Prompts,
     ablation_effects,
+    best_sets,
+    effect_table,
     joint_effects,
     log_probability,
     logit_difference,
-    make_prompts,
     matched_set,
-    predictions,
+    noise_for_errors,
     probability,
-    prompt_nodes,
     random_sets,
     same_length,
     scorer,
     scores_with,
+    sums_against_sets,
     top_set,
 )
 from prism.interventions.attribution import (
     ERROR,
+    METHODS,
     Nodes,
     agreement,
+    agreement_table,
     at_baseline,
+    baseline_of,
+    feature_totals,
     gradient_times_activation,
     gradients,
     integrated_gradients,
+    mean_interval,
+    mean_intervals,
     node_table,
     take_apart,
 )
 from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
+from prism.interventions.prompts import Prompts, make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes

@@ -1,9 +1,9 @@
-"""Real effects: nodes ablated or patched, one at a time or in sets, and the model run again; prompts to do it on."""
+"""Real effects: nodes ablated or patched, one at a time or in sets, and the model run again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prism.data import TokenBatch
-from prism.interventions.attribution import Nodes, Score, take_apart
+from prism.interventions.attribution import (
+    METHODS,
+    Nodes,
+    Score,
+    agreement,
+    gradient_times_activation,
+    integrated_gradients,
+)
 from prism.interventions.changes import Change
-from prism.models import activations_at, check_hook
+from prism.models import check_hook
 
-RUNS = 2**11  # activations `[pos d_in]` x positions that are run at once: bounds the logits and attention patterns
+POSITIONS = 2**11  # run at once, over all copies of a prompt: bounds activations and attention patterns
 Metric = Callable[[Float[Tensor, "batch d_vocab"]], Float[Tensor, " batch"]]  # of the last position's logits
 
 
@@ -38,6 +44,9 @@ def probability(answer: int) -> Metric:
 def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -> Score:
     """The metric of the prediction after a prompt, as a function of a hook's activation in it.
 
+    The prompt runs once up to the hook, whatever the number of activations: from there on their batch takes its
+    place (one row of anything earlier is broadcast over it).
+
     Args:
         tokens: the prompt, BOS in front, no padding.
         metric: of the logits of its last position.
@@ -49,7 +58,7 @@ def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -
 
     def score(x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, " batch"]:
         logits = model.run_with_hooks(
-            tokens.expand(len(x), -1), fwd_hooks=[(hook_name, lambda activation, hook: x.to(activation.dtype))],
+            tokens[None], fwd_hooks=[(hook_name, lambda activation, hook: x.to(activation.dtype))],
             return_type="logits", logits_to_keep=1,
         )  # fmt: skip
         return metric(logits[:, -1].float())
@@ -60,7 +69,7 @@ def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -
 @torch.no_grad()
 def scores_with(score: Score, nodes: Nodes, values: Float[Tensor, "batch nodes"]) -> Float[Tensor, " batch"]:
     """The score with the nodes at given values, one run a row, in parts that bound the memory."""
-    at_once = max(1, RUNS // len(nodes.x))
+    at_once = max(1, POSITIONS // len(nodes.x))
     return torch.cat([score(nodes.with_values(part)) for part in values.split(at_once)])
 
 
@@ -120,96 +129,66 @@ def same_length(change: Change, direction: Float[Tensor, " d_in"]) -> Change:
     return lambda x: x + (change(x) - x).norm(dim=1, keepdim=True) * unit.to(x)
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Short prompts of equal length, and what the model predicts after each.
+def noise_for_errors(nodes: Nodes, seed: int = 0) -> Nodes:
+    """The nodes with each error's direction replaced by noise of its length: what an error of no meaning would do.
 
-    Attributes:
-        tokens: BOS in front, no padding.
-        table: one row a prompt: document, truth (the token that follows in the text), top and rival (the model's
-            first and second choice), p_top and p_truth (probabilities).
+    Source of the control: Gurnee 2024, 'SAE reconstruction errors are (empirically) pathological'.
     """
-
-    tokens: Int[Tensor, "prompts pos"]
-    table: pd.DataFrame
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def select(self, rows: Bool[np.ndarray, " prompts"] | Int[np.ndarray, " n"]) -> Prompts:
-        """Some of the prompts, by a mask or by row numbers."""
-        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, dtype=np.int64)
-        return Prompts(self.tokens[torch.as_tensor(rows)], self.table.iloc[rows].reset_index(drop=True))
+    noise = torch.randn(nodes.direction.shape, generator=torch.Generator().manual_seed(seed))
+    noise *= (nodes.direction.norm(dim=1) / noise.norm(dim=1))[:, None]
+    return replace(nodes, direction=torch.where(nodes.is_error[:, None], noise, nodes.direction))
 
 
-def make_prompts(model, batch: TokenBatch, length: int, most: int) -> Prompts:
-    """Cut documents into prompts of `length` positions, BOS included, each followed by a token of the text.
-
-    Args:
-        batch: one document a row, BOS in front.
-        most: prompts at most, taken evenly from all that there are.
-
-    Raises:
-        ValueError: a length below 2, or no document that is long enough.
-    """
-    if length < 2:
-        raise ValueError(f"a prompt of {length} positions is at most BOS; give at least 2")
-    windows = []
-    for document, (row, keep) in enumerate(zip(batch.tokens, batch.keep, strict=True)):
-        ids = row[keep]
-        for start in range(0, len(ids) - length + 1, length):
-            windows.append((document, row[:1], ids[start : start + length]))
-    if not windows:
-        raise ValueError(f"no document holds a prompt of {length} positions and a next token; give a smaller length")
-    picked = [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, most).round().astype(int))]
-    tokens = torch.stack([torch.cat([bos, ids[:-1]]) for _, bos, ids in picked])
-    truth = torch.stack([ids[-1] for *_, ids in picked])
-    return Prompts(tokens, predictions(model, tokens, truth).assign(document=[document for document, *_ in picked]))
-
-
-@torch.no_grad()
-def predictions(
-    model, tokens: Int[Tensor, "prompts pos"], truth: Int[Tensor, " prompts"], hook_name: str | None = None,
-    change: Change | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """The model's first two choices after each prompt, and what it gives the true token.
-
-    Args:
-        truth: the token that follows each prompt.
-        hook_name: where to change the activations of all positions but BOS; None to run the model as it is.
-        change: see `changes`.
+def effect_table(score: Score, nodes: Nodes) -> pd.DataFrame:
+    """Every single node: both estimates, its size, and its real effect.
 
     Returns:
-        Columns truth, top, rival, p_top, p_truth, nats (loss on the true token).
+        Columns: those of `METHODS`, ablation (all float), is_error.
     """
-    parts, hooks = [], []
-
-    def hook(activation: Tensor, hook) -> Tensor:
-        moved = change(activation[:, 1:].flatten(0, 1)).unflatten(0, activation[:, 1:].shape[:2])
-        return torch.cat([activation[:, :1], moved.to(activation.dtype)], dim=1)
-
-    if hook_name is not None:
-        check_hook(model, hook_name)
-        hooks = [(hook_name, hook)]
-    rows = max(1, RUNS // tokens.shape[1])
-    for ids, wanted in zip(tokens.split(rows), truth.split(rows), strict=True):
-        logits = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits", logits_to_keep=1)[:, -1].float()
-        log_p = logits.log_softmax(-1)
-        best, nats = log_p.topk(2), -log_p.gather(1, wanted[:, None])[:, 0]
-        parts.append(torch.column_stack([wanted, best.indices, best.values[:, 0].exp(), (-nats).exp(), nats]).double())
-    table = pd.DataFrame(torch.cat(parts).numpy(), columns=["truth", "top", "rival", "p_top", "p_truth", "nats"])
-    return table.astype({"truth": int, "top": int, "rival": int})
+    columns = (gradient_times_activation(score, nodes), integrated_gradients(score, nodes), nodes.size)
+    named = dict(zip(METHODS, columns, strict=True)) | {"ablation": ablation_effects(score, nodes)}
+    return pd.DataFrame({k: v.double().numpy() for k, v in named.items()}).assign(is_error=nodes.is_error.numpy())
 
 
-def prompt_nodes(model, sae, tokens: Int[Tensor, " pos"], other: Int[Tensor, " pos"] | None = None) -> Nodes:
-    """`take_apart` for a prompt's tokens: its activation at the SAE's hook as nodes, BOS left as it is.
+def sums_against_sets(
+    score: Score, nodes: Nodes, effects: pd.DataFrame, rules: Sequence[str], sizes: Sequence[int], n: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Do summed effects of single nodes foretell what random sets do together?
 
     Args:
-        other: the other prompt of a pair, of the same length; a node is then off at its value there.
+        effects: from `effect_table`.
+        rules: its columns to sum.
+        sizes: of the sets; those with all nodes or more are left out.
+        n: random sets of each size.
+
+    Returns:
+        One row a rule and size: rule, size, and what `agreement` says of the sums and the joint effects.
     """
-    hook = sae.cfg.metadata.hook_name
-    keep = torch.ones(len(tokens), dtype=torch.bool)
-    keep[0] = False
-    pair = torch.stack([tokens] if other is None else [tokens, other])
-    x = activations_at(model, pair, [hook])[hook]
-    return take_apart(sae, x[0], keep, None if other is None else x[1])
+    rows = []
+    for size in (k for k in sizes if k < len(nodes)):
+        sets = random_sets(len(nodes), size, n, seed)
+        joint = joint_effects(score, nodes, sets).numpy()
+        rows += [{"rule": rule, "size": size, **agreement(sets.numpy() @ effects[rule].to_numpy(), joint)}
+                 for rule in rules]  # fmt: skip
+    return pd.DataFrame(rows, columns=["rule", "size", "rank", "sign", "weighted_sign"])
+
+
+def best_sets(
+    score: Score, nodes: Nodes, ranked: Mapping[str, Float[Tensor, " nodes"]], sizes: Sequence[int], matched: str,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Joint effect of the best nodes by several rules, and of nodes matched in size to those of one rule.
+
+    Args:
+        ranked: rule -> a value for each node; the largest come first.
+        sizes: of the sets.
+        matched: the rule whose sets get a matched control, under the name 'matched in size'.
+
+    Returns:
+        One row a rule and size: rule, size, effect.
+    """
+    sets = {(rule, k): top_set(torch.as_tensor(values), k) for rule, values in ranked.items() for k in sizes}
+    sets |= {("matched in size", k): matched_set(sets[matched, k], nodes.size, seed) for k in sizes}
+    effects = joint_effects(score, nodes, torch.stack(list(sets.values()))).tolist()
+    return pd.DataFrame([(*key, x) for key, x in zip(sets, effects, strict=True)], columns=["rule", "size", "effect"])

@@ -12,7 +12,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from prism.analysis import bootstrap_interval
+
 ERROR = -1  # stands for a feature's number in the node of an SAE's error
+METHODS = ("gradient × activation", "integrated gradients", "size alone")  # ways to guess a node's effect
 STEPS = 32  # points on the path of integrated gradients
 Score = Callable[[Float[Tensor, "batch pos d_in"]], Float[Tensor, " batch"]]  # one number for each activation
 
@@ -124,6 +127,22 @@ def at_baseline(nodes: Nodes, features: Float[Tensor, " nodes"], error: Float[Te
     return replace(nodes, off=torch.where(nodes.is_error, 0.0, features), direction=direction)
 
 
+@torch.no_grad()
+def baseline_of(
+    sae, x: Float[Tensor, "tokens d_in"]
+) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_in"]]:
+    """Mean activation of every feature, and mean error, over some tokens: what `at_baseline` takes.
+
+    Args:
+        x: activations at positions like those that will be ablated; a feature's mean may depend on the position.
+    """
+    f_sum, error_sum = 0.0, 0.0
+    for part in x.split(2_048):
+        f, error = _encode(sae, part)
+        f_sum, error_sum = f_sum + f.sum(0), error_sum + error.sum(0)
+    return f_sum / len(x), error_sum / len(x)
+
+
 def gradients(
     score: Score, nodes: Nodes, values: Float[Tensor, "batch nodes"] | None = None
 ) -> Float[Tensor, "batch nodes"]:
@@ -183,6 +202,53 @@ def agreement(estimate: Float[np.ndarray, " n"], exact: Float[np.ndarray, " n"])
         "sign": float(same.mean()) if len(same) else float("nan"),
         "weighted_sign": float((same * weight).sum() / weight.sum()) if weight.sum() else float("nan"),
     }
+
+
+def agreement_table(effects: Sequence[pd.DataFrame], method: str) -> pd.DataFrame:
+    """`agreement` of one method with ablation, one row a prompt.
+
+    Args:
+        effects: one `ablation.effect_table` a prompt.
+        method: a column of them.
+
+    Returns:
+        Columns strength (rank correlation of the absolute values, which is all that can be asked of a size), rank,
+        sign, weighted_sign.
+    """
+    found = pd.DataFrame([agreement(f[method], f["ablation"]) for f in effects])
+    found.insert(0, "strength", [agreement(f[method].abs(), f["ablation"].abs())["rank"] for f in effects])
+    return found
+
+
+def mean_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval, NaN left out; NaN throughout where nothing is left."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    return float(values.mean()), *bootstrap_interval(values, seed=seed)
+
+
+def mean_intervals(rows: pd.DataFrame, by: Sequence[str], panels: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """`mean_interval` of some columns in each group of rows.
+
+    Args:
+        rows: one row a sample (a prompt, a pair) and group.
+        by: columns that make the groups.
+        panels: columns to average.
+
+    Returns:
+        The columns of `by`, panel (which column), value, low, high.
+    """
+    out = [(*np.atleast_1d(np.array(key, dtype=object)), panel, *mean_interval(part[panel], seed))
+           for key, part in rows.groupby(list(by), sort=False) for panel in panels]  # fmt: skip
+    return pd.DataFrame(out, columns=[*by, "panel", "value", "low", "high"]).infer_objects()
+
+
+def feature_totals(nodes: Nodes, values: Float[Tensor, " nodes"], d_sae: int) -> Float[Tensor, " d_sae"]:
+    """Nodes' values summed over positions, one number a feature; errors left out."""
+    found = ~nodes.is_error
+    return torch.zeros(d_sae).index_add_(0, nodes.feature[found], values[found])
 
 
 def node_table(nodes: Nodes, tokens: Sequence[str], **columns: Float[Tensor, " nodes"]) -> pd.DataFrame:
