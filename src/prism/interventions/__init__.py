@@ -7,6 +7,7 @@ prompt's activation apart into *nodes* and estimates what each does; `ablation` 
 """
 
 from prism.interventions.ablation import (
+    ablate,
     ablation_effects,
     best_sets,
     effect_table,

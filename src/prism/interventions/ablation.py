@@ -123,6 +123,27 @@ def matched_set(
     return out
 
 
+def ablate(sae, features: Sequence[int], off: Float[Tensor, " features"]) -> Change:
+    """Features switched off wherever they are active, and left silent where they are silent, all else as it was.
+
+    What `joint_effects` does to nodes, as a change of the running model. (`clamp` also sets silent features: to a mean
+    that is usual at some positions, that is an addition at the others.)
+
+    Args:
+        features: numbers of features.
+        off: what each becomes.
+    """
+    chosen = torch.as_tensor(features, dtype=torch.long)
+
+    def change(x: Tensor) -> Tensor:
+        f = sae.encode(x)
+        moved = f.clone()
+        moved[:, chosen] = torch.where(f[:, chosen] > 0, off.to(f), 0.0)
+        return x + sae.decode(moved).to(x) - sae.decode(f).to(x)
+
+    return change
+
+
 def same_length(change: Change, direction: Float[Tensor, " d_in"]) -> Change:
     """A control for a change: every activation is moved as far as `change` moves it, but along another direction."""
     unit = direction / direction.norm()

@@ -81,8 +81,8 @@ def take_apart(
         sae: an SAE of the hook, or an `evaluation.Dictionary`.
         x: one prompt's activation.
         keep: positions to split; at the others (BOS) the activation stays as it is.
-        other: another prompt's activation of the same shape. Then a node is off at its value *there*, features
-            that are active there alone are nodes too, and with all nodes off the activation is `other`'s.
+        other: another prompt's activation of the same shape. Then a node is off at its value *there*, the features
+            that differ are the nodes, and with all nodes off the activation is `other`'s.
 
     Raises:
         ValueError: shapes that differ, or an SAE whose decoder is not `f W_dec + b_dec`.
@@ -92,7 +92,7 @@ def take_apart(
                          f"{None if other is None else tuple(other.shape)}: give all for the same tokens")  # fmt: skip
     f, error = _encode(sae, x[keep])
     f_off, error_off = (torch.zeros_like(f), torch.zeros_like(error)) if other is None else _encode(sae, other[keep])
-    row, feature = ((f > 0) | (f_off > 0)).nonzero(as_tuple=True)
+    row, feature = (f != f_off).nonzero(as_tuple=True)
     places, n = keep.nonzero()[:, 0], len(error)
     return Nodes(
         x=x,
