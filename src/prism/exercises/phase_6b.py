@@ -16,7 +16,7 @@ def attribution(value: np.ndarray, off: np.ndarray, gradient: np.ndarray) -> np.
 
 def check_attribution(answer: Callable) -> Callable:
     """Check exercise 1."""
-    value, off, gradient = np.array([2.0, 0.5, 3.0]), np.array([0.5, 1.0, 0.0]), np.array([1.0, -2.0, 0.3])
+    value, off, gradient = np.array([2.0, 0.5, 3.0]), np.array([0.5, 1.0, 0.0]), np.array([1.0, 2.0, -0.3])
     mistakes = {
         "That is the effect against zero; the nodes go to `off`.": lambda v, o, g: v * g,
         "The sign is the wrong way round: the effect is score as it is − score when off.": lambda v, o, g: (o - v) * g,
