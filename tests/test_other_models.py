@@ -12,7 +12,7 @@ from hub_fixture import make_hub_cache
 from prism import notebooks
 from prism.data import load_corpus
 
-NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training, which random weights also bear out
+NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache", "ranks single ablations by strength", "Effects do not add up",
     "sums of integrated gradients", "start from the same random numbers",
 )  # fmt: skip
