@@ -104,8 +104,9 @@ def training_activations(
 
 
 def _homes(spec: ModelSpec) -> list[Path]:
-    """Where a model's family may be: embedded, or trained here."""
-    return ([DATA / "saes" / "family"] if spec.name == "mini" else []) + [home_folder(spec) / "family"]
+    """Where a model's family may be: embedded, in the model's own folder, or trained here."""
+    beside = DATA / "saes" / "family" if spec.name == "mini" else spec.folder and spec.folder / "saes" / "family"
+    return ([beside] if beside else []) + [home_folder(spec) / "family"]
 
 
 def _members_in(home: Path) -> set[str]:
