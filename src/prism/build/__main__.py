@@ -1,7 +1,7 @@
 """Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
 
 tokenizer → pretrain → sample → saes → family → broken-runs → cards → relatives. Each step reads what the earlier ones
-wrote. `relatives` trains the further models of phase 6e (about an hour on two cores; `--resume` goes on) and their SAEs.
+wrote. The last trains the further models of phase 6e and their SAEs (about an hour on two cores; --resume goes on).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def run_cards(options: argparse.Namespace) -> None:
 def run_relatives(options: argparse.Namespace) -> None:
     """Train the further models that phase 6e compares, and their SAEs, into `data/models`."""
     from prism.build.pretrain import RELATIVES, pretrain, trained_tokens
-    from prism.build.relatives import MEMBERS, measure, write_card
+    from prism.build.relatives import MEMBER, measure, write_card
     from prism.build.saes import train_family
     from prism.models import get_spec
 
@@ -197,7 +197,7 @@ def run_relatives(options: argparse.Namespace) -> None:
         spec = replace(get_spec(name), folder=out, tokenizer_folder=options.data / "model")
         home = out / "saes" / "family"
         home.mkdir(parents=True, exist_ok=True)
-        train_family(spec, home, MEMBERS)
+        train_family(spec, home, [MEMBER])
         measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
     write_card(options.data, measured)
 

@@ -14,7 +14,7 @@ from prism.build.baselines import held_out, model_nats
 from prism.build.cards import markdown_table, write
 from prism.build.corpus import END, find_kinds
 
-MEMBERS = ("batch_topk", "random-model")  # of the family, at the default hook: the SAE and its untrained twin
+MEMBER = "batch_topk"  # of the family, at the default hook
 
 
 def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
@@ -64,7 +64,7 @@ def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.D
     saes = pd.concat([front.assign(model=name) for name, front in fronts.items()])
     cost = [f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in saes.itertuples()]
     saes = saes.assign(**{"ΔCE (nats, 95 %)": cost})[
-        ["model", "member", "target_l0", "l0", "d_sae", "explained_variance", "ΔCE (nats, 95 %)", "ce_recovered_mean"]
+        ["model", "target_l0", "l0", "d_sae", "explained_variance", "ΔCE (nats, 95 %)", "ce_recovered_mean"]
     ].round({"l0": 1, "explained_variance": 3, "ce_recovered_mean": 3})
     return f"""# Further embedded models
 
@@ -89,7 +89,7 @@ The same documents as in `data/model/README.md`. All three are teaching models: 
 
 BatchTopK, 8 features a channel, at the default hook, trained as `data/saes/family/batch_topk` of `mini` was: the same
 trainer, the same number of activations of the same documents (nine of ten of the embedded corpus, which `mini` wrote).
-`random-model` is the same on the model with random weights. The SAEs at wanted L0 32 are kept in `saes/family`; of the
+The SAEs at wanted L0 32 are kept in `saes/family`; of the
 others there are only the measures, in `front.csv`.
 
 {markdown_table(saes)}
@@ -112,6 +112,6 @@ def write_card(data: Path, measured: dict[str, dict]) -> None:
     write(data / "models" / "measurements.json", json.dumps({"mini": mini} | measured, indent=1))
     homes = {"mini": data / "saes" / "family"} | {name: data / "models" / name / "saes" / "family" for name in measured}
     fronts = {name: pd.read_csv(home / "front.csv") for name, home in homes.items()}
-    fronts = {name: front[front["member"].isin(MEMBERS)] for name, front in fronts.items()}
+    fronts = {name: front[front["member"] == MEMBER] for name, front in fronts.items()}
     grams = {"5-gram": {kind: row["5-gram"] for kind, row in embedded["bits_per_byte"].items()}}
     write(data / "models" / "README.md", relatives_card(measured, mini | grams, fronts))

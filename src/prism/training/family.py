@@ -118,6 +118,16 @@ def trained_family(spec: ModelSpec) -> set[str]:
     return set().union(*map(_members_in, _homes(spec)))
 
 
+def family_front(spec: ModelSpec) -> pd.DataFrame | None:
+    """Measures of a model's family at several L0, as its makers wrote them (`front.csv`); None if it has none.
+
+    Returns:
+        One row an SAE: member, target_l0, and measures of `evaluation.evaluate` under their names there.
+    """
+    path = next((home / "front.csv" for home in _homes(spec) if (home / "front.csv").is_file()), None)
+    return pd.read_csv(path) if path else None
+
+
 def load_family(
     spec: ModelSpec, name: str, monitor: Monitor | None = None, tokens: int = 400_000, distinct: int = HOME_TOKENS
 ) -> SAE:
