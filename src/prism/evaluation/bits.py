@@ -32,14 +32,13 @@ def text_bits(model, texts: Sequence[str], context: int, batch_size: int | None 
         ValueError: an empty text, or one that does not fit the context.
     """
     batch = tokenize(texts, model.tokenizer, context)
-    size, nats = batch_size or logit_rows(model, batch), []
-    for start in range(0, len(batch), size):
-        part = batch[start : start + size]
-        nats.append(sequence_nats(model(part.tokens, return_type="logits"), part.tokens, part.keep[:, 1:]))
-    return pd.DataFrame({
-        "bits": np.concatenate(nats) / math.log(2), "tokens": batch.keep.sum(1).numpy(),
-        "bytes": [len(text.encode()) for text in texts],
-    })  # fmt: skip
+    lengths, nats = batch.keep.sum(1), np.zeros(len(batch))
+    for rows in lengths.argsort().split(batch_size or logit_rows(model, batch)):  # alike in length: little padding
+        width = 1 + int(lengths[rows].max())
+        tokens, keep = batch.tokens[rows, :width], batch.keep[rows, :width]
+        nats[rows.numpy()] = sequence_nats(model(tokens, return_type="logits"), tokens, keep[:, 1:])
+    sizes = [len(text.encode()) for text in texts]
+    return pd.DataFrame({"bits": nats / math.log(2), "tokens": lengths.numpy(), "bytes": sizes})
 
 
 def bits_per_byte(frame: pd.DataFrame) -> float:
