@@ -175,7 +175,8 @@ class TestBuild:
         folder, tokenizer, tokens = corpus
         model = make_model(replace(TINY, context=64), tokenizer.get_vocab_size(), 0).eval()
         wanted = corpus_bits(model, tokenizer, folder, tokens)
-        assert kind_bits(model, tokenizer, folder) == pytest.approx({kind: row["model"] for kind, row in wanted.items()})
+        wanted = {kind: row["model"] for kind, row in wanted.items()}
+        assert kind_bits(model, tokenizer, folder) == pytest.approx(wanted)
 
     def test_the_step_trains_both_architectures_and_writes_the_card(self, corpus, tmp_path, monkeypatch):
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back

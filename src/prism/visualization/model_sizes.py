@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -52,7 +53,8 @@ def grouped_dots(
         fig.add_vline(x=place + 0.5, line=dict(color=PALE, width=1))
     if line is not None:
         fig.add_hline(y=line, line=dict(color=GREY, dash="dot"))
-    fig.update_xaxes(title=x_title, tickvals=list(range(len(groups))), ticktext=[short_label(g, 24) for g in groups],
+    labels = ["<br>".join(short_label(line) for line in textwrap.wrap(str(g), 13)) or " " for g in groups]
+    fig.update_xaxes(title=x_title, tickvals=list(range(len(groups))), ticktext=labels, tickangle=0,
                      range=[-0.5, len(groups) - 0.5], showgrid=False, ticks="")  # fmt: skip
     fig.update_yaxes(title=y_title)
     return finish(fig, title, 430, subtitle, margin=dict(t=115))
@@ -77,7 +79,7 @@ def match_curves(
             words = short_label(name, 40)
             fig.add_scatter(
                 x=grid, y=share, mode="lines", name=words, legendgroup=words, showlegend=kind == "correlation",
-                line=dict(color=OKABE_ITO[i % 7], width=2.5 if dash == "solid" else 1.5, dash=dash),
+                line=dict(color=OKABE_ITO[i % 7], width=2.5 if dash == "solid" else 1.8, dash=dash),
                 hovertemplate=f"{words}, {kind}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
             )  # fmt: skip
     fig.update_xaxes(title="correlation with the best partner (over tokens)", range=[0, 1])
