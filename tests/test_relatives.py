@@ -15,15 +15,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prism import visualization as viz
-from prism.analysis import aligned_rows, token_ends
+from prism.analysis import ModelUnits, aligned_rows, frequent, match_activations, match_models, token_ends
 from prism.build.__main__ import main as command
 from prism.build.baselines import bits_per_byte as corpus_bits
 from prism.build.corpus import END, tokenise
 from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
 from prism.build.relatives import kind_bits
 from prism.build.tokenizer import train_tokenizer
-from prism.data import DATA, load_texts, tokenize
-from prism.evaluation import bits_per_byte, text_bits
+from prism.data import DATA, load_texts, token_table, tokenize
+from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits
+from prism.features import encode_features
 from prism.models import MODELS, get_spec, kept_activations, load_model, load_sae
 from prism.training import family_front, load_family, trained_family
 from prism.training.family import member_configs
@@ -168,6 +169,58 @@ class TestAlignment:
 
         with pytest.raises(ValueError, match="fast version"):
             token_ends(["x"], Slow())
+
+
+@pytest.fixture(scope="module")
+def both(mini):
+    """Two models' units on the same texts."""
+    texts = load_texts("discover")["text"].tolist()[::4]
+    found = {}
+    for name in ("mini", "mini-small"):
+        spec = get_spec(name)
+        model, sae = load_model(spec), load_family(spec, "batch_topk")
+        batch = tokenize(texts, model.tokenizer, spec.context)
+        x = kept_activations(model, sae.cfg.metadata.hook_name, batch).numpy()
+        features = encode_features(model, sae, batch, token_table(batch, model.tokenizer))
+        found[name] = ModelUnits(token_ends(texts, model.tokenizer), features, {"raw channels": x})
+    return found
+
+
+class TestMatchModels:
+    def test_it_matches_at_common_ends_with_the_control_within_tokens(self, both):
+        a, b = both["mini"], both["mini-small"]
+        found = match_models(a, b, least=10)
+        rows, _ = aligned_rows(a.ends, b.ends)
+        x, y = (frequent(m.features, rows, 10) for m in (a, b))
+        assert x.getnnz(axis=0).min() >= 10 and x.shape[1] < a.features.d_sae
+        wanted = match_activations(x, y, a.features.table["token_id"].to_numpy()[rows])
+        pd.testing.assert_frame_equal(found["features"], wanted.dropna())
+        unit = found["features"].iloc[0]
+        columns = x[:, [int(unit["unit"])]].toarray().ravel(), y[:, [int(unit["partner"])]].toarray().ravel()
+        assert unit["correlation"] == pytest.approx(np.corrcoef(*columns)[0, 1], abs=1e-5)
+
+    def test_a_model_matches_itself_even_upside_down(self, both):
+        a = both["mini"]
+        turned = replace(a, signed={"raw channels": -a.signed["raw channels"]})
+        found = match_models(a, turned)
+        assert found["features"]["correlation"].min() > 0.999 and found["raw channels"]["correlation"].min() > 0.999
+        assert found["raw channels"]["control"].median() < 0.9
+
+    def test_a_kind_without_units_is_left_out(self, both):
+        assert set(match_models(both["mini"], both["mini-small"], least=10**6)) == {"raw channels"}
+
+
+def test_the_share_lost_is_what_ce_recovered_leaves(mini):
+    sae, texts = load_family(get_spec("mini"), "batch_topk"), load_texts("discover")["text"].tolist()[:6]
+    batch = tokenize(texts, mini.tokenizer, 256)
+    found = evaluate(mini, sae, batch, with_kl=False)
+    assert lost_share(found)[0] == pytest.approx(1 - found.ce_recovered_mean, abs=1e-6)
+    one = np.eye(6, dtype=int)[2:3]  # a resample that draws one sequence alone
+    row = found.per_sequence.iloc[2]
+    alone = (row["nats_sae"] - row["nats_clean"]) / (row["nats_mean"] - row["nats_clean"])
+    assert lost_share(found, one)[0] == pytest.approx(alone)
+    with pytest.raises(ValueError, match="needs the ablations"):
+        lost_share(evaluate(mini, sae, batch, with_kl=False, ablations=False))
 
 
 class TestBuild:

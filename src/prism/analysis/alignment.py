@@ -1,11 +1,17 @@
-"""Tokens of two tokenizers that end at the same character, so that two models can be compared word by word."""
+"""Two models on the same texts: tokens that end at the same character, and the units that correspond there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
+
+from prism.analysis.matching import match_activations
+from prism.features import FeatureMatrix
 
 
 def token_ends(texts: Sequence[str], tokenizer) -> list[Int[np.ndarray, " tokens"]]:
@@ -50,3 +56,51 @@ def aligned_rows(
         rows[1].append(offset_b + len(b) - 1 - from_b)
         offset_a, offset_b = offset_a + len(a), offset_b + len(b)
     return tuple(np.concatenate(part).astype(np.int64) for part in rows)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelUnits:
+    """What one model did on some texts, as far as another can be matched with it.
+
+    Attributes:
+        ends: from `token_ends`, of all texts.
+        features: its SAE's features on them.
+        signed: what else it has on the same tokens, such as neurons: name -> activations of any sign.
+    """
+
+    ends: Sequence[Int[np.ndarray, " tokens_of_a_text"]]
+    features: FeatureMatrix
+    signed: dict[str, Float[np.ndarray, "tokens units"]]
+
+
+def frequent(matrix: FeatureMatrix, rows: Int[np.ndarray, " rows"] | slice, least: int) -> csr_matrix:
+    """The features that fire on at least `least` of these tokens, `[rows, features]`.
+
+    The best of many correlations of a column with a handful of firings is high by luck.
+    """
+    values = matrix.values[rows]
+    return values[:, np.flatnonzero(values.getnnz(axis=0) >= least)]
+
+
+def match_models(a: ModelUnits, b: ModelUnits, least: int = 20, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """For the units of one model the best partners in another, where tokens of both end together.
+
+    Signed units may find their partner upside down, since their sign is a convention. The control of
+    `match_activations` swaps only occurrences of the same token (of the same pair, where the tokenizers differ).
+
+    Args:
+        least: tokens that a feature must fire on.
+        seed: of the control's shuffle.
+
+    Returns:
+        'features' and each name in both models' `signed` -> the rows of `match_activations`, without constant units;
+        without a kind of which a model has no unit.
+    """
+    rows_a, rows_b = aligned_rows(a.ends, b.ends)
+    ids = [m.features.table["token_id"].to_numpy()[rows] for m, rows in ((a, rows_a), (b, rows_b))]
+    groups = np.unique(np.column_stack(ids), axis=0, return_inverse=True)[1].ravel()
+    sides = {"features": (frequent(a.features, rows_a, least), frequent(b.features, rows_b, least))}
+    for kind in (kind for kind in a.signed if kind in b.signed):
+        sides[kind] = (a.signed[kind][rows_a], np.hstack([b.signed[kind][rows_b], -b.signed[kind][rows_b]]))
+    return {kind: match_activations(x, y, groups, seed).dropna() for kind, (x, y) in sides.items()
+            if x.shape[1] and y.shape[1]}  # fmt: skip

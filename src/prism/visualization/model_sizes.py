@@ -53,7 +53,7 @@ def grouped_dots(
         fig.add_vline(x=place + 0.5, line=dict(color=PALE, width=1))
     if line is not None:
         fig.add_hline(y=line, line=dict(color=GREY, dash="dot"))
-    labels = ["<br>".join(short_label(line) for line in textwrap.wrap(str(g), 13)) or " " for g in groups]
+    labels = ["<br>".join(short_label(line) for line in textwrap.wrap(str(g), 15)) or " " for g in groups]
     fig.update_xaxes(title=x_title, tickvals=list(range(len(groups))), ticktext=labels, tickangle=0,
                      range=[-0.5, len(groups) - 0.5], showgrid=False, ticks="")  # fmt: skip
     fig.update_yaxes(title=y_title)
