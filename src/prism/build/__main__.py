@@ -1,6 +1,7 @@
 """Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
 
-tokenizer → pretrain → sample → saes → family → broken-runs → cards. Each step reads what the earlier ones wrote.
+tokenizer → pretrain → sample → saes → family → broken-runs → cards → relatives. Each step reads what the earlier ones
+wrote. The last trains the further models of phase 6e and their SAEs (about an hour on two cores; --resume goes on).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards")
+STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards", "relatives")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -86,19 +87,24 @@ def _pretrain_config(options: argparse.Namespace):
 
 def run_pretrain(options: argparse.Namespace) -> None:
     """Train the language model; the finished weights go to `data/model` as float16."""
-    import torch
-    from transformers import GPT2LMHeadModel
-
     from prism.build.pretrain import pretrain
 
     tokenizer, tokens = _training_tokens(options)
     run = options.work / "pretrain"
     pretrain(tokens, tokenizer, run, _pretrain_config(options), resume=options.resume)
-    model = GPT2LMHeadModel.from_pretrained(run / "model", dtype=torch.float16)
+    _publish(run, options.data / "model")
+
+
+def _publish(run: Path, out: Path) -> None:
+    """Write the finished model of a run as float16: each file under a temporary name, then renamed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     staged = run / "float16"
-    model.save_pretrained(staged)
+    AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float16).save_pretrained(staged)
+    out.mkdir(parents=True, exist_ok=True)
     for file in staged.iterdir():
-        os.replace(shutil.copy(file, options.data / "model" / f".{file.name}.part"), options.data / "model" / file.name)
+        os.replace(shutil.copy(file, out / f".{file.name}.part"), out / file.name)
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -171,6 +177,29 @@ def run_cards(options: argparse.Namespace) -> None:
     _, tokens = _training_tokens(options)
     _need(options.work / "pretrain" / "last.safetensors", "pretrain")
     write_cards(options.data, options.corpus, tokens, trained_tokens(options.work / "pretrain"))
+
+
+def run_relatives(options: argparse.Namespace) -> None:
+    """Train the further models that phase 6e compares, and their SAEs, into `data/models`."""
+    from prism.build.pretrain import RELATIVES, pretrain, trained_tokens
+    from prism.build.relatives import MEMBER, measure, write_card
+    from prism.build.saes import train_family
+    from prism.models import get_spec
+
+    tokenizer, tokens = _training_tokens(options)
+    _need(options.data / "measurements.json", "cards")
+    measured = {}
+    for name, config in RELATIVES.items():
+        run, out = options.work / name, options.data / "models" / name
+        config = replace(config, tokens=options.tokens or config.tokens)
+        pretrain(tokens, tokenizer, run, config, resume=options.resume)
+        _publish(run, out)
+        spec = replace(get_spec(name), folder=out, tokenizer_folder=options.data / "model")
+        home = out / "saes" / "family"
+        home.mkdir(parents=True, exist_ok=True)
+        train_family(spec, home, [MEMBER])
+        measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
+    write_card(options.data, measured)
 
 
 if __name__ == "__main__":

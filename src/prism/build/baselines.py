@@ -7,6 +7,7 @@ trained on *all* training tokens, however few of them the language model has see
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def model_nats(model, tokens: np.ndarray, context: int, end: int) -> float:
     return total
 
 
+def held_out(corpus: Path, kind: str, tokenizer, max_bytes: int = 200_000) -> Iterator[tuple[np.ndarray, int]]:
+    """Held-out documents of a kind, whole, until `max_bytes` are reached: token ids and size (bytes) of each."""
+    n_bytes = 0
+    for text in split_documents(find_kinds(corpus)[kind])[1]:
+        if n_bytes >= max_bytes:
+            return
+        n_bytes += len(text.encode())
+        yield encode_documents(tokenizer, [text])[:-1], len(text.encode())
+
+
 def bits_per_byte(
     model, tokenizer, corpus: Path, train: dict[str, np.ndarray], max_bytes: int = 200_000
 ) -> dict[str, dict[str, float]]:
@@ -127,14 +138,11 @@ def bits_per_byte(
     unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
     unigram = np.log(unigram / unigram.sum())
     rows: dict[str, dict[str, float]] = {}
-    for kind, path in find_kinds(corpus).items():
+    for kind in find_kinds(corpus):
         nats, n_bytes = np.zeros(3), 0
-        for text in split_documents(path)[1]:
-            if n_bytes >= max_bytes:
-                break
-            tokens = encode_documents(tokenizer, [text])[:-1]
-            n_bytes += len(text.encode())
-            nats[0] += model_nats(model, tokens, model.config.n_positions, end)
+        for tokens, size in held_out(corpus, kind, tokenizer, max_bytes):
+            n_bytes += size
+            nats[0] += model_nats(model, tokens, model.config.max_position_embeddings, end)
             nats[1] -= unigram[tokens].sum()
             nats[2] -= np.log(ngram.probabilities(np.concatenate([[end], tokens]).astype(np.uint16))).sum()
         bits = nats / math.log(2) / n_bytes

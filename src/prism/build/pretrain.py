@@ -65,8 +65,8 @@ class PretrainConfig:
 CPU = PretrainConfig()
 GPU = PretrainConfig(n_layer=6, d_model=256, batch=256, tokens=3e9, warmup=30e6, checkpoint_minutes=1.0)
 RELATIVES = {  # the further models that phase 6e compares: one smaller, one of another architecture
-    "mini-small": PretrainConfig(n_layer=2, d_model=128),
-    "mini-llama": PretrainConfig(architecture="llama", n_layer=4, d_model=128),
+    "mini-small": PretrainConfig(n_layer=2, d_model=128, tokens=7e6),
+    "mini-llama": PretrainConfig(architecture="llama", n_layer=4, d_model=128, tokens=7e6),
 }
 
 

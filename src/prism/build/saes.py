@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -113,16 +114,19 @@ FAMILY_TOKENS = 2_000_000
 EVALUATION_TOKENS = 60_000
 
 
-def train_family(spec: ModelSpec, out: Path) -> pd.DataFrame:
-    """The SAEs that phases 3 and 4 compare, and the front of the architectures: trained, measured, written to `out`.
+def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FAMILY)) -> pd.DataFrame:
+    """The SAEs that notebooks compare, and the front of the architectures: trained, measured, written to `out`.
 
     The members at the family's L0 are saved; of the others on the front only the measures are kept, in `front.csv`.
+
+    Args:
+        members: names in `FAMILY`; all of them by default.
     """
     model, hook = load_model(spec), spec.sae().hook_name
     batch = held_out_batch(spec, model.tokenizer, EVALUATION_TOKENS)
     total = int(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context).keep.sum())
     rows = []
-    for name, member in FAMILY.items():
+    for name, member in ((name, FAMILY[name]) for name in members):
         activations = training_activations(spec, hook, total, member.random_model)
         reads = random_model(spec) if member.random_model else model
         for target in FRONT_L0 if name == member.sae.get("architecture", "batch_topk") else (TARGET_L0,):

@@ -8,6 +8,7 @@ activations there are passed on unchanged, and predictions made from there are n
 
 from prism.evaluation.absorption import AbsorptionConfig, absorption_total, first_letter_absorption
 from prism.evaluation.agreement import agreement_with_saelens
+from prism.evaluation.bits import bits_per_byte, lost_share, text_bits
 from prism.evaluation.dictionaries import Dictionary, pca, random_directions, raw_channels, sanity_dictionaries
 from prism.evaluation.metrics import (
     ce_recovered,

@@ -10,9 +10,12 @@ from prism.models.loading import (
     weight_processing,
 )
 from prism.models.registry import (
+    GEMMA_2_2B,
     GPT2_SMALL,
     HOME_TOKENS,
     MINI,
+    MINI_LLAMA,
+    MINI_SMALL,
     MODELS,
     PYTHIA_70M,
     ModelSpec,

@@ -64,7 +64,7 @@ def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int |
         raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
 
     def load():
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer_folder or source)
         return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
 
     if spec.hub_id is None:

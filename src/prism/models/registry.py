@@ -55,6 +55,7 @@ class ModelSpec:
         name: what `PRISM_MODEL` is set to (for a model folder: its path; the name is the folder's).
         hub_id: repository on the Hugging Face hub, if it comes from there.
         folder: where it lies in Hugging Face format, if it is on this disk.
+        tokenizer_folder: where its tokenizer lies, if not in `folder`: models that share one, share its files.
         context: longest sequence used here, BOS included (tokens).
         corpus: default corpus name for `data.load_corpus`.
         documents: corpus documents that phase 1 measures on; fewer for a larger model.
@@ -70,6 +71,7 @@ class ModelSpec:
     corpus: str
     hub_id: str | None = None
     folder: Path | None = None
+    tokenizer_folder: Path | None = None
     documents: int = 80
     download: int = 0
     exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -121,6 +123,37 @@ def _pythia(layer: int, site: str, hook: str) -> SaeSpec:
     )
 
 
+def _gemma(layer: int, width: str) -> SaeSpec:
+    return SaeSpec(
+        name=f"{layer}-res-{width}",
+        hook_name=f"blocks.{layer}.hook_resid_post",
+        title=f"residual stream after block {layer}, {width} features (Gemma Scope)",
+        source=("gemma-scope-2b-pt-res-canonical", f"layer_{layer}/width_{width}/canonical"),
+        neuronpedia=f"gemma-2-2b/{layer}-gemmascope-res-{width}",
+    )
+
+
+def _relative(name: str, title: str, layer: int) -> ModelSpec:
+    """A further embedded model of 128 channels: `mini`'s tokenizer and training text, an SAE at the middle layer."""
+    folder, hook = DATA / "models" / name, f"blocks.{layer}.hook_resid_pre"
+    sae = SaeSpec(
+        name=f"{layer}-res",
+        hook_name=hook,
+        title=f"residual stream before block {layer}, 1,024 features",
+        folder=folder / "saes" / "family" / "batch_topk",
+    )
+    return ModelSpec(
+        name=name,
+        title=f"{name}, {title}",
+        context=256,
+        default_sae=sae.name,
+        corpus="mini",
+        folder=folder,
+        tokenizer_folder=DATA / "model",
+        saes={sae.name: sae},
+    )
+
+
 MINI = ModelSpec(
     name="mini",
     title="mini, the embedded 4-layer model",
@@ -141,6 +174,9 @@ MINI = ModelSpec(
         )
     },
 )
+
+MINI_SMALL = _relative("mini-small", "the embedded 2-layer model", 1)
+MINI_LLAMA = _relative("mini-llama", "the embedded 4-layer model with RMSNorm, rotary positions and SwiGLU", 2)
 
 GPT2_SMALL = ModelSpec(
     name="gpt2-small",
@@ -189,7 +225,21 @@ PYTHIA_70M = ModelSpec(
     },
 )
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (MINI, GPT2_SMALL, PYTHIA_70M)}
+GEMMA_2_2B = ModelSpec(
+    name="gemma-2-2b",
+    title="Gemma 2 2B",
+    hub_id="google/gemma-2-2b",  # gated: accept its licence on the hub and log in first
+    context=256,
+    default_sae="12-res-16k",
+    corpus="tinystories",
+    documents=16,
+    download=10_800,
+    saes={spec.name: spec for spec in (_gemma(12, "16k"), _gemma(5, "16k"), _gemma(20, "16k"), _gemma(12, "65k"))},
+)
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec for spec in (MINI, GPT2_SMALL, PYTHIA_70M, GEMMA_2_2B, MINI_SMALL, MINI_LLAMA)
+}
 
 
 def _pick(name: str, options: dict, what: str):

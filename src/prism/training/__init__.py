@@ -2,6 +2,7 @@
 
 from prism.training.family import (
     FAMILY,
+    family_front,
     held_out_batch,
     held_out_documents,
     load_family,

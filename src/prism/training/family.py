@@ -104,8 +104,9 @@ def training_activations(
 
 
 def _homes(spec: ModelSpec) -> list[Path]:
-    """Where a model's family may be: embedded, or trained here."""
-    return ([DATA / "saes" / "family"] if spec.name == "mini" else []) + [home_folder(spec) / "family"]
+    """Where a model's family may be: embedded, in the model's own folder, or trained here."""
+    beside = DATA / "saes" / "family" if spec.name == "mini" else spec.folder and spec.folder / "saes" / "family"
+    return ([beside] if beside else []) + [home_folder(spec) / "family"]
 
 
 def _members_in(home: Path) -> set[str]:
@@ -115,6 +116,16 @@ def _members_in(home: Path) -> set[str]:
 def trained_family(spec: ModelSpec) -> set[str]:
     """Names of the members that are on this disk for a model: embedded, or trained here."""
     return set().union(*map(_members_in, _homes(spec)))
+
+
+def family_front(spec: ModelSpec) -> pd.DataFrame | None:
+    """Measures of a model's family at several L0, as its makers wrote them (`front.csv`); None if it has none.
+
+    Returns:
+        One row an SAE: member, target_l0, and measures of `evaluation.evaluate` under their names there.
+    """
+    path = next((home / "front.csv" for home in _homes(spec) if (home / "front.csv").is_file()), None)
+    return pd.read_csv(path) if path else None
 
 
 def load_family(

@@ -1,0 +1,117 @@
+"""The further models of phase 6e: how well they predict, their SAEs, and their card, beside what `mini` is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from prism.build.baselines import held_out, model_nats
+from prism.build.cards import markdown_table, write
+from prism.build.corpus import END, find_kinds
+
+MEMBER = "batch_topk"  # of the family, at the default hook
+
+
+def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
+    """Bits per byte on the same held-out documents as `baselines.bits_per_byte`, by kind; and 'all', by bytes."""
+    end, context = tokenizer.token_to_id(END), model.config.max_position_embeddings
+    rows, bits, sizes = {}, 0.0, 0
+    for kind in find_kinds(corpus):
+        documents = list(held_out(corpus, kind, tokenizer, max_bytes))
+        nats = sum(model_nats(model, tokens, context, end) for tokens, _ in documents)
+        size = sum(n_bytes for _, n_bytes in documents)
+        rows[kind] = nats / math.log(2) / size
+        bits, sizes = bits + nats / math.log(2), sizes + size
+    return rows | {"all": bits / sizes}
+
+
+def measure(folder: Path, tokenizer, corpus: Path, trained_tokens: float) -> dict[str, object]:
+    """What the card says of one model in `folder`: parameters, size on disk (MB), tokens, bits per byte by kind."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config = model.config
+    return {
+        "architecture": config.model_type, "layers": config.num_hidden_layers, "channels": config.hidden_size,
+        "parameters": model.num_parameters(), "trained_tokens": trained_tokens,
+        "megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2),
+        "bits_per_byte": kind_bits(model, tokenizer, corpus),
+    }  # fmt: skip
+
+
+def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.DataFrame]) -> str:
+    """Text of `data/models/README.md`.
+
+    Args:
+        measured: model -> `measure`; mini: the same of `mini`, with its 5-gram as `5-gram`; fronts: model -> the
+            measures of its SAEs, from `saes.train_family`.
+    """
+    everyone = {"mini": mini} | measured
+    shapes = pd.DataFrame([
+        {"model": name, "architecture": row["architecture"], "layers": row["layers"], "channels": row["channels"],
+         "parameters": f"{row['parameters'] / 1e6:.2f} M", "trained on": f"{row['trained_tokens'] / 1e6:.1f} M tokens",
+         "file": f"{row['megabytes']:.1f} MB"}
+        for name, row in everyone.items()
+    ])  # fmt: skip
+    bits = pd.DataFrame([
+        {"kind": kind} | {name: f"{row['bits_per_byte'][kind]:.3f}" for name, row in everyone.items()}
+        | {"5-gram": f"{mini['5-gram'][kind]:.3f}"}
+        for kind in mini["bits_per_byte"]
+    ])  # fmt: skip
+    saes = pd.concat([front.assign(model=name) for name, front in fronts.items()])
+    cost = [f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in saes.itertuples()]
+    saes = saes.assign(**{"ΔCE (nats, 95 %)": cost})[
+        ["model", "target_l0", "l0", "d_sae", "explained_variance", "ΔCE (nats, 95 %)", "ce_recovered_mean"]
+    ].round({"l0": 1, "explained_variance": 3, "ce_recovered_mean": 3})
+    return f"""# Further embedded models
+
+Relatives of `mini`, for comparisons of size and architecture: `mini-small` is a GPT-2 of half the depth, `mini-llama`
+a Llama (RMSNorm, rotary positions, SwiGLU). Trained from scratch by `python -m prism.build relatives` on the same
+mixture in the same order as `mini`, float16 safetensors in Hugging Face format. They read with `mini`'s tokenizer,
+which lies in `data/model` and is not copied here; `PRISM_MODEL=mini-small` and `PRISM_MODEL=mini-llama` find it.
+MIT licence, like the rest of the repository; the training text is not included.
+
+{markdown_table(shapes)}
+
+**Size, architecture and training length are confounded:** the models saw different numbers of tokens (see the table),
+so a difference between two of them has more than one possible cause.
+
+## How good: bits per byte on held-out documents (lower is better)
+
+{markdown_table(bits)}
+
+The same documents as in `data/model/README.md`. All three are teaching models: they know nothing.
+
+## Their SAEs
+
+BatchTopK, 8 features a channel, at the default hook, trained as `data/saes/family/batch_topk` of `mini` was: the same
+trainer, the same number of activations of the same documents (nine of ten of the embedded corpus, which `mini` wrote).
+The SAEs at wanted L0 32 are kept in `saes/family`; of the
+others there are only the measures, in `front.csv`.
+
+{markdown_table(saes)}
+
+Measured on the other documents of the embedded corpus.
+"""
+
+
+def write_card(data: Path, measured: dict[str, dict]) -> None:
+    """Write `data/models/README.md` and `data/models/measurements.json`."""
+    embedded = json.loads((data / "measurements.json").read_text())
+    config = json.loads((data / "model" / "config.json").read_text())
+    parameters = AutoModelForCausalLM.from_pretrained(data / "model").num_parameters()
+    mini = {
+        "architecture": config["model_type"], "layers": config["n_layer"], "channels": config["n_embd"],
+        "parameters": parameters, "trained_tokens": embedded["trained_tokens"],
+        "megabytes": round((data / "model" / "model.safetensors").stat().st_size / 1e6, 2),
+        "bits_per_byte": {kind: row["model"] for kind, row in embedded["bits_per_byte"].items()},
+    }  # fmt: skip
+    write(data / "models" / "measurements.json", json.dumps({"mini": mini} | measured, indent=1))
+    homes = {"mini": data / "saes" / "family"} | {name: data / "models" / name / "saes" / "family" for name in measured}
+    fronts = {name: pd.read_csv(home / "front.csv") for name, home in homes.items()}
+    fronts = {name: front[front["member"] == MEMBER] for name, front in fronts.items()}
+    grams = {"5-gram": {kind: row["5-gram"] for kind, row in embedded["bits_per_byte"].items()}}
+    write(data / "models" / "README.md", relatives_card(measured, mini | grams, fronts))

@@ -1,0 +1,291 @@
+"""The further embedded models, and what compares models: bits per byte, tokens that end together, the figures."""
+
+import doctest
+import importlib
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from prism import visualization as viz
+from prism.analysis import ModelUnits, aligned_rows, frequent, match_activations, match_models, token_ends
+from prism.build.__main__ import main as command
+from prism.build.baselines import bits_per_byte as corpus_bits
+from prism.build.corpus import END, tokenise
+from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
+from prism.build.relatives import kind_bits
+from prism.build.tokenizer import train_tokenizer
+from prism.data import DATA, load_texts, token_table, tokenize
+from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits
+from prism.features import encode_features
+from prism.models import MODELS, get_spec, kept_activations, load_model, load_sae
+from prism.training import family_front, load_family, trained_family
+from prism.training.family import member_configs
+
+NAMES = list(RELATIVES)
+TEXTS = ["Once upon a time", "x = 1", "déjà vu 日本 🙂"]
+TINY = PretrainConfig(
+    n_layer=2, d_model=32, d_head=16, context=16, batch=4, tokens=6 * 64, warmup=128, checkpoint_minutes=1e9
+)
+
+
+class TestEmbedded:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_the_bridge_computes_what_hugging_face_computes(self, name):
+        spec = get_spec(name)
+        model = load_model(spec)
+        reference = AutoModelForCausalLM.from_pretrained(spec.folder, dtype=torch.float32).eval()
+        tokens = tokenize(TEXTS, model.tokenizer, spec.context).tokens
+        torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-3, rtol=1e-4)
+        assert json.loads((spec.folder / "config.json").read_text())["dtype"] == "float16"
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_is_what_the_build_makes(self, name):
+        config = json.loads((DATA / "models" / name / "config.json").read_text())
+        settings = RELATIVES[name]
+        assert config["model_type"] == settings.architecture
+        assert {config.get("n_layer"), config.get("num_hidden_layers")} == {settings.n_layer, None}
+        assert {config.get("n_embd"), config.get("hidden_size")} == {settings.d_model, None}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_its_sae_is_the_familys_and_fits(self, name):
+        spec = get_spec(name)
+        sae, model = load_sae(spec), load_model(spec)
+        wanted, _ = member_configs("batch_topk", model.cfg.d_model)
+        assert (sae.cfg.d_in, sae.cfg.d_sae) == (wanted.d_in, wanted.d_sae)
+        assert spec.sae().layer == model.cfg.n_layers // 2 and sae.cfg.metadata.hook_name == spec.sae().hook_name
+        assert trained_family(spec) >= {"batch_topk"}
+        torch.testing.assert_close(load_family(spec, "batch_topk").W_dec, sae.W_dec)
+        x = kept_activations(model, spec.sae().hook_name, tokenize(TEXTS, model.tokenizer, spec.context))
+        error = (sae(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+        assert error < 0.5, "the SAE belongs to another model"
+
+    def test_the_front_is_kept_for_all_three(self):
+        for name in ("mini", *NAMES):
+            front = family_front(get_spec(name)).query("member == 'batch_topk'")
+            assert front["target_l0"].tolist() == [16, 32, 64] and front["explained_variance"].is_monotonic_increasing
+        assert family_front(get_spec("gpt2-small")) is None
+
+    def test_they_predict_better_than_a_unigram(self):
+        measured = json.loads((DATA / "models" / "measurements.json").read_text())
+        baselines = json.loads((DATA / "measurements.json").read_text())["bits_per_byte"]
+        for name in NAMES:
+            assert measured[name]["bits_per_byte"]["all"] < 0.8 * baselines["all"]["unigram"]
+        assert measured["mini"]["bits_per_byte"]["all"] == baselines["all"]["model"]
+
+    def test_the_tokenizer_is_minis_and_no_copy(self):
+        for name in NAMES:
+            assert get_spec(name).tokenizer_folder == DATA / "model"
+            assert not (DATA / "models" / name / "tokenizer.json").exists()
+
+    def test_files_stay_small(self):
+        def size(folder):
+            return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+        assert all(size(DATA / "models" / name) < 4e6 for name in NAMES)
+        assert size(DATA) < 48e6
+
+    def test_the_real_world_is_in_the_registry_too(self):
+        assert {"gpt2-small", "pythia-70m-deduped", "gemma-2-2b"} <= {*MODELS}
+        assert get_spec("gemma-2-2b").sae().feature_url(3) == "https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k/3"
+
+
+class TestBits:
+    def test_one_text_by_hand(self, mini):
+        tokens = tokenize([TEXTS[0]], mini.tokenizer, 256).tokens
+        log_p = mini(tokens)[0, :-1].log_softmax(-1)
+        nats = -sum(log_p[i, tokens[0, i + 1]].item() for i in range(tokens.shape[1] - 1))
+        frame = text_bits(mini, TEXTS, 256)
+        assert frame["bits"][0] == pytest.approx(nats / math.log(2), rel=1e-4)
+        assert frame["bytes"].tolist() == [len(text.encode()) for text in TEXTS]
+        assert frame["tokens"][0] == tokens.shape[1] - 1
+
+    def test_batches_and_their_order_change_nothing(self, mini):
+        texts = load_texts("discover")["text"].tolist()[::7]
+        whole, single = text_bits(mini, texts, 256), text_bits(mini, texts, 256, batch_size=1)
+        pd.testing.assert_frame_equal(whole, single, rtol=1e-4)
+        backwards = text_bits(mini, texts[::-1], 256)[::-1].reset_index(drop=True)
+        pd.testing.assert_frame_equal(whole, backwards, rtol=1e-4)
+        assert bits_per_byte(whole) == pytest.approx(single["bits"].sum() / single["bytes"].sum())
+
+    def test_a_text_that_does_not_fit_is_refused(self, mini):
+        with pytest.raises(ValueError, match="the longest that fits"):
+            text_bits(mini, ["word " * 50], 16)
+
+    def test_doctests(self):
+        for name in ("prism.evaluation.bits", "prism.analysis.alignment"):
+            assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A small corpus, its tokenizer of another vocabulary, and the token streams."""
+    folder, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("built")
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "x = 1", "return", "größe", "今日"]
+    documents = [" ".join(rng.choice(words, 30)) for _ in range(150)]
+    (folder / "python.txt").write_text(f"\n{END}\n".join(documents) + "\n", encoding="utf-8")
+    path = train_tokenizer(folder, out, vocabulary=300)
+    tokenizer = Tokenizer.from_file(str(path))
+    return folder, tokenizer, tokenise(folder, tokenizer, path, out)
+
+
+class TestAlignment:
+    def test_one_tokenizer_pairs_every_token_with_itself(self, mini):
+        texts = load_texts("discover")["text"].tolist()
+        ends = token_ends(texts, mini.tokenizer)
+        assert sum(map(len, ends)) == tokenize(texts, mini.tokenizer, 256).n_tokens
+        a, b = aligned_rows(ends, ends)
+        assert np.array_equal(a, b) and (np.diff(a) > 0).all()
+        assert len(a) == sum(len(np.unique(part)) for part in ends), "one row for each place in the text"
+
+    def test_two_tokenizers_have_read_the_same_text_at_each_pair(self, mini, corpus):
+        other = PreTrainedTokenizerFast(tokenizer_object=corpus[1], bos_token=END)
+        texts = load_texts("confirm")["text"].tolist()
+        ids = [[t(text, add_special_tokens=False)["input_ids"] for text in texts] for t in (mini.tokenizer, other)]
+        pairs = aligned_rows(token_ends(texts, mini.tokenizer), token_ends(texts, other))
+        assert len(pairs[0]) > 1000
+        starts = [np.cumsum([0, *map(len, part)]) for part in ids]
+        for a, b in list(zip(*pairs, strict=True))[::40]:
+            text = int(np.searchsorted(starts[0], a, "right")) - 1
+            assert text == int(np.searchsorted(starts[1], b, "right")) - 1
+            read = [t.decode(part[text][: row - start[text] + 1])
+                    for t, part, row, start in zip((mini.tokenizer, other), ids, (a, b), starts, strict=True)]
+            assert read[0] == read[1]  # fmt: skip
+
+    def test_bad_input_is_named(self, mini):
+        with pytest.raises(ValueError, match="2 texts against 1"):
+            aligned_rows([np.array([1]), np.array([2])], [np.array([1])])
+
+        class Slow:
+            is_fast = False
+
+        with pytest.raises(ValueError, match="fast version"):
+            token_ends(["x"], Slow())
+
+
+@pytest.fixture(scope="module")
+def both(mini):
+    """Two models' units on the same texts."""
+    texts = load_texts("discover")["text"].tolist()[::4]
+    found = {}
+    for name in ("mini", "mini-small"):
+        spec = get_spec(name)
+        model, sae = load_model(spec), load_family(spec, "batch_topk")
+        batch = tokenize(texts, model.tokenizer, spec.context)
+        x = kept_activations(model, sae.cfg.metadata.hook_name, batch).numpy()
+        features = encode_features(model, sae, batch, token_table(batch, model.tokenizer))
+        found[name] = ModelUnits(token_ends(texts, model.tokenizer), features, {"raw channels": x})
+    return found
+
+
+class TestMatchModels:
+    def test_it_matches_at_common_ends_with_the_control_within_tokens(self, both):
+        a, b = both["mini"], both["mini-small"]
+        found = match_models(a, b, least=10)
+        rows, _ = aligned_rows(a.ends, b.ends)
+        x, y = (frequent(m.features, rows, 10) for m in (a, b))
+        assert x.getnnz(axis=0).min() >= 10 and x.shape[1] < a.features.d_sae
+        wanted = match_activations(x, y, a.features.table["token_id"].to_numpy()[rows])
+        pd.testing.assert_frame_equal(found["features"], wanted.dropna())
+        unit = found["features"].iloc[0]
+        columns = x[:, [int(unit["unit"])]].toarray().ravel(), y[:, [int(unit["partner"])]].toarray().ravel()
+        assert unit["correlation"] == pytest.approx(np.corrcoef(*columns)[0, 1], abs=1e-5)
+
+    def test_a_model_matches_itself_even_upside_down(self, both):
+        a = both["mini"]
+        turned = replace(a, signed={"raw channels": -a.signed["raw channels"]})
+        found = match_models(a, turned)
+        assert found["features"]["correlation"].min() > 0.999 and found["raw channels"]["correlation"].min() > 0.999
+        assert found["raw channels"]["control"].median() < 0.9
+
+    def test_a_kind_without_units_is_left_out(self, both):
+        assert set(match_models(both["mini"], both["mini-small"], least=10**6)) == {"raw channels"}
+
+
+def test_the_share_lost_is_what_ce_recovered_leaves(mini):
+    sae, texts = load_family(get_spec("mini"), "batch_topk"), load_texts("discover")["text"].tolist()[:6]
+    batch = tokenize(texts, mini.tokenizer, 256)
+    found = evaluate(mini, sae, batch, with_kl=False)
+    assert lost_share(found)[0] == pytest.approx(1 - found.ce_recovered_mean, abs=1e-6)
+    one = np.eye(6, dtype=int)[2:3]  # a resample that draws one sequence alone
+    row = found.per_sequence.iloc[2]
+    alone = (row["nats_sae"] - row["nats_clean"]) / (row["nats_mean"] - row["nats_clean"])
+    assert lost_share(found, one)[0] == pytest.approx(alone)
+    with pytest.raises(ValueError, match="needs the ablations"):
+        lost_share(evaluate(mini, sae, batch, with_kl=False, ablations=False))
+
+
+class TestBuild:
+    def test_bits_by_kind_are_the_models_column_of_the_baselines(self, corpus):
+        folder, tokenizer, tokens = corpus
+        model = make_model(replace(TINY, context=64), tokenizer.get_vocab_size(), 0).eval()
+        wanted = corpus_bits(model, tokenizer, folder, tokens)
+        wanted = {kind: row["model"] for kind, row in wanted.items()}
+        assert kind_bits(model, tokenizer, folder) == pytest.approx(wanted)
+
+    def test_the_step_trains_both_architectures_and_writes_the_card(self, corpus, tmp_path, monkeypatch):
+        monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
+        small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}
+        monkeypatch.setattr("prism.build.pretrain.RELATIVES", small)
+        monkeypatch.setattr("prism.build.pretrain.CPU", TINY)
+        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
+        monkeypatch.setattr("prism.build.saes.train_family", lambda spec, out, members: write_front(out))
+        data = tmp_path / "data"
+        common = ["--corpus", str(corpus[0]), "--data", str(data), "--work", str(tmp_path / "work")]
+        with pytest.raises(SystemExit, match="run the step 'tokenizer' first"):
+            command(["relatives", *common])
+        command(["tokenizer", *common])
+        with pytest.raises(SystemExit, match="run the step 'cards' first"):
+            command(["relatives", *common])
+        command(["pretrain", *common])
+        (data / "saes" / "family").mkdir(parents=True)
+        write_front(data / "saes" / "family")
+        bits = {kind: {"model": 2.0, "5-gram": 1.5, "unigram": 3.0} for kind in ("python", "all")}
+        (data / "measurements.json").write_text(json.dumps({"bits_per_byte": bits, "trained_tokens": 384.0}))
+        command(["relatives", *common])
+        card = (data / "models" / "README.md").read_text()
+        assert "confounded" in card and "| mini-llama | llama |" in card and "| python | 2.000 |" in card
+        measured = json.loads((data / "models" / "measurements.json").read_text())
+        assert measured["mini-small"]["trained_tokens"] == measured["mini-llama"]["trained_tokens"] == TINY.tokens
+        for name in small:
+            model = AutoModelForCausalLM.from_pretrained(data / "models" / name)
+            assert model.dtype == torch.float16 and not list((data / "models" / name).glob(".*"))
+        with pytest.raises(SystemExit, match="--resume"):
+            command(["relatives", *common])
+        command(["relatives", *common, "--resume"])
+
+
+def write_front(out):
+    pd.DataFrame({
+        "member": ["batch_topk", "topk"], "target_l0": 32, "l0": 31.5, "d_sae": 256, "explained_variance": 0.9,
+        "delta_ce": 0.1, "delta_ce_low": 0.09, "delta_ce_high": 0.11, "ce_recovered_mean": 0.97,
+    }).to_csv(out / "front.csv", index=False)  # fmt: skip
+
+
+class TestFigures:
+    frame = pd.DataFrame({"model": ["a", "a", "b"], "kind": ["SAE", "PCA", "SAE"], "value": [1.0, 2.0, 3.0],
+                          "low": [0.5, 1.5, 2.0], "high": [1.5, 2.5, 5.0]})  # fmt: skip
+
+    def test_dots_stand_in_their_group_with_their_interval(self):
+        fig = viz.grouped_dots(self.frame, "model", "kind", "loss (nats)", "What it costs", line=1.0)
+        assert fig.layout.title.text == "What it costs" and fig.layout.yaxis.title.text == "loss (nats)"
+        assert fig.layout.xaxis.ticktext == ("a", "b")
+        sae, pca = fig.data
+        assert (sae.name, pca.name) == ("SAE", "PCA") and list(np.round(sae.x)) == [0, 1] and sae.x[0] < pca.x[0] < 0.5
+        assert list(sae.error_y.array) == [0.5, 2.0] and list(sae.error_y.arrayminus) == [0.5, 1.0]
+        with pytest.raises(ValueError, match="no column 'low'"):
+            viz.grouped_dots(self.frame.drop(columns="low"), "model", "kind", "y", "t")
+
+    def test_curves_fall_from_all_units_to_none(self):
+        frame = pd.DataFrame({"correlation": [0.25, 0.55, 0.85], "control": [0.1, 0.1, 0.1]})
+        solid, dashed = viz.match_curves({"features": frame}).data
+        assert solid.y[0] == 1.0 and solid.y[50] == pytest.approx(2 / 3) and solid.y[-1] == 0.0
+        assert dashed.line.dash == "dash" and dashed.y[15] == 0.0 and not dashed.showlegend
