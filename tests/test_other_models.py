@@ -14,7 +14,7 @@ from prism.data import load_corpus
 
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache", "ranks single ablations by strength", "Effects do not add up",
-    "sums of integrated gradients", "start from the same random numbers",
+    "sums of integrated gradients", "start from the same random numbers", "Explanations are about their own unit",
 )  # fmt: skip
 PATHS = notebooks.find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")
 
