@@ -44,7 +44,7 @@ run: $(VENV)/.installed  ## run every notebook; writes pages to outputs/run/
 	@$(BIN)/python -m prism run
 
 test: $(VENV)/.installed-dev  ## unit tests, then every notebook as a test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -n 2 notebooks
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
