@@ -82,7 +82,7 @@ def test_gallery_has_the_pages_that_its_index_lists(written):
     pages = re.findall(r'<th scope="row"><a href="([^"#]+)"', index)
     assert len(pages) == len(set(pages)) == 6
     assert sorted(path.name for path in written.iterdir()) == sorted([*pages, "index.html"])
-    assert "3 specialists of a category" in index and "drawn at random" in index and "mini, the embedded" in index
+    assert "3 specialists of a category" in index and "3 random" in index and "mini, the embedded" in index
     assert re.search(r'data-name="Detection">[01]\.\d\d</td>', index), "some explanation is scored"
 
 

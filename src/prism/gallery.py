@@ -25,7 +25,7 @@ from prism.notebooks import write_atomically
 from prism.training.family import held_out_documents, training_documents
 
 EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS = 140, 80  # of the model's corpus, beside the labelled texts
-CORPUS = "corpus documents"  # what the pages call the category of documents that have no label
+CORPUS = "Corpus documents"  # what the pages call the category of documents that have no label
 NOT_EXPLAINED = "Not explained: it fires in too few places of these texts, or in too many."
 EXPLAIN_SIZES = ai.Sizes(firing=40, silent=40)  # windows that an explanation's cut is fitted on
 
@@ -93,7 +93,7 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
     dictionary = Dictionary(f"{spec.title}, {sae_spec.name}: {sae_spec.title}", sae.W_dec.float().numpy(),
                             _unembedding(model, sae), _vocabulary(model))  # fmt: skip
     rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
-    n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS}"
+    n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
     write_atomically(out / "index.html", viz.gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
     return out / "index.html"
 
@@ -186,11 +186,11 @@ def rules(chosen: dict[int, str]) -> list[str]:
     """How the features were chosen, in sentences, with how many each rule chose."""
     kinds = [rule.split(":")[0] for rule in chosen.values()]
     words = {
-        "specialist": "specialists of a category: the features that fire on most of its 10 labelled texts and on fewest"
+        "specialist": "specialists of a category: those that fire on most of its 10 labelled texts and on fewest"
                       " of the other 60, in turn the best of each category, then the second of each, and so on",
-        "most frequent": "the features that fire on most tokens",
-        "median density": "the features whose density is nearest to the median of all that fire",
-        "random": "drawn at random from all features that fire, with a fixed seed",
+        "most frequent": "most frequent: those that fire on most tokens",
+        "median density": "of median density: those whose density is nearest to the median of all that fire",
+        "random": "random: drawn from all features that fire, with a fixed seed",
     }  # fmt: skip
     return [f"{kinds.count(kind)} {text}." for kind, text in words.items() if kind in kinds]
 

@@ -19,7 +19,8 @@ INDEX_STYLE = """
 .prism-page table.gallery td{text-align:left;white-space:normal;vertical-align:top;padding-right:14px}
 .prism-page table.gallery td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .prism-page table.gallery thead th{font-weight:600;vertical-align:bottom;padding-right:14px}
-.prism-page table.gallery td:nth-child(6){overflow-wrap:anywhere;min-width:16em}
+.prism-page table.gallery td:nth-child(6){overflow-wrap:anywhere;white-space:pre-wrap;min-width:16em}
+.prism-page table.gallery tbody th{vertical-align:top}
 @media screen and (max-width:720px){.prism-page table.gallery thead{position:absolute;left:-9999px}
  .prism-page table.gallery :is(tbody,tr){display:block}.prism-page table.gallery tr{padding:8px 0}
  .prism-page table.gallery tbody :is(th,td,td.number){display:block;text-align:left;border:0;padding:1px 0;min-width:0}

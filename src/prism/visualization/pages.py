@@ -41,7 +41,8 @@ PAGE_STYLE = """
 # On top of it, for pages of their own. Dark: on this background and with white letters, every shade of orange keeps a
 # contrast of 4.5 to the letters on it (white up to 0.65 of the full colour, black beyond; see tokens.py).
 DOCUMENT_STYLE = """
-body{margin:0}.prism-page a{text-underline-offset:2px}.prism-page .sentence{font-size:16px;overflow-wrap:anywhere}
+body{margin:0}.prism-page a{text-underline-offset:2px}.prism-page .sentence{font-size:16px;overflow-wrap:anywhere;
+ white-space:pre-wrap}
 .prism-page th{font-weight:400;text-align:left;padding:3px 6px 3px 0;border-bottom:1px solid var(--line)}
 .prism-page section:target h2{text-decoration:underline}
 .prism-page .contents{font-size:13px;display:flex;flex-wrap:wrap;gap:2px 14px;margin:8px 0}
