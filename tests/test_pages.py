@@ -131,8 +131,8 @@ def test_ordinary_links_are_links():
 def test_explanation_shows_the_scores_it_has(matrix):
     scored = Checker(page_of(matrix, explanation="Fires on x.", scores={"detection": 0.914, "fuzzing": np.nan})).text
     assert "Fires on x." in scored and "detection0.91" in scored and "fuzzing" not in scored
-    assert "an automatic explanation, not scored" in page_of(matrix, explanation="Fires on x.")
-    assert "an automatic explanation" not in page_of(matrix)
+    assert "<p>automatic, not scored</p>" in page_of(matrix, explanation="Fires on x.")
+    assert "Explanation</h2>" not in page_of(matrix)
 
 
 def test_shaded_tokens_are_readable_on_both_grounds():

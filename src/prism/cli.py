@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     gallery = commands.add_parser("gallery", help="write pages about some features of an SAE, and their index")
     gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
-    gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: its first)")
+    gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
     gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
     gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
     gallery.set_defaults(command=_gallery)

@@ -164,8 +164,8 @@ def _explanation_section(sentence: str, scores: Mapping[str, float]) -> str:
     if not sentence:
         return ""
     cells = {name: f"{score:.2f}" for name, score in scores.items() if np.isfinite(score)}
-    how = "; its scores are balanced accuracies on text that it was not made from, where 1 is perfect and 0.5 a guess"
-    note = f"an automatic explanation{how if cells else ', not scored'}"
+    scored = "; scores: balanced accuracy on text that it was not made from, 1 is perfect and 0.5 a guess"
+    note = f"automatic{scored if cells else ', not scored'}"
     return _section("Explanation", note, f'<div class="sentence">{escape(sentence)}</div>{_boxes(cells)}')
 
 
