@@ -1,4 +1,4 @@
-"""The `prism` command: run the notebooks, refresh the committed ones, fetch models, report on the machine."""
+"""The `prism` command: run the notebooks, refresh the committed ones, write feature pages, fetch models, report."""
 
 from __future__ import annotations
 
@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--sae", action="append", metavar="NAME", help="only this SAE; may be repeated (default: all)")
     fetch.add_argument("--no-corpus", action="store_true", help="leave the model's corpus out")
     fetch.set_defaults(command=_fetch)
+
+    gallery = commands.add_parser("gallery", help="write pages about some features of an SAE, and their index")
+    gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
+    gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
+    gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
+    gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
+    gallery.set_defaults(command=_gallery)
 
     doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
     doctor.set_defaults(command=_doctor)
@@ -233,6 +240,25 @@ def find_browser() -> str | None:
         return on_path or Chromium.find_browser(skip_local=False)
     except ImportError:
         return on_path
+
+
+# --- gallery ---------------------------------------------------------------------------------------------------------
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    from prism.gallery import write_gallery
+    from prism.models import get_spec
+
+    spec = _valid(get_spec, options.model)
+    sae = _valid(spec.sae, options.sae)
+    print(f"{options.n} pages about features of {sae.name}, {spec.title}", flush=True)
+    try:
+        index = _valid(write_gallery, spec, sae, options.n, options.out)
+    except OSError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
+    print(f"Open {index.resolve()}")
+    return 0
 
 
 # --- fetch -----------------------------------------------------------------------------------------------------------

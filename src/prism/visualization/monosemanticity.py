@@ -14,9 +14,9 @@ from plotly.subplots import make_subplots
 from prism.analysis import Pair, example_rows, purity
 from prism.analysis.monosemanticity import CONTROL, FEATURE, NEURON
 from prism.features import FeatureMatrix
-from prism.visualization.pages import PAGE_STYLE, _example
+from prism.visualization.pages import PAGE_STYLE
 from prism.visualization.style import BLUE, GREY, INK, VERMILLION, category_title, finish
-from prism.visualization.tokens import visible
+from prism.visualization.tokens import example_html, visible
 
 SCORE_TITLES = {
     "category_purity": "category purity", "token_purity": "token purity", "category_entropy": "category entropy",
@@ -178,5 +178,5 @@ def _unit_column(head: str, matrix: FeatureMatrix, unit: int, k: int, shown: int
     note = (f"fires on {np.mean(column > 0):.1%} of tokens · most common in its {kind} {k}: {category} "
             f"({scores['category_purity']:.0%}), token <code>{visible(scores['token'])}</code> "
             f"({scores['token_purity']:.0%})")  # fmt: skip
-    body = "".join(_example(matrix, column, row) for row in rows[0, :shown])
+    body = "".join(example_html(matrix, column, row) for row in rows[0, :shown])
     return f"<section><h1>{escape(head)}</h1><p>{note}</p>{body}</section>"

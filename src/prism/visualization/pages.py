@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -11,9 +12,11 @@ from IPython.display import HTML
 from jaxtyping import Float
 
 from prism.features import FeatureMatrix
+from prism.visualization.bars import activation_bars, density_bars
 from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.style import WINDOW, as_array, category_colours, category_title
-from prism.visualization.tokens import token_shading, visible
+from prism.visualization.tokens import example_html, visible
+from prism.visualization.tokens import link as html_link
 
 PAGE_STYLE = """
 .prism-page{--bg:#fff;--ink:#1d2329;--soft:#5a6169;--line:#dfe3e8;--bar:#0072B2;font:15px/1.5 system-ui,sans-serif;
@@ -33,6 +36,29 @@ PAGE_STYLE = """
 .prism-page .ends{display:flex;justify-content:space-between;font-size:12px;color:var(--soft)}
 .prism-page .example{border-bottom:1px solid var(--line);padding:4px 0}
 @media(prefers-color-scheme:dark){.prism-page{--bg:#15191e;--ink:#e8ebee;--soft:#a5adb6;--line:#323941;--bar:#56B4E9}}
+"""
+
+# On top of it, for pages of their own. Dark: on this background and with white letters, every shade of orange keeps a
+# contrast of 4.5 to the letters on it (white up to 0.65 of the full colour, black beyond; see tokens.py).
+DOCUMENT_STYLE = """
+body{margin:0}.prism-page a{text-underline-offset:2px}.prism-page .sentence{font-size:16px;overflow-wrap:anywhere;
+ white-space:pre-wrap}
+.prism-page th{font-weight:400;text-align:left;padding:3px 6px 3px 0;border-bottom:1px solid var(--line)}
+.prism-page section:target h2{text-decoration:underline}
+.prism-page .contents{font-size:13px;display:flex;flex-wrap:wrap;gap:2px 14px;margin:8px 0}
+.prism-page summary{color:var(--soft);font-size:12px;cursor:pointer;width:fit-content}
+.prism-page details table{max-width:340px;margin:2px 0 8px}
+.prism-page details :is(th,td):nth-child(n+2){text-align:right}
+a:focus-visible,summary:focus-visible{outline:3px solid #0072B2;outline-offset:2px}
+.skip{position:absolute;left:-999px;background:#fff;color:#000;padding:8px;z-index:1}.skip:focus{left:8px;top:8px}
+@media screen and (prefers-color-scheme:dark){.prism-page{--bg:#0d1014}body{background:#0d1014}
+ .prism-page .prism-tokens span[style]{color:#fff}
+ a:focus-visible,summary:focus-visible{outline-color:#56B4E9}}
+@media(max-width:480px){.prism-page{padding:14px}.prism-page .stats{gap:8px 20px}.prism-page .stats b{font-size:16px}}
+@media print{.prism-page{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--bar:#0072B2;max-width:none;padding:0}
+ body{background:#fff}.skip,.prism-page .contents,.prism-page details{display:none}
+ .prism-page{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+ .prism-page h2,.prism-page h3{break-after:avoid}.prism-page .example,.prism-page .grid section{break-inside:avoid}}
 """
 
 
@@ -60,7 +86,8 @@ def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str 
 def feature_page(
     feature: int, matrix: FeatureMatrix, decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
     unembed: Float[np.ndarray, "d_in d_vocab"] | None = None, vocabulary: Sequence[str] | None = None,
-    title: str = "", link: str | None = None, k: int = 10,
+    title: str = "", link: str | None = None, k: int = 10, link_to: Callable[[int], str | None] | None = None,
+    explanation: str = "", scores: Mapping[str, float] | None = None, index: str | None = None,
 ) -> str:  # fmt: skip
     """A page about one feature that needs no network and no scripts.
 
@@ -73,6 +100,10 @@ def feature_page(
         title: where the feature comes from (model, SAE, sample).
         link: the same feature elsewhere (Neuronpedia); only http and https addresses are linked.
         k: examples, logits and neighbours shown.
+        link_to: address of another feature's page, relative or http(s); None for a feature without one.
+        explanation: a sentence about when the feature fires.
+        scores: how well the sentence tells where it fires: name -> balanced accuracy, 0.5 a guess; NaN is left out.
+        index: address of the page that lists all pages.
 
     Returns:
         A complete HTML document.
@@ -82,26 +113,67 @@ def feature_page(
     """
     summary = summarise_feature(matrix, feature, k)
     column = matrix.column(feature)
-    panels = [_histogram_section(column), _profile_section(summary)]
+    panels = [_section("Activations", "how strongly it fires, where it does", activation_bars(column)),
+              _density_section(matrix.density(), feature), _profile_section(summary)]  # fmt: skip
     if decoder is not None and unembed is not None and vocabulary is not None:
         panels += _logit_sections(top_logits(as_array(decoder)[feature], unembed, vocabulary, k))
     panels.append(_table_section("Fires together with", "share of tokens with either feature that have both (Jaccard)",
-                                 co_active(matrix, feature, k), "jaccard"))  # fmt: skip
+                                 co_active(matrix, feature, k), "jaccard", link_to))  # fmt: skip
     if decoder is not None:
         panels.append(_table_section("Nearest directions", "cosine of the decoder rows",
-                                     decoder_neighbours(decoder, feature, k), "cosine"))  # fmt: skip
-    body = (_header(feature, title, link) + _stats(summary) + f'<div class="grid">{"".join(panels)}</div>'
-            + _example_section(matrix, summary) + _quantile_section(matrix, column))  # fmt: skip
+                                     decoder_neighbours(decoder, feature, k), "cosine", link_to))  # fmt: skip
+    body = (_explanation_section(explanation, scores or {}) + f'<div class="grid">{"".join(panels)}</div>'
+            + _example_section(matrix, summary, values=True) + _quantile_section(matrix, column))  # fmt: skip
+    return document(f"Feature {feature}", _header(feature, title, link, index) + _stats(summary), body)
+
+
+def document(title: str, head: str, body: str, style: str = "") -> str:
+    """A whole page of HTML: dark or light as the reader's system is, printable, its sections linked at the top.
+
+    Args:
+        title: for the browser's tab, plain text.
+        head: HTML above the list of sections.
+        body: HTML of the sections.
+        style: CSS beyond that of feature pages.
+    """
+    names: dict[str, str] = {}
+
+    def anchored(match: re.Match[str]) -> str:
+        name = re.sub(r"\W+", "-", match[1].lower())
+        names[name] = match[1]
+        return f'<section id="{name}" aria-labelledby="{name}-head"><h2 id="{name}-head">{match[1]}</h2>'
+
+    body = re.sub(r"<section><h2>(.+?)</h2>", anchored, body)
+    links = "".join(f'<a href="#{name}">{words}</a> ' for name, words in names.items())
+    contents = f'<nav class="contents" aria-label="On this page">{links}</nav>' if links else ""
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width,initial-scale=1"><title>Feature {feature}</title><style>body{{margin:0}}'
-            "@media(prefers-color-scheme:dark){body{background:#15191e}}"
-            f'{PAGE_STYLE}</style></head><body><main class="prism-page">{body}</main></body></html>')  # fmt: skip
+            'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+            f"<title>{escape(title)}</title><style>{PAGE_STYLE}{DOCUMENT_STYLE}{style}</style></head><body>"
+            '<a class="skip" href="#content">Skip to the content</a><main class="prism-page">'
+            f'<header>{head}</header>{contents}<div id="content">{body}</div></main></body></html>')  # fmt: skip
 
 
-def _header(feature: int, title: str, link: str | None) -> str:
+def _header(feature: int, title: str, link: str | None, index: str | None) -> str:
     safe = link is not None and link.lower().startswith(("https://", "http://"))
-    anchor = f' · <a href="{escape(link)}" rel="noopener">the same feature on Neuronpedia</a>' if safe else ""
-    return f"<h1>Feature {feature}</h1><p>{escape(title)}{anchor}</p>"
+    anchor = f" · {html_link(link, 'the same feature on Neuronpedia')}" if safe else ""
+    home = f"<p>{html_link(index, 'all pages')}</p>" if index else ""
+    return f"{home}<h1>Feature {feature}</h1><p>{escape(title)}{anchor}</p>"
+
+
+def _explanation_section(sentence: str, scores: Mapping[str, float]) -> str:
+    if not sentence:
+        return ""
+    cells = {name: f"{score:.2f}" for name, score in scores.items() if np.isfinite(score)}
+    scored = "; scores: balanced accuracy on text that it was not made from, 1 is perfect and 0.5 a guess"
+    note = f"automatic{scored if cells else ', not scored'}"
+    return _section("Explanation", note, f'<div class="sentence">{escape(sentence)}</div>{_boxes(cells)}')
+
+
+def _density_section(density: np.ndarray, feature: int) -> str:
+    fires = density[density > 0]
+    note = (f"the line: this feature, among the {len(fires):,} of {len(density):,} that fire in this sample; "
+            f"{np.mean(fires < density[feature]) if len(fires) else 0:.0%} of them fire more rarely")  # fmt: skip
+    return _section("Density", note, density_bars(density, feature))
 
 
 def _stats(summary: FeatureSummary) -> str:
@@ -109,28 +181,16 @@ def _stats(summary: FeatureSummary) -> str:
         return f"<p>This feature fires on none of the {summary.n_tokens:,} tokens: it is dead in this sample.</p>"
     cells = {"density": f"{summary.density:.3%}", "fires on": f"{summary.firings:,} of {summary.n_tokens:,} tokens",
              "maximum": f"{summary.maximum:.2f}", "top 20: same token": f"{summary.top_token_share:.0%}"}  # fmt: skip
-    boxes = "".join(f"<div><small>{name}</small><b>{value}</b></div>" for name, value in cells.items())
-    return f'<div class="stats">{boxes}</div>'
+    return _boxes(cells)
+
+
+def _boxes(cells: Mapping[str, str]) -> str:
+    boxes = "".join(f"<div><small>{escape(name)}</small><b>{value}</b></div>" for name, value in cells.items())
+    return f'<div class="stats">{boxes}</div>' if boxes else ""
 
 
 def _section(head: str, note: str, body: str) -> str:
     return f"<section><h2>{head}</h2><p>{note}</p>{body}</section>" if body else ""
-
-
-def _histogram_section(column: np.ndarray, bins: int = 40) -> str:
-    """An SVG of bars only; its labels are HTML, so that they keep their size on a narrow screen."""
-    active = column[column > 0]
-    if not active.size:
-        return ""
-    counts, edges = np.histogram(active, bins, range=(0, float(active.max())))
-    bars = "".join(
-        f'<rect x="{i}" y="{100 - 100 * c / counts.max():.1f}" width=".9" height="{100 * c / counts.max():.1f}" '
-        f'style="fill:var(--bar)"><title>{edges[i]:.2f} to {edges[i + 1]:.2f}: {c:,} tokens</title></rect>'
-        for i, c in enumerate(counts) if c
-    )  # fmt: skip
-    svg = f'<svg viewBox="0 0 {bins} 100" preserveAspectRatio="none" role="img">{bars}</svg>'
-    ends = f'<div class="ends"><span>0</span><span>activation</span><span>{active.max():.2f}</span></div>'
-    return _section("Activations", f"where it fires; the tallest bar is {counts.max():,} tokens", svg + ends)
 
 
 def _profile_section(summary: FeatureSummary) -> str:
@@ -155,32 +215,25 @@ def _logit_sections(logits: pd.DataFrame) -> list[str]:
             for side, head in heads.items()]  # fmt: skip
 
 
-def _table_section(head: str, note: str, frame: pd.DataFrame, value: str) -> str:
-    pairs = zip(frame["feature"], frame[value], strict=True)
-    return _section(head, note, _rows((f"feature {feature}", f"{number:.3f}") for feature, number in pairs))
+def _table_section(
+    head: str, note: str, frame: pd.DataFrame, value: str, link_to: Callable[[int], str | None] | None
+) -> str:
+    """Other features with a number each, linked to their pages where they have one."""
+    names = [f"feature {feature}" for feature in frame["feature"]]
+    pages = [link_to(int(feature)) if link_to else None for feature in frame["feature"]]
+    cells = [html_link(page, name) if page else name for name, page in zip(names, pages, strict=True)]
+    return _section(head, note, _rows(zip(cells, (f"{number:.3f}" for number in frame[value]), strict=True)))
 
 
 def _rows(pairs: Iterable[tuple[str, str]]) -> str:
     """A two-column table of HTML that is already escaped; nothing if there are no rows."""
-    rows = "".join(f"<tr><td>{left}</td><td>{right}</td></tr>" for left, right in pairs)
+    rows = "".join(f'<tr><th scope="row">{left}</th><td>{right}</td></tr>' for left, right in pairs)
     return f"<table>{rows}</table>" if rows else ""
 
 
-def _example(matrix: FeatureMatrix, column: np.ndarray, row: int) -> str:
-    """The window around one token of the table, never across the end of its text, with value and category."""
-    texts = matrix.table["text"].to_numpy()
-    window = np.arange(max(row - WINDOW, 0), min(row + WINDOW + 1, len(texts)))
-    window = window[texts[window] == texts[row]]
-    part = matrix.table.iloc[window]
-    category = f" · {escape(category_title(part['category'].iloc[0]))}" if "category" in part else ""
-    start, maximum = int(part["position"].iloc[0]), float(column.max())
-    shading = token_shading(part["token"].tolist(), column[window], maximum=maximum, start=start)
-    return f'<div class="example"><small>{column[row]:.2f} · text {texts[row]}{category}</small>{shading}</div>'
-
-
-def _example_section(matrix: FeatureMatrix, summary: FeatureSummary) -> str:
+def _example_section(matrix: FeatureMatrix, summary: FeatureSummary, values: bool = False) -> str:
     column = matrix.column(summary.feature)
-    body = "".join(_example(matrix, column, row) for row in summary.examples["row"])
+    body = "".join(example_html(matrix, column, row, values) for row in summary.examples["row"])
     return _section("Strongest texts", f"{WINDOW} tokens either side of the strongest one; one example a text", body)
 
 
@@ -193,6 +246,6 @@ def _quantile_section(matrix: FeatureMatrix, column: np.ndarray, groups: int = 5
     for part in np.array_split(order, groups):
         chosen = part[np.linspace(0, len(part) - 1, each + 2).astype(int)[1:-1]]
         parts.append(f"<h3>{column[part[0]]:.2f} to {column[part[-1]]:.2f}</h3>")
-        parts += [_example(matrix, column, row) for row in dict.fromkeys(chosen)]
+        parts += [example_html(matrix, column, row, values=True) for row in dict.fromkeys(chosen)]
     note = f"the firings in {groups} groups of equal size, {each} from each"
     return _section("Across the range", note, "".join(parts))

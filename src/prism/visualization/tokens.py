@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from jaxtyping import Float
 
-from prism.visualization.style import as_array
+from prism.features import FeatureMatrix
+from prism.visualization.style import WINDOW, as_array, category_title
+
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 
 
 def link(address: str, text: str) -> str:
-    """An HTML link, for the cells of a table."""
+    """An HTML link; the text alone where the address is of a kind that could run code (`javascript:`, `data:`)."""
+    scheme = SCHEME.match("".join(c for c in address if c > " "))  # browsers skip white space in it, too
+    if scheme and scheme[1].lower() not in ("http", "https"):
+        return escape(text)
     return f'<a href="{escape(address)}">{escape(text)}</a>'
 
 
@@ -55,3 +62,34 @@ def _span(token: str, value: float, share: float, position: int) -> str:
     tag, ink = ("b", ";color:#000") if share > 0.65 else ("span", "")
     style = f' style="background:rgba(230,159,0,{share:.2f});border-radius:2px{ink}"' if share >= 0.005 else ""
     return f'<{tag} title="{hover}"{style}>{visible(token).replace("↵", "↵<br>")}</{tag}><wbr>'
+
+
+def example_html(matrix: FeatureMatrix, column: Float[np.ndarray, " tokens"], row: int, values: bool = False) -> str:
+    """The window around one token, never across the end of its text, with the activation there and the category.
+
+    Args:
+        matrix: for its table of tokens.
+        column: a unit's activation on every token; its maximum gets the full colour.
+        row: the token in the middle.
+        values: add a table of the activations that opens without a mouse.
+    """
+    texts = matrix.table["text"].to_numpy()
+    window = np.arange(max(row - WINDOW, 0), min(row + WINDOW + 1, len(texts)))
+    window = window[texts[window] == texts[row]]
+    part = matrix.table.iloc[window]
+    category = f" · {escape(category_title(part['category'].iloc[0]))}" if "category" in part else ""
+    start, maximum = int(part["position"].iloc[0]), float(column.max())
+    tokens = part["token"].tolist()
+    shading = token_shading(tokens, column[window], maximum=maximum, start=start)
+    more = _value_table(tokens, column[window], start) if values else ""
+    return f'<div class="example"><small>{column[row]:.2f} · text {texts[row]}{category}</small>{shading}{more}</div>'
+
+
+def _value_table(tokens: Sequence[str], values: np.ndarray, start: int) -> str:
+    """What hovering shows, for keyboards and touch screens: the tokens above zero."""
+    cells = "".join(
+        f"<tr><td><code>{visible(token)}</code></td><td>{start + i}</td><td>{value:.3f}</td></tr>"
+        for i, (token, value) in enumerate(zip(tokens, values, strict=True)) if value > 0
+    )  # fmt: skip
+    head = '<tr><th scope="col">token</th><th scope="col">position</th><th scope="col">activation</th></tr>'
+    return f"<details><summary>values (0 where not listed)</summary><table>{head}{cells}</table></details>"
