@@ -19,6 +19,12 @@ hypothesis.settings.register_profile("prism", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("prism")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_marks_in_outputs(tmp_path_factory):
+    """The reader's progress is not for tests to touch, nor for what they start."""
+    os.environ["PRISM_PROGRESS"] = str(tmp_path_factory.mktemp("progress") / "progress.json")
+
+
 @pytest.fixture(scope="session")
 def mini():
     """The embedded language model, loaded once."""

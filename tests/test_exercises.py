@@ -1,296 +1,245 @@
-"""The checks accept right answers however they are written, and name the mistake in wrong ones."""
+"""Every check accepts right answers however they are written, names the mistake in wrong ones, and fails no notebook.
 
-import math
+`pytest tests/test_exercises.py -k table -s` prints the table of exercises, with the answers accepted and refused.
+"""
+
+import sys
+from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from exercise_answers import RIGHT, WRONG
 
-from prism.exercises import check, phase_0, phase_1, phase_2, phase_3, phase_4
+from prism.exercises import catalogue, check, phase_4
+from prism.exercises.values import copies
 
-
-def loop_l0(f, keep):
-    counts = [int((f[b, p] > 0).sum()) for b in range(f.shape[0]) for p in range(f.shape[1]) if keep[b, p]]
-    return sum(counts) / len(counts)
+CHECKS = [checker for checker in dict.fromkeys(entry[0] for entry in RIGHT)]
 
 
-def loop_text_activation(f, keep):
-    return np.stack([x[m].amax(0).numpy() for x, m in zip(f, keep, strict=True)])
+def name_of(checker):
+    return f"{checker.__module__.rpartition('.phase_')[2]}/{checker.__name__.removeprefix('check_')}"
 
 
-def loop_p(observed, null):
-    return (sum(1 for value in null if value >= observed) + 1) / (len(null) + 1)
+def reference_of(checker):
+    return getattr(sys.modules[checker.__module__], checker.__name__.removeprefix("check_"))
 
 
-def loop_jaccard(a, b):
-    pairs = [(x > 0, y > 0) for x, y in zip(a, b, strict=True)]
-    either = sum(x or y for x, y in pairs)
-    return sum(x and y for x, y in pairs) / either if either else 0
+def cases_of(checker, monkeypatch):
+    """What the check tries an answer on."""
+    seen, module = [], sys.modules[checker.__module__]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check", lambda answer, reference, cases, *rest: seen.extend(cases))
+        checker(None)
+    return seen
 
 
-def sum_collision(n, p):
-    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(2, n + 1))
+def numbered(entries):
+    """A parameter for each entry, named after its exercise."""
+    seen, parameters = Counter(), []
+    for entry in entries:
+        seen[entry[0]] += 1
+        parameters.append(pytest.param(*entry, id=f"{name_of(entry[0])}-{seen[entry[0]]}"))
+    return parameters
 
 
-def loop_dimensionality(W):
-    out = []
-    for w in W.T:
-        length = float(w @ w) ** 0.5
-        out.append(length**2 / sum(float(w / length @ v) ** 2 for v in W.T) if length else 0.0)
-    return out
+def each_check(function):
+    return pytest.mark.parametrize("checker", CHECKS, ids=name_of)(function)
 
 
-def bisect_density(r):
-    low, high = 1e-9, 1.0  # the gap below changes its sign once
-    for _ in range(60):
-        p = (low + high) / 2
-        wins = (1 + r) * p**2 / 6 < min(1, r) * (p / 3 - p**2 / 4)
-        low, high = (p, high) if wins else (low, p)
-    return low
+def kind(value):
+    """What the notebook's next line can do with it."""
+    if isinstance(value, torch.Tensor):
+        return torch.Tensor, value.is_floating_point(), value.requires_grad
+    if isinstance(value, np.ndarray):
+        return np.ndarray, value.dtype.kind
+    return (int,) if isinstance(value, int | np.integer) else (float,) if isinstance(value, float) else (list, tuple)
 
 
-def unit(x):
-    return x / x.norm(dim=1, keepdim=True)
+# --- the answers of exercise_answers ---------------------------------------------------------------------------------
 
 
-def unit_dot(a, b):
-    return a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5
+@pytest.mark.parametrize(("checker", "answer"), numbered(RIGHT))
+def test_right_answers_are_accepted(checker, answer, capsys, monkeypatch):
+    going_on = checker(answer)
+    assert capsys.readouterr().out.startswith("✓")
+    assert getattr(going_on, "__wrapped__", going_on) is answer
+    for case in cases_of(checker, monkeypatch):
+        got, wanted = going_on(*copies(case)), reference_of(checker)(*copies(case))
+        assert check(lambda got=got: got, lambda wanted=wanted: wanted, [()]) and "✓" in capsys.readouterr().out
 
 
-def loop_interval(a, b, draws):
-    means = sorted(float(np.mean([a[i] - b[i] for i in draw])) for draw in draws)
-    return np.interp([0.025, 0.975], np.linspace(0, 1, len(means)), means)
-
-
-def loop_l1(x, x_hat, f, norms, coefficient):
-    total = 0.0
-    for a, b, code in zip(x, x_hat, f, strict=True):
-        total += float(((a - b) ** 2).sum())
-        total += coefficient * sum(abs(float(v)) * float(n) for v, n in zip(code, norms, strict=True))
-    return total / len(x)
-
-
-def loop_topk(pre, k):
-    out = np.zeros(pre.shape)
-    for row, values in enumerate(pre.tolist()):
-        for place in sorted(range(len(values)), key=lambda i: -values[i])[:k]:
-            out[row, place] = max(values[place], 0.0)
-    return out
-
-
-def loop_dead(f):
-    return sum(all(v <= 0 for v in column) for column in f.T.tolist()) / f.shape[1]
-
-
-def error(x, y):
-    return (x - y).pow(2).sum(1).mean()
-
-
-def at_rank(pre, k, dim=1):
-    """The k-th largest value along an axis."""
-    return pre.sort(dim=dim, descending=True).values.narrow(dim, k - 1, 1)
-
-
-RIGHT = [
-    (phase_0.check_collision, sum_collision),
-    (phase_0.check_collision, lambda n, p: binom.sf(1, n, p)),
-    (phase_0.check_collision, lambda n, p: 1 - np.power(1 - p, n - 1) * (1 - p + n * p)),
-    (phase_0.check_dimensionality, loop_dimensionality),
-    (phase_0.check_dimensionality, lambda W: torch.nan_to_num(
-        W.pow(2).sum(0) ** 2 / (W.T @ W).pow(2).sum(0))),
-    (phase_0.check_dimensionality, lambda W: (lambda g: np.where(
-        g.diagonal() > 0, g.diagonal() ** 2 / np.maximum((g**2).sum(0), 1e-9), 0))((W.T @ W).numpy())),
-    (phase_0.check_critical_density, bisect_density),
-    (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r) if r <= 1 else 4 / (5 + 2 * r)),
-    (phase_0.check_critical_density, lambda r: np.minimum(1, r) / 3 / ((1 + r) / 6 + np.minimum(1, r) / 4)),
-    (phase_0.check_recovered, lambda d, t, c: np.mean([
-        any(float(torch.cosine_similarity(a, b, dim=0)) >= c for a in d) for b in t])),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(t) @ unit(d).T).max(1).values >= c).double().mean()),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T) >= c).any(0).sum().item() / len(t)),
-    (phase_1.check_l0_without_bos, loop_l0),
-    (phase_1.check_l0_without_bos, lambda f, keep: ((f > 0) * keep[..., None]).sum() / keep.sum()),
-    (phase_1.check_l0_without_bos, lambda f, keep: torch.count_nonzero(f[keep], dim=1).double().mean()),
-    (phase_1.check_text_activation, lambda f, keep: f.masked_fill(~keep[..., None], 0).max(1).values),
-    (phase_1.check_text_activation, loop_text_activation),
-    (phase_1.check_text_activation, lambda f, keep: torch.where(keep[..., None], f, -1.0).max(dim=1)[0]),
-    (phase_1.check_ev, lambda x, y: 1 - (x - y).var(0, correction=0).sum() / x.var(0, correction=0).sum()
-     - ((x - y).mean(0) ** 2).sum() / x.var(0, correction=0).sum()),
-    (phase_1.check_ev, lambda x, y: 1 - np.linalg.norm(x - y) ** 2 / np.linalg.norm(x - x.mean(0)) ** 2),
-    (phase_1.check_ev, lambda x, y: 1 - torch.mean((x - y) ** 2) / torch.mean((x - x.mean(0, keepdim=True)) ** 2)),
-    (phase_2.check_specialist_score, lambda f, i: 2 * (f & i).sum() - f.sum()),
-    (phase_2.check_specialist_score, lambda f, i: np.where(i, 1, -1)[f].sum()),
-    (phase_2.check_specialist_score, lambda f, i: sum(1 if b else -1 for a, b in zip(f, i, strict=True) if a)),
-    (phase_2.check_p_value, loop_p),
-    (phase_2.check_p_value, lambda o, n: np.mean(np.append(n, o) >= o)),
-    (phase_2.check_p_value, lambda o, n: 1 - (np.asarray(n) < o).sum() / (len(n) + 1)),
-    (phase_2.check_jaccard, loop_jaccard),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max(((a > 0) | (b > 0)).sum(), 1)),
-    (phase_2.check_jaccard, lambda a, b: np.nan_to_num(
-        np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(())))),
-    (phase_3.check_recovered, lambda c, s, a: 1 - (s - c) / (a - c)),
-    (phase_3.check_recovered, lambda c, s, a: np.divide(s - a, c - a)),
-    (phase_3.check_paired_interval, loop_interval),
-    (phase_3.check_paired_interval, lambda a, b, d: np.percentile(a[d].mean(1) - b[d].mean(1), [2.5, 97.5])),
-    (phase_3.check_n_children, lambda p, w, c: sum(unit_dot(row, p) > c for row in w)),
-    (phase_3.check_n_children, lambda p, w, c: len(np.flatnonzero(
-        (w / np.linalg.norm(w, axis=1, keepdims=True)) @ (p / np.linalg.norm(p)) > c))),
-    (phase_4.check_l1_loss, loop_l1),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: (torch.norm(x - y) ** 2 + c * (f.abs() * n).sum()) / len(x)),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: np.mean(
-        ((x - y) ** 2).numpy().sum(-1) + c * np.abs(f.numpy()) @ n.numpy())),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: torch.nn.functional.mse_loss(y, x) * x.shape[1]
-     + c * torch.einsum("bs,s->b", f.abs(), n).mean()),
-    (phase_4.check_topk, loop_topk),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k))),
-    (phase_4.check_topk, lambda pre, k: torch.where(pre.argsort(1, descending=True).argsort(1) < k, pre, 0).clamp(0)),
-    (phase_4.check_topk, lambda pre, k: np.where(
-        pre.numpy() > np.sort(pre.numpy(), 1)[:, [-k - 1]], np.maximum(pre.numpy(), 0), 0)),
-    (phase_4.check_density, lambda f: torch.count_nonzero(f, dim=0) / len(f)),
-    (phase_4.check_density, lambda f: np.mean(f.numpy() > 0, axis=0)),
-    (phase_4.check_density, lambda f: [sum(v > 0 for v in column) / len(column) for column in f.T.tolist()]),
-    (phase_4.check_dead_share, loop_dead),
-    (phase_4.check_dead_share, lambda f: (f.amax(0) == 0).float().mean()),
-    (phase_4.check_dead_share, lambda f: 1 - torch.count_nonzero(f.sum(0)).item() / f.shape[1]),
-    (phase_4.check_dead_share, lambda f: (phase_4.density(f) == 0).double().mean().item()),
-]  # fmt: skip
-
-WRONG = [
-    (phase_0.check_collision, lambda n, p: 1 - (1 - p) ** n, "at least *one*"),
-    (phase_0.check_collision, lambda n, p: 1 - (1 - p) ** n - p * (1 - p) ** (n - 1), "n ways"),
-    (phase_0.check_collision, lambda n, p: binom.pmf(2, n, p), "exactly two"),
-    (phase_0.check_collision, lambda n, p: p * p, "one given pair"),
-    (phase_0.check_collision, lambda n, p: math.comb(n, 2) * p**2, "expected number"),
-    (phase_0.check_collision, lambda n, p: binom.cdf(1, n, p), "take it from 1"),
-    (phase_0.check_collision, lambda n, p: n * p, "Your function returned"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (W.T @ W).pow(2).sum(1).clamp_min(1e-9), "its length"),
-    (phase_0.check_dimensionality, lambda W: W.norm(dim=0) / (unit(W.T) @ W).pow(2).sum(1), "Square the length"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).abs().sum(1), "inner products"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) ** 2 / (
-        (W.T @ W).pow(2).sum(0) - W.pow(2).sum(0) ** 2), "itself included"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ unit(W.T).T).pow(2).sum(1), "only W_i"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).pow(2).sum(1), "not nan"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(1) / (unit(W) @ W.T).pow(2).sum(1), "its rows"),
-    (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r), "up to 1"),
-    (phase_0.check_critical_density, lambda r: 2 * min(1, r) / (1 + r), "variance"),
-    (phase_0.check_critical_density, lambda r: 4 * max(1, r) / (2 * (1 + r) + 3 * max(1, r)), "*less*"),
-    (phase_0.check_critical_density, lambda r: 4 * min(1, r) / (2 + 3 * min(1, r)), "add up"),
-    (phase_0.check_critical_density, lambda r: 4 / (5 + 2 * r), "*less*"),
-    (phase_0.check_critical_density, lambda r: 4 / 7, "Your function returned"),
-    (phase_0.check_recovered, lambda d, t, c: ((d @ t.T).amax(0) >= c).float().mean(), "lengths"),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).amax(1) >= c).float().mean(), "decoder rows"),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).abs().amax(0) >= c).float().mean(), "sign"),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T).amax(0) >= c).sum(), "divide by how many"),
-    (phase_0.check_recovered, lambda d, t, c: (unit(d) @ unit(t).T).amax(0).mean(), "mean cosine"),
-    (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T) >= c).float().mean(), "counted pairs"),
-    (phase_1.check_l0_without_bos, lambda f, keep: (f > 0).sum(-1).float().mean(), "BOS and padding"),
-    (phase_1.check_l0_without_bos, lambda f, keep: f[keep].sum(-1).mean(), "summed activations"),
-    (phase_1.check_l0_without_bos, lambda f, keep: (f[keep] > 0).float().mean(), "share"),
-    (phase_1.check_l0_without_bos, lambda f, keep: (f[keep] > 0).sum().item(), "mean per token"),
-    (phase_1.check_l0_without_bos, lambda f, keep: f[keep] > 0, "shape"),
-    (phase_1.check_text_activation, lambda f, keep: f.amax(1), "BOS or padding won"),
-    (phase_1.check_text_activation, lambda f, keep: f.amax(0), "shape"),
-    (phase_1.check_text_activation, lambda f, keep: (f * keep[..., None]).sum(1), "sum over tokens"),
-    (phase_1.check_text_activation, lambda f, keep: (f * keep[..., None]).amax(2), "over the features"),
-    (phase_1.check_text_activation, lambda f, keep: f[keep].max(), "Your function returned"),
-    (phase_1.check_ev, lambda x, y: 1 - ((x - y) ** 2).sum() / (x**2).sum(), "uncentred"),
-    (phase_1.check_ev, lambda x, y: ((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), "from 1"),
-    (phase_1.check_ev, lambda x, y: 1 - ((x - y) ** 2).sum() / ((x - x.mean()) ** 2).sum(), "per channel"),
-    (phase_1.check_ev, lambda x, y: 1 - (x - y).abs().sum() / (x - x.mean(0)).abs().sum(), "absolute"),
-    (phase_1.check_ev, lambda x, y: 1 / 0, "ZeroDivisionError"),
-    (phase_2.check_specialist_score, lambda f, i: (f & i).sum(), "only the texts inside"),
-    (phase_2.check_specialist_score, lambda f, i: (f & ~i).sum() - (f & i).sum(), "sign"),
-    (phase_2.check_specialist_score, lambda f, i: f[i].mean() - f[~i].mean(), "shares"),
-    (phase_2.check_specialist_score, lambda f, i: (f & i).sum() - (~i).sum(), "only those that fire"),
-    (phase_2.check_specialist_score, lambda f, i: "seven", "Your function returned"),
-    (phase_2.check_p_value, lambda o, n: (n >= o).mean(), "can be 0"),
-    (phase_2.check_p_value, lambda o, n: (1 + (n > o).sum()) / (1 + len(n)), ">="),
-    (phase_2.check_p_value, lambda o, n: (1 + (n < o).sum()) / (1 + len(n)), "below"),
-    (phase_2.check_p_value, lambda o, n: (1 + (n >= o).sum()) / len(n), "number of shuffles"),
-    (phase_2.check_p_value, lambda o, n: 2 * (1 + (n >= o).sum()) / (1 + len(n)), "one-sided"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).mean(), "all tokens"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max((a > 0).sum(), 1), "conditional"),
-    (phase_2.check_jaccard, lambda a, b: np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1), "Your function"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / np.float64(((a > 0) | (b > 0)).sum()), "nan"),
-    (phase_2.check_jaccard, lambda a, b: a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9), "cosine"),
-    (phase_3.check_recovered, lambda c, s, a: (s - c) / (a - c), "*lost*"),
-    (phase_3.check_recovered, lambda c, s, a: (a - s) / a, "ablated loss"),
-    (phase_3.check_recovered, lambda c, s, a: (a - s) / (s - c), "cost of the SAE"),
-    (phase_3.check_recovered, lambda c, s, a: (s - a) / (a - c), "sign"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile(
-        a[d].mean(1) - b[d[::-1]].mean(1), [0.025, 0.975]), "same row of `draws`"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d], [0.025, 0.975]), "single sequences"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(0), [0.025, 0.975]), "axis 1"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(1), [0.05, 0.95]), "90 %"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile((b - a)[d].mean(1), [0.025, 0.975]), "a minus b"),
-    (phase_3.check_paired_interval, lambda a, b, d: (a - b).mean(), "Your function returned"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p > c).sum(), "both lengths"),
-    (phase_3.check_n_children, lambda p, w, c: sum(abs(unit_dot(row, p)) > c for row in w), "opposite"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(w, axis=1) > c).sum(), "length of the parent"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(p) > c).sum(), "each wide row"),
-    (phase_3.check_n_children, lambda p, w, c: np.mean([unit_dot(row, p) > c for row in w]), "share of rows"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).mean() + c * (f.abs() @ n).mean(), "over d_in"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * f.abs().sum(1).mean(), "decoder norms"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).sum() + c * (f.abs() @ n).sum(), "of the batch;"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() @ n).sum(), "Only the error"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f * n).sum(1).mean(), "absolute values"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() * n).mean(), "over features"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) ** 0.5 + c * (f.abs() @ n).mean(), "Your function"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: (x - y).norm(dim=1).mean() + c * (f.abs() @ n).mean(), "its length"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f != 0).sum(1).double().mean(), "no gradient"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + (f.abs() @ n).mean(), "left it out"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: c * (error(x, y) + (f.abs() @ n).mean()), "penalty only"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, min(k, len(pre)), 0)), "over the tokens"),
-    (phase_4.check_topk, lambda pre, k: pre * (pre.abs() >= at_rank(pre.abs(), k)), "by absolute value; a strongly"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre.abs() >= at_rank(pre.abs(), k)), "fewer than k are left"),
-    (phase_4.check_topk, lambda pre, k: pre * (pre >= at_rank(pre, k)), "Negative values"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k + 1)), "One too many"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre > at_rank(pre, k)), "One too few"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre.reshape(1, -1), k * len(pre))), "BatchTopK"),
-    (phase_4.check_topk, lambda pre, k: (pre.relu() * (pre >= at_rank(pre, k)) > 0).float(), "return their values"),
-    (phase_4.check_topk, lambda pre, k: pre.topk(k).values.clamp(min=0), "k values alone"),
-    (phase_4.check_topk, lambda pre, k: pre.clamp(min=0), "that is ReLU"),
-    (phase_4.check_density, lambda f: (f > 0).double().mean(1), "dim 0"),
-    (phase_4.check_density, lambda f: (f >= 0).double().mean(0), ">= 0"),
-    (phase_4.check_density, lambda f: f.sum(0) / len(f), "mean activation"),
-    (phase_4.check_density, lambda f: (f > 0).sum(0), "number of tokens"),
-    (phase_4.check_density, lambda f: (f > 0.01).double().mean(0), "faint"),
-    (phase_4.check_density, lambda f: (f > 0).double().mean(), "one number"),
-    (phase_4.check_density, lambda f: (f > 0)[(f > 0).any(1)].double().mean(0), "any feature fires"),
-    (phase_4.check_dead_share, lambda f: (f.amax(1) == 0).double().mean(), "*tokens*"),
-    (phase_4.check_dead_share, lambda f: (f == 0).double().mean(), "share of zeros"),
-    (phase_4.check_dead_share, lambda f: (f.amin(0) == 0).double().mean(), "at least one token"),
-    (phase_4.check_dead_share, lambda f: 1 - (f >= 0).any(0).double().mean(), "zeros as well"),
-    (phase_4.check_dead_share, lambda f: (f > 0).any(0).double().mean(), "alive"),
-    (phase_4.check_dead_share, lambda f: (f.amax(0) == 0).sum(), "number of features"),
-    (phase_4.check_dead_share, lambda f: ((f > 0).double().mean(0) < 0.05).double().mean(), "rare features"),
-    (phase_4.check_dead_share, lambda f: (f.amax(0) < 0.01).double().mean(), "faint features"),
-]
-
-
-@pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_right_answers_are_accepted(checker, answer, capsys):
-    assert checker(answer) is answer
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("checker", "answer", "hint"), WRONG)
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value", "ignore:divide by zero")
+@pytest.mark.parametrize(("checker", "answer", "hint"), numbered(WRONG))
 def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsys):
-    assert checker(answer) is not answer
+    assert checker(answer) is reference_of(checker)
     out = capsys.readouterr().out
-    assert "✗" in out and hint in out
+    assert out.startswith("✗") and hint in out and "Going on with the reference answer" in out
 
 
-def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for module in (phase_0, phase_1, phase_2, phase_3, phase_4):
-        for name in (n for n in vars(module) if n.startswith("check_") and n != "check_diagnosis"):
-            assert getattr(module, name)(lambda *args: None) is getattr(module, name.removeprefix("check_"))
-            assert "not written yet" in capsys.readouterr().out
+def test_table_of_exercises(request, capsys):
+    """Every exercise has three right answers beside the reference, and five wrong ones, four with a hint by name."""
+    rows = []
+    for checker in CHECKS:
+        right = {answer for c, answer in RIGHT if c is checker and answer is not reference_of(checker)}
+        wrong = {answer: hint for c, answer, hint in WRONG if c is checker}
+        accepted = sum(checker(answer) is not reference_of(checker) for answer in right)
+        capsys.readouterr()
+        refused = sum(checker(answer) is reference_of(checker) for answer in wrong)
+        hinted = sum("Your function returned" not in part for part in capsys.readouterr().out.split("✗")[1:])
+        rows.append((name_of(checker), len(right), accepted, len(wrong), refused, hinted))
+    if request.config.getoption("capture") == "no":
+        with capsys.disabled():
+            print(f"\n{'exercise':<22} right  accepted  wrong  refused  by name")
+            for row in rows:
+                print("{:<22} {:>5}  {:>8}  {:>5}  {:>7}  {:>7}".format(*row))
+    for name, right, accepted, wrong, refused, hinted in rows:
+        assert right == accepted >= 3 and wrong == refused >= 5 and hinted >= 4, name
+    listed = {f"{e.phase}/{check}" for es in catalogue.EXERCISES.values() for e in es for check in e.checks}
+    assert {name for name, *_ in rows} == listed - {"4/diagnosis"}
+
+
+# --- answers of every style ------------------------------------------------------------------------------------------
+
+
+def as_lists(value):
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+STYLES = {
+    "lists": as_lists,
+    "array": lambda value: np.asarray(as_lists(value)),
+    "float32 array": lambda value: np.asarray(as_lists(value), dtype=np.float32),
+    "tensor": lambda value: torch.tensor(as_lists(value)),
+    "double tensor": lambda value: torch.tensor(as_lists(value), dtype=torch.float64),
+    "tensor with a gradient": lambda value: torch.tensor(as_lists(value), dtype=torch.float64, requires_grad=True),
+    "list of tensors": lambda value: [torch.tensor(v) for v in as_lists(value)] if np.shape(value) else value,
+    "tuple of fractions": lambda value: tuple(map(Fraction, as_lists(value))) if np.ndim(value) == 1 else value,
+}  # fmt: skip
+
+
+@each_check
+def test_a_right_answer_may_return_any_kind_of_number(checker, capsys, monkeypatch):
+    """It is accepted, and what the notebook goes on with returns the kind that the lines below are written for."""
+    reference, cases = reference_of(checker), cases_of(checker, monkeypatch)
+    for name, style in STYLES.items():
+        going_on = checker(lambda *case, style=style: style(reference(*case)))
+        assert "✓" in capsys.readouterr().out, name
+        for case in cases:
+            got, wanted = going_on(*copies(case)), reference(*copies(case))
+            assert isinstance(wanted, list | tuple) or kind(got) == kind(wanted), (name, got)
+
+
+def spoil(value):
+    """Changes an argument in place as far as that can be done."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        value[...] = 1
+    elif isinstance(value, list):
+        value.clear()
+
+
+@each_check
+def test_a_right_answer_may_change_its_input(checker, capsys, monkeypatch):
+    """Neither the next case nor the reference sees that, nor, later, the notebook's own arrays."""
+    reference = reference_of(checker)
+
+    def spoiling(*arguments):
+        result = as_lists(reference(*copies(arguments)))
+        for argument in arguments:
+            spoil(argument)
+        return result
+
+    going_on = checker(spoiling)
+    assert "✓" in capsys.readouterr().out
+    for case in cases_of(checker, monkeypatch):
+        mine, before = copies(case), copies(case)
+        going_on(*mine)
+        for one, other in zip(mine, before, strict=True):
+            assert callable(one) or np.array_equal(as_lists(one), as_lists(other))
+
+
+@each_check
+def test_keywords_and_prints_do_not_matter(checker, capsys):
+    reference = reference_of(checker)
+
+    def chatty(*other_names, **more):
+        print("here", len(other_names))
+        return reference(*other_names)
+
+    assert checker(chatty) is chatty
+    out = capsys.readouterr().out
+    assert "here" in out and "✓ chatty" in out
+
+
+# --- answers that are none -------------------------------------------------------------------------------------------
+
+
+def docstring_only(*arguments):
+    """To do."""
+
+
+def dots(*arguments): ...
+
+
+def not_implemented(*arguments):
+    raise NotImplementedError
+
+
+@each_check
+@pytest.mark.parametrize("stub", [lambda *arguments: None, docstring_only, dots, not_implemented])
+def test_an_untouched_stub_falls_back_and_says_so(checker, stub, capsys):
+    assert checker(stub) is reference_of(checker)
+    out = capsys.readouterr().out
+    assert out.startswith("…") and "not written yet" in out
+
+
+@each_check
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda *arguments: [].append(1), "returned nothing (None)"),
+        (lambda *arguments: 1 / 0, "ZeroDivisionError on case 1"),
+        (lambda *arguments: sys.exit(3), "SystemExit on case 1"),
+        (lambda: 1, "TypeError on case 1"),
+        (7, "TypeError on case 1"),
+        (lambda *arguments: "3", "Your function returned '3'"),
+        (lambda *arguments: [[1, 2], [3]], "Your function returned [[1, 2], [3]]"),
+        (lambda *arguments: (number for number in "12"), "Your function returned <generator"),
+        (lambda *arguments: 1j, "Your function returned 1j"),
+        (lambda *arguments: np.zeros((9, 9, 9)), "function returned shape (9, 9, 9)"),
+    ],
+)
+def test_what_cannot_be_right_is_told_and_fails_nothing(checker, answer, says, capsys):
+    assert checker(answer) is reference_of(checker)
+    assert says in capsys.readouterr().out
 
 
 def test_every_case_counts(capsys):
     answer = check(lambda x: abs(x), lambda x: x, [(1,), (-1,)])
     assert answer(-1) == -1 and "wrong on case 2" in capsys.readouterr().out
+
+
+def test_a_wrong_shape_and_a_wrong_place_are_named(capsys):
+    cases = [(np.arange(4.0),)]
+    check(lambda x: x[:, None], lambda x: x, cases)
+    assert "The numbers are right, their shape is not" in (out := capsys.readouterr().out) and "(4, 1)" in out
+    check(lambda x: np.where(x == 2, 9, x), lambda x: x, cases)
+    assert "the number at [2] is the first wrong one" in capsys.readouterr().out
+    check(lambda x: x, lambda x: x.sum(), cases)
+    assert "shape (4,); one number is wanted" in capsys.readouterr().out
+
+
+def test_a_mistake_that_fails_on_a_case_is_passed_over(capsys):
+    check(lambda x: x + 1, lambda x: x, [(1,)], {"first": lambda x: 1 / 0, "second": lambda x: x + 1})
+    assert "second" in capsys.readouterr().out
+
+
+def test_views_and_expanded_inputs_come_as_plain_memory():
+    row = torch.ones(3)
+    expanded, reversed_view = copies((row.expand(2, 3), np.arange(3.0)[::-1]))
+    expanded += 1  # fails on memory that several numbers share
+    assert row.tolist() == [1, 1, 1] and torch.from_numpy(reversed_view).tolist() == [2, 1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +277,11 @@ class TestDiagnosis:
         answer = dict(phase_4.KEY)
         assert phase_4.check_diagnosis(answer) == phase_4.KEY
         assert "all 6 diagnoses are right" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("answer", [["A"], "BOS", 3, phase_4.check_diagnosis])
+    def test_what_is_no_dictionary_is_told(self, answer, capsys):
+        assert phase_4.check_diagnosis(answer) == phase_4.KEY
+        assert "give a dictionary" in capsys.readouterr().out
 
     @pytest.mark.parametrize("stub", [None, {}, dict.fromkeys("ABCDEF")])
     def test_an_untouched_stub_gets_the_key_and_says_so(self, stub, capsys):

@@ -1,4 +1,4 @@
-"""The `prism` command: run the notebooks, refresh the committed ones, write feature pages, fetch models, report."""
+"""The `prism` command: run and refresh notebooks, write pages, fetch models, report on machine and exercises."""
 
 from __future__ import annotations
 
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
     doctor.set_defaults(command=_doctor)
+
+    progress = commands.add_parser("progress", help="show which exercises are solved, tried and untouched")
+    progress.add_argument("--reset", action="store_true", help="start over; says what it removes")
+    progress.set_defaults(command=_progress)
     return parser
 
 
@@ -358,6 +362,26 @@ def _doctor_hub() -> None:
 def _described(folder: Path) -> str:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
     return f"mini ({size:.0f} MB)" if folder.name == "model" else f"{folder.name} ({size:.0f} MB)"
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def _progress(options: argparse.Namespace) -> int:
+    from prism.exercises import progress
+
+    try:
+        if options.reset:
+            progress.reset()
+        else:
+            print(progress.summary(progress.load()))
+    except progress.DamagedProgress as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"prism: {progress.progress_file()}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

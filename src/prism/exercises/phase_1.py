@@ -58,7 +58,8 @@ def check_text_activation(answer: Callable) -> Callable:
             lambda f, keep: (f * keep[..., None]).sum(dim=1)
         ),
     }
-    return check(answer, text_activation, [_features()], mistakes)
+    f, keep = _features()
+    return check(answer, text_activation, [(f, keep), (f[1:], keep[1:])], mistakes)
 
 
 def ev(x: torch.Tensor, x_hat: torch.Tensor) -> float:

@@ -23,6 +23,7 @@ def check_recovered(answer: Callable) -> Callable:
         "The sign is the wrong way round: less loss with the SAE means more is kept.": (
             lambda c, s, a: (s - a) / (a - c)
         ),
+        "That is what the SAE keeps in nats; divide by what the ablation costs.": lambda c, s, a: a - s,
     }
     return check(answer, recovered, [(4.694, 4.714, 13.08), (3.0, 3.5, 5.0), (2.0, 4.0, 3.0)], mistakes)
 

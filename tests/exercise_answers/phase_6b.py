@@ -1,7 +1,6 @@
-"""Phase 6b's checks accept right answers however they are written, and name the mistake in wrong ones."""
+"""Right answers to the exercises of phase 6b and wrong ones with a word of their hint."""
 
 import numpy as np
-import pytest
 import torch
 
 from prism.exercises import phase_6b
@@ -61,22 +60,3 @@ WRONG = [
     (phase_6b.check_restored, lambda c, k, p: p - k, "no unit"),
     (phase_6b.check_restored, lambda c, k, p: (p - k) / (k - c), "wrong sign"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_right_answers_are_accepted(checker, answer, capsys):
-    assert checker(answer) is answer
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("checker", "answer", "hint"), WRONG)
-def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsys):
-    assert checker(answer) is not answer
-    out = capsys.readouterr().out
-    assert "✗" in out and hint in out
-
-
-def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for name in (n for n in vars(phase_6b) if n.startswith("check_")):
-        assert getattr(phase_6b, name)(lambda *args: None) is getattr(phase_6b, name.removeprefix("check_"))
-        assert "not written yet" in capsys.readouterr().out

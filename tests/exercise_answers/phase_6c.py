@@ -1,10 +1,9 @@
-"""Phase 6c's checks accept right answers however they are written, and name the mistake in wrong ones."""
+"""Right answers to the exercises of phase 6c and wrong ones with a word of their hint."""
 
 import heapq
 
 import numpy as np
 import pandas as pd
-import pytest
 from scipy.optimize import linear_sum_assignment
 
 from prism.exercises import phase_6c
@@ -114,22 +113,3 @@ WRONG = [
     (phase_6c.check_greedy_total, lambda m: sorted_greedy(m) / min(m.shape), "mean likeness"),
     (phase_6c.check_greedy_total, lambda m: m.sum(), "Your function returned"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_right_answers_are_accepted(checker, answer, capsys):
-    assert checker(answer) is answer
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("checker", "answer", "hint"), WRONG)
-def test_wrong_answers_get_a_hint_and_the_reference(checker, answer, hint, capsys):
-    assert checker(answer) is not answer
-    out = capsys.readouterr().out
-    assert "✗" in out and hint in out
-
-
-def test_an_untouched_stub_falls_back_and_says_so(capsys):
-    for name in (n for n in vars(phase_6c) if n.startswith("check_")):
-        assert getattr(phase_6c, name)(lambda *args: None) is getattr(phase_6c, name.removeprefix("check_"))
-        assert "not written yet" in capsys.readouterr().out

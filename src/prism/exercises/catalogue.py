@@ -1,0 +1,88 @@
+"""Every exercise of every phase: its name in the notebook, its checks, how hard it is and how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        phase: such as '6a'.
+        number: within its phase, from 1.
+        name: what the notebook calls the answer.
+        level: easy, medium, hard(er).
+        minutes: what it takes a reader.
+        checks: names of its checks in `prism.exercises.phase_<phase>`, without `check_`.
+    """
+
+    phase: str
+    number: int
+    name: str
+    level: str
+    minutes: int
+    checks: tuple[str, ...]
+
+
+NOTEBOOKS = {
+    "0": "phase_0_superposition", "1": "phase_1_first_look", "2": "phase_2_feature_exploration",
+    "3": "phase_3_sae_comparison", "4": "phase_4_homebrew_sae", "6a": "phase_6a_steering",
+    "6b": "phase_6b_attribution_and_ablation", "6c": "phase_6c_across_layers",
+    "6d": "phase_6d_automated_interpretability", "6e": "phase_6e_model_sizes", "6f": "phase_6f_auditing",
+}  # fmt: skip
+
+_TABLE = """
+0   collision              easy    4   collision
+0   dimensionality         medium  8   dimensionality
+0   critical_density       medium  8   critical_density
+0   recovered              easy    5   recovered
+1   l0_without_bos         easy    3   l0_without_bos
+1   text_activation        easy    4   text_activation
+1   ev                     medium  6   ev
+2   specialist_score       easy    4   specialist_score
+2   p_value                medium  6   p_value
+2   jaccard                medium  8   jaccard
+3   kept_share             easy    4   recovered
+3   paired_interval        medium  8   paired_interval
+3   count_children         medium  6   n_children
+4   l1_loss                easy    5   l1_loss
+4   topk_activation        medium  8   topk
+4   firing_share           easy    5   density dead_share
+4   diagnosis              hard    12  diagnosis
+6a  same_length            easy    4   matched
+6a  said_before            easy    6   repeated
+6a  bought                 medium  8   at_level
+6a  promise_kept           medium  8   output_score
+6b  node_effect            easy    4   attribution
+6b  path_effect            medium  8   path_attribution
+6b  signed_share           medium  6   sign_agreement
+6b  way_back               easy    4   restored
+6c  mutual_share           easy    5   mutual_share
+6c  survival               easy    5   survival
+6c  greedy_total           medium  10  greedy_total
+6d  balanced_share         easy    4   balanced
+6d  rate_of                easy    6   trigger_rate
+6d  same_token_rows        medium  10  hard_negatives
+6d  read_answer            medium  8   read_list
+6e  byte_cost              easy    5   bits_per_byte
+6e  equal_l0               easy    3   relative_l0
+6e  common_ends            medium  8   shared_ends
+6e  largest_correlations   harder  10  best_partner
+6f  threshold_for          easy    5   threshold
+6f  share_of_alarms_right  easy    4   precision
+6f  effect_of_swap         medium  5   swap_effect
+6f  p_of_flips             medium  7   flip_p
+"""
+
+
+def _read(table: str) -> dict[str, tuple[Exercise, ...]]:
+    found: dict[str, tuple[Exercise, ...]] = {}
+    for phase, name, level, minutes, *checks in map(str.split, table.split("\n")[1:-1]):
+        before = found.get(phase, ())
+        found[phase] = (*before, Exercise(phase, len(before) + 1, name, level, int(minutes), tuple(checks)))
+    return found
+
+
+EXERCISES = _read(_TABLE)  # phase -> its exercises, in order
