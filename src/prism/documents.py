@@ -100,7 +100,7 @@ which may be narrower or wider than the paper's. Terms are in the [glossary](GLO
 {rows}
 
 Not held against any card: how many features die at scale, whether features serve safety, and every statement about
-models above 10 million parameters.
+large models as such.
 
 ## All claim cards
 

@@ -16,7 +16,7 @@ class PaperClaim:
         phase: of the notebook with the card.
         card: the claim on the card, word by word.
         supported: the card's verdict that `same` and `why` were written for.
-        same: whether our result points the same way: 'yes', 'no', or 'in part'.
+        same: whether our result points the same way: 'yes', 'no', 'in part' or 'not testable'.
         why: what explains the difference, or limits the agreement.
     """
 
@@ -124,7 +124,7 @@ PAPER_CLAIMS = (
         "The feature was chosen by trial, and ten random directions get the same trial as a control.",
     ),
     PaperClaim(
-        _GAO, "At equal sparsity TopK rebuilds better than ReLU with L1", "a better front at every size tested", "4",
+        _GAO, "At equal sparsity TopK rebuilds better than ReLU with L1", "—", "4",
         "At the same sparsity and budget, TopK explains more variance than ReLU with L1 (Gao et al. 2024)", True, "yes",
         "One width and one short budget; ReLU may catch up with longer training.",
     ),
@@ -154,7 +154,9 @@ PAPER_CLAIMS = (
         _AXBENCH, "For detecting a concept, simple methods beat SAE features",
         "AUROC: DiffMean .942, probe .940, bag of words .914, SAE .695", "6f",
         "On a new source, SAE features make a better monitor than the raw activation, words and random directions",
-        False, "yes", "Ours is a regression on all features, a stronger use than the single feature of AxBench.",
+        False, "in part",
+        "A regression on the raw activation is ahead here too, a bag of words is not. Ours reads all features, a "
+        "stronger use than the single feature of AxBench.",
     ),
     PaperClaim(
         _HEAP, "Explanations of features score alike on trained and on random transformers",
@@ -166,7 +168,7 @@ PAPER_CLAIMS = (
     PaperClaim(
         _HEAP, "Features of random transformers are simple, mostly single tokens", "—", "6e",
         "Fewer features of mini than of its untrained twin answer to a single token", False, "no",
-        "Few units for a small difference, and features of a small model may be just as simple.",
+        "The difference is within chance, the other way round; features of a small model may be just as simple.",
     ),
     PaperClaim(
         _PROBING, "SAE features give probes no consistent gain over baselines", "no consistent gain on 113 data sets",
@@ -181,7 +183,9 @@ PAPER_CLAIMS = (
     PaperClaim(
         _OUTPUT, "An output score tells which features steer", "—", "6a",
         "The output score tells which features steer better than the input score or the mere length of the push does",
-        False, "no", "The length of the push alone predicts more on this model; a trial predicts most.",
+        False, "in part",
+        "It predicts a little more than the input score, within chance; the mere length of the push predicts better "
+        "on this model, and a trial best.",
     ),
     PaperClaim(
         _ABSORB, "First-letter features are absorbed by more specific ones", "—", "3",
