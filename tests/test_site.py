@@ -95,7 +95,7 @@ def project(tmp_path: Path) -> Path:
     new = nbformat.v4
     (tmp_path / "notebooks").mkdir()
     figure = {"application/vnd.plotly.v1+json": {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="}
-    table = {"text/html": '<a href="../outputs/pages/f.html" target="_blank">feature <b>5</b></a>'}
+    table = {"text/html": '<a href="../outputs/pages/f.html" target="_blank">feature <b>5</b></a> href="<b>x</b>" [a](b)'}
     outputs = [new.new_output("display_data", data) for data in (figure, table)]
     first = [new.new_markdown_cell("# One\n[c](../README.md#x) [next](phase_2_b.ipynb) $x^2$")]
     first.append(new.new_code_cell("raise SystemExit", outputs=outputs))
@@ -120,7 +120,7 @@ def test_pages_mirror_the_project(project: Path, monkeypatch, capsys) -> None:
     for link in ("../README.html#x", "phase_2_b.html", "../index.html"):
         assert f'href="{link}"' in page
     assert '<script src="../plotly.min.js">' in page and page.count("Plotly.newPlot(") == 1 and "<math" in page
-    assert '<span title="Written when the notebook is run">feature <b>5</b></span>' in page
+    assert '<span title="Written when the notebook is run">feature <b>5</b></span> href="<b>x</b>" [a](b)' in page
     assert "P &lt;b&gt;" in (out / "index.html").read_text()
     assert "[no link](nowhere.md) $5$ &lt;/script&gt;" in (out / "src" / "prism" / "a.html").read_text()
 

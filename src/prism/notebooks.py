@@ -25,13 +25,14 @@ MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
 
 # nbconvert's page without the two libraries that it would load from a network.
-_TEMPLATE = """{% extends 'index.html.j2' %}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
+_TEMPLATE = """{% extends 'index.html.j2' %}{%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
 
-# A Markdown link's or an HTML attribute's target that is neither a whole address nor an anchor.
 _FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
-_LINK = re.compile(r"""(?P<before>\]\(|\b(?:href|src)=["'])(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#]+)""")
+# A tag's or a Markdown link's target that is neither a whole address nor an anchor; text that looks like one is left.
+_TARGET = r"""(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#<>]+)"""
+_TAG_LINK = re.compile(r"""(?P<before><\w(?:[^<>"']|"[^"]*"|'[^']*')*?\s(?:href|src)=["'])""" + _TARGET)
+_TEXT_LINK = re.compile(r"(?P<before>\]\()" + _TARGET)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def to_html(notebook: NotebookNode, title: str, link: Callable[[str], str], plot
     page.metadata["title"] = title
     for number, cell in enumerate(page.cells):
         if cell.cell_type == "markdown":
-            cell.source = formulas(relink(cell.source, link))
+            cell.source = formulas(relink(relink(cell.source, link), link, _TEXT_LINK))
         for i, output in enumerate(cell.get("outputs", [])):
             if "data" in output:
                 output.data = _page_data(output.data, f"figure-{number}-{i}", link)
@@ -213,9 +214,9 @@ def _figure_html(figure: dict, name: str) -> str:
     return f'<div id="{name}" style="min-height:{height}px"></div>\n{script}'
 
 
-def relink(text: str, link: Callable[[str], str]) -> str:
-    """The text with each relative link `x` replaced by `link(x)`; whole addresses and anchors stay."""
-    return _LINK.sub(lambda match: match["before"] + link(match["target"]), text)
+def relink(text: str, link: Callable[[str], str], kind: re.Pattern = _TAG_LINK) -> str:
+    """The text with each relative link `x` of that kind replaced by `link(x)`; whole addresses and anchors stay."""
+    return kind.sub(lambda match: match["before"] + link(match["target"]), text)
 
 
 def run_link(link: str, source: Path, target: Path) -> str:
