@@ -95,7 +95,8 @@ def project(tmp_path: Path) -> Path:
     new = nbformat.v4
     (tmp_path / "notebooks").mkdir()
     figure = {"application/vnd.plotly.v1+json": {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="}
-    table = {"text/html": '<a href="../outputs/pages/f.html" target="_blank">feature <b>5</b></a> href="<b>x</b>" [a](b)'}
+    link = '<a href="../outputs/pages/f.html" target="_blank">feature <b>5</b></a>'
+    table = {"text/html": link + ' href="<b>x</b>" [a](b)'}
     outputs = [new.new_output("display_data", data) for data in (figure, table)]
     first = [new.new_markdown_cell("# One\n[c](../README.md#x) [next](phase_2_b.ipynb) $x^2$")]
     first.append(new.new_code_cell("raise SystemExit", outputs=outputs))

@@ -24,9 +24,10 @@ WIDGET_NOTE = "Interactive control: run this cell in Jupyter to use it."
 MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly or not at all
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
 
-# nbconvert's page without the two libraries that it would load from a network.
+# nbconvert's page without the two libraries that it would load from a network; wide tables scroll on a phone.
 _TEMPLATE = """{% extends 'index.html.j2' %}{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}"""
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block extra_css -%}<style>.jp-RenderedMarkdown, .jp-RenderedHTML { overflow-x: auto; }</style>{%- endblock -%}"""
 
 _FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
 # A tag's or a Markdown link's target that is neither a whole address nor an anchor; text that looks like one is left.

@@ -16,6 +16,7 @@ from prism.notebooks import find_notebooks, title_of, to_html, write_atomically
 
 PLOTLY_JS = "plotly.min.js"
 UNAVAILABLE = "unavailable:"  # what a run writes is no part of the site
+_NAV = "padding: .5rem 1rem; font: 14px system-ui, sans-serif"
 
 _UNAVAILABLE_LINK = re.compile(rf'<a\b[^>]*href="{UNAVAILABLE}[^>]*>(.*?)</a>', re.DOTALL)
 
@@ -77,7 +78,7 @@ def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) ->
     page = to_html(notebook, title_of(notebook, path.stem), link, f"{up}/{PLOTLY_JS}")
     note = r'<span title="Written when the notebook is run">\1</span>'
     page = _UNAVAILABLE_LINK.sub(note, page)
-    home = f'<nav style="padding: .5rem 1rem"><a href="{up}/index.html">Prism: all pages</a></nav>'
+    home = f'<nav style="{_NAV}"><a style="color: #0b5cad" href="{up}/index.html">Prism: all pages</a></nav>'
     return re.sub(r"<body[^>]*>", lambda match: f"{match.group()}\n{home}", page, count=1)
 
 
@@ -111,7 +112,7 @@ def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path]
     """The page that links all others."""
 
     def items(paths: list[Path]) -> str:
-        titles = [html.escape(title_of(_as_notebook(path), path.stem)) for path in paths]
+        titles = [html.escape(title_of(_as_notebook(path), path.stem).replace("`", "")) for path in paths]
         links = [pages[path].as_posix() for path in paths]
         return "\n".join(f'<li><a href="{a}">{title}</a></li>' for a, title in zip(links, titles, strict=True))
 
@@ -123,7 +124,7 @@ body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 50rem; margin: 2rem aut
 </style></head><body>
 <h1>Prism</h1>
 <p>A hands-on curriculum that splits a language model's activations into readable features. The notebooks are shown as
-they were run on the embedded model; to run them yourself, see the README.</p>
+they were run on the embedded model; to run them yourself, begin with the first document, the README.</p>
 <h2>Notebooks</h2>
 <ul>
 {items(notebooks)}
