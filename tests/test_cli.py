@@ -98,7 +98,8 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
 
     page = (out / "phase_1_a.html").read_text()
     assert '<script src="plotly.min.js"></script>' in page and page.count("Plotly.newPlot(") == 1
-    assert "require.min.js" not in page and "<\\/script><b>" in page and 'src="data:image/png' not in page
+    assert "require.min.js" not in page and "cdnjs" not in page
+    assert "<\\/script><b>" in page and 'src="data:image/png' not in page
     assert f"some-model {folder}" in page
     for link in ('"phase_2_b.html#x"', '"glossary.html#term"', '"../../data/x.txt"', '"https://x.org"'):
         assert f"href={link}" in page

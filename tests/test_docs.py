@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/GLOSSARY.md", "outputs/README.md"]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "outputs/README.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+]
 GLOSSARY = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
 
 
@@ -52,3 +56,45 @@ def test_requirements_are_pinned_and_explained() -> None:
     wanted = [line for line in lines if line and not line.startswith("#")]
     assert wanted[-1] == "-e ."
     assert all(re.fullmatch(r"[\w-]+==[\d.]+ +# .+", line) for line in wanted[:-1])
+
+
+# --- troubleshooting: what it quotes is what the code says -----------------------------------------------------------
+
+TROUBLESHOOTING = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text(encoding="utf-8")
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+MESSAGES = re.findall(r"^\| `([^`]+)` \|", TROUBLESHOOTING, re.M) + re.findall(
+    r"`(preflight of[^`]+|training a[^`]+|is truncated[^`]+|is needed;[^`]+|did you[^`]+|choose from|not verifiable)`",
+    TROUBLESHOOTING,
+)
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    assert len(MESSAGES) >= 13
+    assert [message for message in MESSAGES if message not in SOURCE] == []
+
+
+def test_troubleshooting_names_what_exists() -> None:
+    for name in set(re.findall(r"\bPRISM_[A-Z]+\b", TROUBLESHOOTING)):
+        assert f'"{name}"' in SOURCE, name
+    for command in set(re.findall(r"\bprism (\w+)`|\bprism (\w+) gpt2", TROUBLESHOOTING)):
+        assert f'add_parser("{"".join(command)}"' in SOURCE, command
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake (\w+)", TROUBLESHOOTING)) - {"by"}:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    torch = re.search(r"^torch==[\d.]+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M).group()
+    assert torch in TROUBLESHOOTING
+    for name, phase in (("CORPUS_DOCUMENTS", 1), ("D_SAE", 4), ("TRAIN_TOKENS", 4)):
+        (notebook,) = (ROOT / "notebooks").glob(f"phase_{phase}_*.ipynb")
+        assert f"{name} = " in notebook.read_text(encoding="utf-8"), name
+    for part in ("TIMEOUT = 20.0", "TRIES = 5", "PATIENCE = 3.0", "FETCH_PATIENCE = 15.0"):
+        assert part in SOURCE, "the waiting times in TROUBLESHOOTING.md"
+
+
+def test_dev_container_builds_what_make_builds() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert container["postCreateCommand"].endswith("make .venv/.installed-dev")
+    assert "VENV := .venv" in makefile and "$(VENV)/.installed-dev:" in makefile
+    version = container["image"].rpartition(":")[2]
+    assert version in ("3.11", "3.12", "3.13")
+    assert "-r ../requirements.txt" in (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import html
 import importlib.metadata
 import os
@@ -65,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     execute.set_defaults(command=_execute)
     for command in (run, execute):
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
+        command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
+
+    site = commands.add_parser("site", help="write the committed notebooks and documents as pages; runs nothing")
+    site.add_argument("--out", type=Path, default=Path("outputs/site"), help="folder to write (default: %(default)s)")
+    site.set_defaults(command=_site)
+
+    docs = commands.add_parser("docs", help="write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
+    docs.set_defaults(command=_docs)
+    for command in (site, docs):
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
     fetch = commands.add_parser("fetch", help="download a model, its SAEs and its corpus, to work offline later")
@@ -160,7 +170,8 @@ def _write_shared(out: Path, folder: Path) -> None:
     glossary = folder.resolve().parent / "docs" / "GLOSSARY.md"
     if glossary.exists():
         text = glossary.read_text(encoding="utf-8")
-        page = notebooks.markdown_page(text, "Glossary", glossary.parent, out.resolve())
+        link = functools.partial(notebooks.run_link, source=glossary.parent, target=out.resolve())
+        page = notebooks.markdown_page(text, "Glossary", link)
         notebooks.write_atomically(out / "glossary.html", page)
 
 
@@ -173,7 +184,8 @@ def _write_run(run, out: Path) -> None:
     if run.notebook is None:
         return
     notebooks.write_atomically(out / run.path.name, nbformat.writes(run.notebook) + "\n")
-    page = notebooks.to_html(run.notebook, run.title, run.path.parent, out.resolve())
+    link = functools.partial(notebooks.run_link, source=run.path.parent, target=out.resolve())
+    page = notebooks.to_html(run.notebook, run.title, link)
     notebooks.write_atomically(out / f"{run.path.stem}.html", page)
 
 
@@ -262,6 +274,25 @@ def _gallery(options: argparse.Namespace) -> int:
         print(f"prism: {error}", file=sys.stderr)
         return 1
     print(f"Open {index.resolve()}")
+    return 0
+
+
+# --- site, docs ------------------------------------------------------------------------------------------------------
+
+
+def _site(options: argparse.Namespace) -> int:
+    from prism import site
+
+    pages = _valid(site.build, options.notebooks, options.out)
+    print(f"{len(pages)} pages. Open {(options.out / 'index.html').resolve()}")
+    return 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from prism import documents
+
+    for path in _valid(documents.write, options.notebooks):
+        print(f"wrote {path}")
     return 0
 
 

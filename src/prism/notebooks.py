@@ -24,9 +24,16 @@ WIDGET_NOTE = "Interactive control: run this cell in Jupyter to use it."
 MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly or not at all
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
 
-# A Markdown link's or an HTML attribute's target that is neither a whole address nor an anchor.
+# nbconvert's page without the two libraries that it would load from a network; wide tables scroll on a phone.
+_TEMPLATE = """{% extends 'index.html.j2' %}{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block extra_css -%}<style>.jp-RenderedMarkdown, .jp-RenderedHTML { overflow-x: auto; }</style>{%- endblock -%}"""
+
 _FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
-_LINK = re.compile(r"""(?P<before>\]\(|\b(?:href|src)=["'])(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#]+)""")
+# A tag's or a Markdown link's target that is neither a whole address nor an anchor; text that looks like one is left.
+_TARGET = r"""(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#<>]+)"""
+_TAG_LINK = re.compile(r"""(?P<before><\w(?:[^<>"']|"[^"]*"|'[^']*')*?\s(?:href|src)=["'])""" + _TARGET)
+_TEXT_LINK = re.compile(r"(?P<before>\]\()" + _TARGET)
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,14 @@ def write_atomically(path: Path, text: str) -> None:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def to_html(notebook: NotebookNode, title: str, source: Path, target: Path) -> str:
-    """The notebook as a page that draws its figures with the `plotly.min.js` beside it.
+def to_html(notebook: NotebookNode, title: str, link: Callable[[str], str], plotly: str = "plotly.min.js") -> str:
+    """The notebook as a page that needs no network.
 
     Args:
         notebook: executed; left as it is.
         title: of the page.
-        source: folder that the notebook's relative links start from.
-        target: folder that the page will stand in.
+        link: gives the page's link for a relative link of the notebook, its anchor left out.
+        plotly: link to the plotly.js that draws the page's figures.
     """
     from nbconvert import HTMLExporter
 
@@ -169,12 +176,12 @@ def to_html(notebook: NotebookNode, title: str, source: Path, target: Path) -> s
     page.metadata["title"] = title
     for number, cell in enumerate(page.cells):
         if cell.cell_type == "markdown":
-            cell.source = formulas(relink(cell.source, source, target))
+            cell.source = formulas(relink(relink(cell.source, link), link, _TEXT_LINK))
         for i, output in enumerate(cell.get("outputs", [])):
             if "data" in output:
-                output.data = _page_data(output.data, f"figure-{number}-{i}", source, target)
+                output.data = _page_data(output.data, f"figure-{number}-{i}", link)
     # plotly.js takes the place of require.js, which would keep it from being a global (and comes from a network).
-    exporter = HTMLExporter(require_js_url="plotly.min.js", exclude_anchor_links=True)
+    exporter = HTMLExporter(require_js_url=plotly, exclude_anchor_links=True, raw_template=_TEMPLATE)
     return exporter.from_notebook_node(page)[0]
 
 
@@ -187,14 +194,14 @@ def formulas(text: str) -> str:
     return _FORMULA.sub(mathml, text)
 
 
-def _page_data(data: dict, name: str, source: Path, target: Path) -> dict:
+def _page_data(data: dict, name: str, link: Callable[[str], str]) -> dict:
     """One output's MIME bundle with figures and controls replaced by what a page can show."""
     if PLOTLY in data:
         return {"text/html": _figure_html(data[PLOTLY], name)}
     if WIDGET in data:
         return {"text/html": f"<p><em>{WIDGET_NOTE}</em></p>"}
     if "text/html" in data:
-        return {**data, "text/html": relink("".join(data["text/html"]), source, target)}
+        return {**data, "text/html": relink("".join(data["text/html"]), link)}
     return data
 
 
@@ -208,30 +215,28 @@ def _figure_html(figure: dict, name: str) -> str:
     return f'<div id="{name}" style="min-height:{height}px"></div>\n{script}'
 
 
-def relink(text: str, source: Path, target: Path) -> str:
-    """Relative links of a text that moves from the folder `source` to `target`.
+def relink(text: str, link: Callable[[str], str], kind: re.Pattern = _TAG_LINK) -> str:
+    """The text with each relative link `x` of that kind replaced by `link(x)`; whole addresses and anchors stay."""
+    return kind.sub(lambda match: match["before"] + link(match["target"]), text)
+
+
+def run_link(link: str, source: Path, target: Path) -> str:
+    """A relative link of a text that moves from the folder `source` to a run's folder `target`.
 
     Links between phase notebooks become links between pages, the glossary becomes its page, and every other file is
     reached where it is.
     """
-
-    def replaced(match: re.Match) -> str:
-        link = match["target"]
-        if re.fullmatch(r"(\./)?phase_[\w-]+\.ipynb", link):
-            link = link.removesuffix(".ipynb") + ".html"
-        elif link.endswith("docs/GLOSSARY.md"):
-            link = "glossary.html"
-        else:
-            link = Path(os.path.relpath(source / link, target)).as_posix()
-        return match["before"] + link
-
-    return _LINK.sub(replaced, text)
+    if re.fullmatch(r"(\./)?phase_[\w-]+\.ipynb", link):
+        return link.removesuffix(".ipynb") + ".html"
+    if link.endswith("docs/GLOSSARY.md"):
+        return "glossary.html"
+    return Path(os.path.relpath(source / link, target)).as_posix()
 
 
-def markdown_page(text: str, title: str, source: Path, target: Path) -> str:
+def markdown_page(text: str, title: str, link: Callable[[str], str], plotly: str = "plotly.min.js") -> str:
     """A Markdown text as a page in the notebooks' look."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
-    return to_html(notebook, title, source, target)
+    return to_html(notebook, title, link, plotly)
 
 
 # --- what may be committed -------------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""The documents made from the notebooks are those of the committed notebooks, and every lack is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from prism import cli, documents
+from prism.analysis import ClaimCard
+from prism.papers import PAPER_CLAIMS, PaperClaim
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ClaimCard("A > B & it's so", "+1 | +2", "[0, 3]", "C", "a lower end of 0", True)
+EXERCISE = "## Your turn\n\n**Exercise 1** (easy, 5 minutes). Write `f(a | b)`: the sum.\n\nMore words."
+ENTRY = PaperClaim("P (2020)", "A beats B", "7", "1", CARD.claim, True, "yes", "because")
+
+
+def _notebook(path: Path, *cards: ClaimCard, prose: str = EXERCISE) -> Path:
+    new = nbformat.v4
+    outputs = [new.new_output("display_data", {"text/markdown": card._repr_markdown_()}) for card in cards]
+    cells = [new.new_markdown_cell("# A title"), new.new_code_cell("1", outputs=outputs), new.new_markdown_cell(prose)]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new.new_notebook(cells=cells), path)
+    return path.parent
+
+
+def test_claims_page_is_up_to_date() -> None:
+    committed = (ROOT / "docs" / "CLAIMS.md").read_text(encoding="utf-8")
+    assert committed == documents.claims_page(ROOT / "notebooks"), "run `prism docs`"
+    for entry in PAPER_CLAIMS:
+        assert entry.why in committed and entry.says in committed
+
+
+def test_table_of_exercises_is_up_to_date() -> None:
+    committed = (ROOT / "docs" / "TEACHING.md").read_text(encoding="utf-8")
+    assert committed == documents.with_exercises(committed, ROOT / "notebooks"), "run `prism docs`"
+
+
+def test_teaching_says_the_run_times_of_the_notebooks() -> None:
+    """A row's time is the one of the notebook's first cell."""
+    rows = re.findall(
+        r"^\| \[[^\]]*, [^\]]*\]\(\.\./(notebooks/\w+\.ipynb)\) \| (.+?) \| \d",
+        (ROOT / "docs" / "TEACHING.md").read_text(encoding="utf-8"),
+        re.M,
+    )
+    assert {name for name, _ in rows} == {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("phase_*")}
+    for name, time in rows:
+        first = nbformat.read(ROOT / name, as_version=4).cells[0].source
+        assert f"{time} on a laptop CPU" in first, name
+
+
+def test_every_exercise_is_listed(tmp_path: Path) -> None:
+    table = documents.exercise_table(ROOT / "notebooks")
+    for path in (ROOT / "notebooks").glob("phase_*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        wanted = sum(cell.source.count("**Exercise ") for cell in cells if cell.cell_type == "markdown")
+        assert table.count(f"notebooks/{path.name})") == wanted, path.name
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb")
+    row = documents.exercise_table(folder).splitlines()[-1]
+    assert "| 1 | easy | 5 | Write `f(a &#124; b)`: the sum. |" in row and "exercises/phase_1.py)" in row
+    _notebook(tmp_path / "notebooks" / "phase_2_b.ipynb", prose="nothing")
+    with pytest.raises(ValueError, match=r"phase_2_b\.ipynb"):
+        documents.exercise_table(folder)
+
+
+def test_cards_are_read_as_they_were_shown(tmp_path: Path) -> None:
+    other = dataclasses.replace(CARD, claim="Another", supported=False)
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD, other, CARD)
+    cards = documents.cards_of(folder / "phase_1_a.ipynb")
+    assert list(cards) == [CARD.claim, "Another"]
+    assert cards[CARD.claim].effect == "+1 &#124; +2" and cards["Another"].verdict == "not supported"
+
+
+def test_row_of_a_paper(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(documents, "PAPER_CLAIMS", (ENTRY,))
+    page = documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD))
+    ours = "+1 &#124; +2; [0, 3] ([phase 1](../notebooks/phase_1_a.ipynb))"
+    assert f"| P (2020) | A beats B | 7 | {ours} | supported | yes | because |" in page
+    assert "1 cards, 1 of them supported" in page and "[A title](../notebooks/phase_1_a.ipynb)" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"card": "A > B"}, "phase 1 has no card 'A > B'; nearest is .*it's so"),
+        ({"phase": "9"}, "phase 9 has no card"),
+        ({"supported": False}, "is now supported; mend its reason"),
+    ],
+)
+def test_missing_or_changed_card_is_an_error(tmp_path: Path, monkeypatch, change: dict, says: str) -> None:
+    monkeypatch.setattr(documents, "PAPER_CLAIMS", (dataclasses.replace(ENTRY, **change),))
+    with pytest.raises(ValueError, match=says):
+        documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD))
+
+
+def test_notebook_without_cards_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no claim card in phase_1_a\.ipynb"):
+        documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb"))
+
+
+def test_command_writes_both_or_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(documents, "PAPER_CLAIMS", (ENTRY,))
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD)
+    teaching = tmp_path / "docs" / "TEACHING.md"
+    teaching.parent.mkdir()
+    teaching.write_text("no marks")
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 2
+    assert "are not both in the text" in capsys.readouterr().err and not (tmp_path / "docs" / "CLAIMS.md").exists()
+
+    teaching.write_text(f"before\n{documents.BEGIN}\nold\n{documents.END}\nafter\n")
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 0
+    text = teaching.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "the sum" in text
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 0 and teaching.read_text() == text
+    assert "because" in (tmp_path / "docs" / "CLAIMS.md").read_text()
