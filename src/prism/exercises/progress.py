@@ -44,7 +44,9 @@ def record(phase: str, name: str, state: str) -> None:
         mark = marks.setdefault(f"{phase}/{name}", {})
         if SOLVED not in mark:
             mark[state] = datetime.now().astimezone().isoformat(timespec="seconds")
-            _write(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
+            from prism.notebooks import write_atomically  # here: showing the progress needs none of its libraries
+
+            write_atomically(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         print(f"  (progress is not kept: {progress_file()}: {error.strerror or error})")
 
@@ -86,16 +88,6 @@ def _set_aside(path: Path) -> Path:
         number += 1
     os.rename(path, aside)
     return aside
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def reset(say: Callable[[str], None] = print) -> None:
