@@ -90,8 +90,7 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
     model = load_model(spec, sae)
     sample = read_sample(spec, model, sae)
     chosen = choose_features(sample, n)
-    dictionary = Dictionary(f"{spec.title}, {sae_spec.name}: {sae_spec.title}", sae.W_dec.float().numpy(),
-                            _unembedding(model, sae), _vocabulary(model))  # fmt: skip
+    dictionary = read_dictionary(spec, sae_spec, model, sae)
     rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
     n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
     write_atomically(out / "index.html", viz.gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
@@ -124,6 +123,12 @@ def read_sample(spec: ModelSpec, model, sae) -> Sample:
     table = token_table(batch, tokenizer, categories)
     rows, held = table["text"].to_numpy(), np.array(held)
     return Sample(encode_features(model, sae, batch, table), rows < len(batches[0]), held[rows])
+
+
+def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Dictionary:
+    """What pages about the SAE's features say beyond the sample."""
+    title = f"{spec.title}, {sae_spec.name}: {sae_spec.title}"
+    return Dictionary(title, sae.W_dec.float().numpy(), _unembedding(model, sae), _vocabulary(model))
 
 
 def _joined(batches: list[TokenBatch]) -> TokenBatch:

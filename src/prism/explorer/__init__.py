@@ -1,0 +1,9 @@
+"""The feature explorer: what a model's features do on texts of your own, as a widget here and in `prism.app`.
+
+`Explorer` loads a model and its SAEs and answers with tables and HTML; `search` finds features, `steer` writes text
+under one; `explore` is the widget for notebooks.
+"""
+
+from prism.explorer.search import WAYS, Found, by_category, by_concept, by_number, by_token, categories, search
+from prism.explorer.session import MAX_CHARACTERS, Explorer, Reading
+from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH, Continuation, steer

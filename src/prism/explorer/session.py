@@ -1,0 +1,227 @@
+"""What both explorers ask: one model, its SAEs, and what their features do on a sample of texts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from prism import gallery
+from prism import visualization as viz
+from prism.data import TokenBatch, token_table, tokenize
+from prism.evaluation import evaluate
+from prism.features import FeatureMatrix, encode_features
+from prism.features.matrix import FeatureStatistics
+from prism.models import SaeSpec, get_spec, load_model, load_sae
+
+MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
+COMMON = 0.25  # share of the sample's texts; a feature that fires on more of them is no concept's
+SHOWN_TOKENS = 3  # different tokens that a feature is described by
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One SAE, its model, and what its features do on the sample.
+
+    Attributes:
+        spec: the SAE's entry in the registry.
+        model: with the weight processing that the SAE needs.
+        sae: an SAELens SAE.
+        sample: labelled texts and documents of the model's corpus, through the SAE.
+        dictionary: decoder, unembedding and vocabulary, for feature pages.
+    """
+
+    spec: SaeSpec
+    model: object
+    sae: object
+    sample: gallery.Sample
+    dictionary: gallery.Dictionary
+
+    @property
+    def matrix(self) -> FeatureMatrix:
+        """The sample's features."""
+        return self.sample.matrix
+
+    @cached_property
+    def statistics(self) -> FeatureStatistics:
+        """Count, maximum and strongest tokens of every feature on the sample."""
+        return self.matrix.statistics(k=20)
+
+    @cached_property
+    def common(self) -> Bool[np.ndarray, " d_sae"]:
+        """True for features that fire on more than a quarter of the sample's texts."""
+        return self.matrix.text_max().getnnz(axis=0) > COMMON * self.matrix.n_texts
+
+    def fires_on(self, feature: int) -> str:
+        """The tokens of the feature's strongest firings in the sample, white space made visible."""
+        rows = self.statistics.top_rows[feature]
+        tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
+        marks = str.maketrans({"\n": "↵", " ": "·", "\t": "⇥"})
+        return "  ".join(token.translate(marks) for token in list(tokens)[:SHOWN_TOKENS]) or "nothing in the sample"
+
+    def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
+        density = self.statistics.counts / max(self.matrix.n_tokens, 1)
+        features = frame["feature"].astype(int)
+        return frame.assign(density=density[features], fires_on=[self.fires_on(f) for f in features])
+
+
+class Explorer:
+    """A model and its SAEs, to be asked from a notebook or a browser: loads each SAE once, answers one at a time.
+
+    Every bad question is a ValueError or an IndexError whose message is a sentence for the reader.
+
+    Args:
+        model: name or folder; by default what `PRISM_MODEL` says, else `mini`.
+        sae: the SAE that is meant where none is named; by default the notebooks'.
+
+    Raises:
+        ValueError: unknown model or SAE; the message gives the nearest and all valid ones.
+    """
+
+    def __init__(self, model: str | None = None, sae: str | None = None) -> None:
+        self.spec = get_spec(model)
+        self.default = self.spec.sae(sae).name
+        self.lock = threading.RLock()  # a model with a hook on it answers nobody else
+        self._readings: dict[str, Reading] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The model's SAEs, the default one first."""
+        return [self.default, *(name for name in self.spec.saes if name != self.default)]
+
+    def reading(self, name: str | None = None) -> Reading:
+        """An SAE with its sample; the first time, some seconds.
+
+        Raises:
+            ValueError: unknown SAE.
+            FileNotFoundError: the model or the SAE is neither on this disk nor downloadable.
+        """
+        spec = self.spec.sae(name or self.default)
+        with self.lock:
+            if spec.name not in self._readings:
+                model, sae = self._pair(spec.name)
+                sample = gallery.read_sample(self.spec, model, sae)
+                dictionary = gallery.read_dictionary(self.spec, spec, model, sae)
+                self._readings[spec.name] = Reading(spec, model, sae, sample, dictionary)
+            return self._readings[spec.name]
+
+    def _pair(self, name: str | None):
+        """The model with the weight processing that an SAE needs, and the SAE."""
+        with self.lock:
+            if (reading := self._readings.get(name or self.default)) is not None:
+                return reading.model, reading.sae
+            sae = load_sae(self.spec, name or self.default)
+            return load_model(self.spec, sae), sae
+
+    def texts(self, texts: Sequence[str], name: str | None = None) -> FeatureMatrix:
+        """Texts of the reader's own through an SAE.
+
+        Raises:
+            ValueError: no text, one that is empty, or one that is too long.
+        """
+        batch = self.batch(texts, name)
+        with self.lock:
+            reading = self.reading(name)
+            return encode_features(reading.model, reading.sae, batch, token_table(batch, reading.model.tokenizer))
+
+    def batch(self, texts: Sequence[str], name: str | None = None) -> TokenBatch:
+        """Texts as tokens, within the bounds of this explorer.
+
+        Raises:
+            ValueError: no text, one that is empty, or one that is too long.
+        """
+        texts = [text.strip() for text in texts if text.strip()]
+        if not texts:
+            raise ValueError("There is no text yet: type at least one word.")
+        if (length := sum(map(len, texts))) > MAX_CHARACTERS:
+            raise ValueError(f"The text has {length:,} characters; at most {MAX_CHARACTERS:,} are read here.")
+        tokenizer, longest = self._pair(name)[0].tokenizer, self.spec.context - 1
+        for text in texts:
+            if (n := len(tokenizer(text, add_special_tokens=False)["input_ids"])) > longest:
+                raise ValueError(f"The text has {n} tokens; {self.spec.name} reads at most {longest}: shorten it.")
+        return tokenize(texts, tokenizer, self.spec.context)
+
+    def at_token(self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None) -> pd.DataFrame:
+        """The features that fire on one token of a text, strongest first.
+
+        Args:
+            matrix: from `texts`.
+            row: of the token in it, from 0.
+
+        Returns:
+            Columns feature, activation, of_maximum (share of its largest activation in the sample), density, fires_on.
+
+        Raises:
+            IndexError: no such token.
+        """
+        if not 0 <= row < matrix.n_tokens:
+            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
+        return self._ranked(matrix.values[row].tocoo(), k, name)
+
+    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
+        """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
+        row, column = matrix.values.tocoo().coords
+        order = np.argsort(-matrix.values.tocoo().data, kind="stable")
+        _, first = np.unique(column[order], return_index=True)
+        best = order[np.sort(first)][:k]
+        tokens = matrix.table["token"].astype(str).to_numpy()[row[best]]
+        frame = pd.DataFrame({"feature": column[best], "activation": matrix.values.tocoo().data[best], "token": tokens})
+        return self._described(frame, name)
+
+    def _ranked(self, active, k: int, name: str | None) -> pd.DataFrame:
+        best = np.argsort(-active.data, kind="stable")[:k]
+        frame = pd.DataFrame({"feature": active.coords[-1][best], "activation": active.data[best]})
+        return self._described(frame, name)
+
+    def _described(self, frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
+        reading = self.reading(name)
+        peaks = reading.statistics.maxima[frame["feature"].astype(int)]
+        share = np.divide(frame["activation"], peaks, out=np.full(len(frame), np.nan), where=peaks > 0)
+        return reading.describe(frame.assign(of_maximum=share))
+
+    def page(
+        self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None
+    ) -> str:
+        """The feature's whole page, a document of its own, as the gallery writes it.
+
+        Raises:
+            IndexError: no such feature; the message gives the valid range and the nearest choice.
+        """
+        reading = self.reading(name)
+        feature = reading.matrix.check_feature(feature)
+        sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
+        return viz.feature_page(
+            feature, reading.matrix, reading.dictionary.decoder, reading.dictionary.unembed,
+            reading.dictionary.vocabulary, reading.dictionary.title, reading.spec.feature_url(feature),
+            link_to=link_to, explanation=sentence, scores=scores,
+        )  # fmt: skip
+
+    def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
+        """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.
+
+        Returns:
+            Columns sae, features, l0 (active a token), explained_variance, nats_lost (a token, when the activation is
+            replaced by the SAE's reconstruction), nats_lost_by_mean (when it is replaced by its mean over the text:
+            all that there is to lose). One text is few tokens: differences between SAEs are those of this text.
+
+        Raises:
+            ValueError: no SAE named, an unknown one, or a bad text.
+        """
+        names = list(dict.fromkeys(names))
+        if not names:
+            raise ValueError("Choose at least one SAE.")
+        rows = []
+        for name in names:
+            batch = self.batch([text], name)
+            with self.lock:
+                found = evaluate(*self._pair(name), batch, with_kl=False)
+            rows.append({"sae": name, "features": found.d_sae, "l0": found.l0,
+                         "explained_variance": found.explained_variance, "nats_lost": found.delta_ce,
+                         "nats_lost_by_mean": found.mean_ablation_cost})  # fmt: skip
+        return pd.DataFrame(rows)
