@@ -1,0 +1,243 @@
+"""The explorer's core: texts, searches, steering and comparison, hand-counted on a small sample and run on `mini`."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from prism.data import CATEGORIES
+from prism.explorer import (
+    HOWS,
+    MAX_CHARACTERS,
+    Explorer,
+    Reading,
+    by_category,
+    by_number,
+    by_token,
+    categories,
+    search,
+    steer,
+)
+from prism.explorer.search import chance_scores
+from prism.features import FeatureMatrix
+from prism.gallery import Sample
+from prism.models import get_spec
+
+SENTENCE = "The cat sat on the mat, and the dog looked at it."
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Explorer:
+    return Explorer("mini")
+
+
+@pytest.fixture
+def small() -> Reading:
+    """Eight texts of four tokens; feature 0 fires on ' The' and 'the', 1 on everything, 2 in one text of Python."""
+    tokens = [" The", "the", "b", "\n"] * 8
+    dense = np.zeros((32, 4), np.float32)
+    dense[[i for i, token in enumerate(tokens) if token.strip().lower() == "the"], 0] = 2.0
+    dense[:, 1] = 1.0
+    dense[4:8, 2] = [1, 2, 3, 4]
+    text = np.repeat(np.arange(8), 4)
+    table = pd.DataFrame({
+        "text": text, "position": np.tile(np.arange(1, 5), 8), "token_id": 0, "token": pd.Categorical(tokens),
+        "category": np.array([*CATEGORIES[:2] * 3, "corpus", "corpus"])[text],
+    })  # fmt: skip
+    matrix = FeatureMatrix(sp.csr_matrix(dense), table)
+    tokenizer = SimpleNamespace(tokenize=lambda text: list(text.strip()) if len(text) > 3 else [text],
+                                convert_tokens_to_string="".join)  # fmt: skip
+    return Reading(None, SimpleNamespace(tokenizer=tokenizer), None, Sample(matrix, text < 6, text % 2 == 1), None)
+
+
+def test_features_are_described_by_their_strongest_tokens(small):
+    assert small.fires_on(0) == "·The  the"
+    assert small.fires_on(2) == "↵  b  the", "strongest first"
+    assert small.fires_on(3) == "nothing in the sample"
+    frame = small.describe(pd.DataFrame({"feature": [2, 0]}))
+    assert frame["density"].tolist() == [4 / 32, 16 / 32] and frame["fires_on"].tolist()[1] == "·The  the"
+
+
+def test_search_by_token_ranks_by_f1_over_both_cases_and_with_or_without_a_space(small):
+    found = by_token(small, " THE ")
+    assert found.table["feature"].tolist() == [0, 1, 2]
+    assert found.table["precision"].tolist() == [1, 0.5, 0.5]
+    assert found.table["recall"].tolist() == [1, 1, 2 / 16]
+    assert found.table["f1"].tolist() == pytest.approx([1, 2 / 3, 2 * 2 / (4 + 16)])
+    assert "16 occurrences" in found.note and "0.5000" in found.note, "what a feature that fires anywhere would have"
+
+
+def test_tokens_that_are_rare_or_several_are_refused_with_what_would_do(small):
+    with pytest.raises(ValueError, match="'mat' occurs 0 times in the sample"):
+        by_token(small, "mat")
+    with pytest.raises(ValueError, match=r"'theb' is 4 tokens for this model \('t', 'h', 'e', 'b'\)"):
+        by_token(small, "theb")
+    with pytest.raises(ValueError, match="Near to it are 'the'"):
+        by_token(small, "teh")
+
+
+def test_search_by_category_takes_names_and_titles(small):
+    first, second = list(categories(small).values())
+    found = by_category(small, second.upper())
+    row = found.table.iloc[0]
+    assert (row["feature"], row["inside"], row["outside"], row["score"]) == (2, 1, 0, 1)
+    assert "corpus" not in categories(small), "documents without a label are no category"
+    with pytest.raises(ValueError, match="No feature fires on more texts of"):
+        by_category(small, first)
+    with pytest.raises(ValueError, match=f"did you mean '{first}'"):
+        by_category(small, first[:-1] + "_")
+
+
+def test_search_by_number(small):
+    assert by_number(small, " 2 ").table["feature"].tolist() == [2]
+    with pytest.raises(ValueError, match="'two' is no number; features go from 0 to 3"):
+        by_number(small, "two")
+    with pytest.raises(IndexError, match="choose from 0 to 3"):
+        by_number(small, "4")
+
+
+def test_what_chance_reaches_is_hand_countable(small):
+    """Common features are left out (0 and 1 here), so only feature 2 can score, and only in passages of its text."""
+    assert small.common.tolist() == [True, True, False, False]
+    scores = chance_scores(small, np.array([4]), draws=200)
+    assert set(scores) == {0.0, 400.0}, "a passage is text 1, whole, or it is not"
+    assert 0.05 < (scores > 0).mean() < 0.25
+    assert chance_scores(small, np.array([9]), draws=50).max() == 400, "longer than any text: all of it"
+    assert (chance_scores(small, np.array([2, 2]), draws=20) == chance_scores(small, np.array([2, 2]), draws=20)).all()
+
+
+# --- on mini ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_the_default(explorer):
+    assert explorer.names[0] == explorer.default == get_spec("mini").default_sae
+    assert sorted(explorer.names) == sorted(get_spec("mini").saes)
+    assert Explorer("mini", "1-res").names[0] == "1-res"
+    with pytest.raises(ValueError, match="did you mean '2-res'"):
+        Explorer("mini", "2-ress")
+
+
+def test_a_sentence_is_read_token_by_token(explorer):
+    matrix = explorer.texts([SENTENCE])
+    assert "".join(matrix.table["token"].astype(str)) == SENTENCE
+    row = explorer.at_token(matrix, 3, k=5)
+    dense = matrix.values[3].toarray().ravel()
+    assert row["activation"].tolist() == sorted(dense, reverse=True)[:5]
+    assert (dense[row["feature"]] == row["activation"]).all()
+    peak = explorer.reading().matrix.max_activation()[row["feature"]]
+    assert np.allclose(row["of_maximum"], row["activation"] / peak)
+    with pytest.raises(IndexError, match=f"choose from 0 to {matrix.n_tokens - 1}"):
+        explorer.at_token(matrix, matrix.n_tokens)
+
+
+def test_the_features_of_a_text_are_listed_once_at_their_peak(explorer):
+    matrix = explorer.texts([SENTENCE])
+    found, dense = explorer.in_text(matrix, k=1000), matrix.values.toarray()
+    assert sorted(found["feature"]) == np.flatnonzero(dense.max(0)).tolist()
+    assert found["activation"].tolist() == sorted(dense.max(0)[found["feature"]], reverse=True)
+    tokens = matrix.table["token"].astype(str).to_numpy()
+    assert all(tokens[dense[:, f].argmax()] == token for f, token in zip(found["feature"], found["token"], strict=True))
+
+
+@pytest.mark.parametrize("texts, said", [
+    ([""], "no text yet"), ([" \n "], "no text yet"), (["x" * (MAX_CHARACTERS + 1)], "characters; at most"),
+    (["я" * 700], "tokens; mini reads at most 255"),
+])  # fmt: skip
+def test_texts_out_of_bounds_are_refused_in_a_sentence(explorer, texts, said):
+    for ask in (explorer.texts, lambda t: explorer.compare(t[0], ["2-res"]), lambda t: steer(explorer, t[0], 5)):
+        with pytest.raises(ValueError, match=said):
+            ask(texts)
+
+
+def test_a_page_is_the_gallerys(explorer):
+    page = explorer.page(5, link_to=lambda feature: f"other{feature}.html")
+    assert page.startswith("<!doctype html>") and "<h1>Feature 5</h1>" in page and "Explanation" in page
+    assert 'href="other' in page
+    with pytest.raises(IndexError, match="choose from 0 to 3071"):
+        explorer.page(3072)
+
+
+def test_concepts_are_held_against_random_passages(explorer):
+    texts = "def f(x):\n    return x\nfor i in range(10):\n    print(i)"
+    found = search(explorer, "concept", texts)
+    assert found.table["composite_score"].is_monotonic_decreasing and "4 texts" in found.note
+    assert (found.table["background_share"] <= 0.25).all()
+    assert not explorer.reading().common[found.table["feature"]].any()
+    assert f"{found.table['composite_score'].iloc[0]:,.0f}" in found.note and "random passages" in found.note
+
+
+def test_questions_that_cannot_be_answered(explorer):
+    with pytest.raises(ValueError, match="choose from number, category, token, concept"):
+        search(explorer, "colour", "red")
+    for way in ("number", "category", "token", "concept"):
+        with pytest.raises(ValueError, match="nothing to search for"):
+            search(explorer, way, "  \n")
+    with pytest.raises(ValueError, match="no SAE"):
+        search(explorer, "number", "1", sae="../../etc/passwd")
+
+
+def test_steering_writes_three_continuations_on_one_noise(explorer):
+    reading = explorer.reading()
+    feature = int(explorer.at_token(explorer.texts(["a dog"]), 1)["feature"].iloc[0])
+    none, changed, control = steer(explorer, "The dog", feature, "add", 0.0, n_tokens=8)
+    assert none.tokens == changed.tokens == control.tokens, "at strength 0 nothing changes"
+    none, changed, control = steer(explorer, "The dog", feature, "add", 8.0, n_tokens=8)
+    assert none.text != changed.text and (none.label, control.label) == ("unchanged", "control: a random direction")
+    again = steer(explorer, "The dog", feature, "add", 8.0, n_tokens=8)
+    assert changed.tokens == again[1].tokens and control.tokens == again[2].tokens
+    read = explorer.texts(["The dog" + none.text])
+    assert read.table["token"].astype(str).tolist()[-8:] == none.tokens, "the text is cut into the same tokens again"
+    assert np.allclose(read.column(feature)[-8:], none.activations, atol=1e-3)
+    ids = explorer.batch(["The dog" + none.text]).tokens
+    log_p = reading.model(ids, return_type="logits").log_softmax(-1)[0, :-1]
+    expected = -log_p.gather(-1, ids[0, 1:, None])[-8:].mean()
+    assert none.nats == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_every_way_of_steering_has_a_control_of_its_kind(explorer, how):
+    found = steer(explorer, "Once upon a time", 831, how, strength=1.5, n_tokens=2, temperature=0)
+    assert [c.label for c in found][:2] == ["unchanged", "feature 831"]
+    kind = "feature" if how in ("clamp", "suppress") else "a random direction"
+    assert found[2].label.startswith(f"control: {kind}") and found[2].label != "control: feature 831"
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"how": "shout"}, "choose from add, clamp, suppress, project out"), ({"strength": 21}, "choose from -20 to 20"),
+    ({"strength": float("nan")}, "strength"), ({"n_tokens": 0}, "choose from 1 to 60"),
+    ({"n_tokens": 61}, "choose from 1 to 60"), ({"temperature": -1}, "choose from 0 to 2"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(explorer, settings, said):
+    with pytest.raises(ValueError, match=said):
+        steer(explorer, "Once", 831, **settings)
+
+
+def test_steering_needs_room_and_a_feature_that_fires(explorer):
+    with pytest.raises(ValueError, match="room for [0-9]+ tokens, not 60: shorten it"):
+        steer(explorer, "a " * 220, 831, n_tokens=60)
+    reading = explorer.reading()
+    silent = replace(reading.statistics, top_values=np.zeros_like(reading.statistics.top_values))
+    quiet = Explorer("mini")
+    quiet._readings["2-res"] = Reading(reading.spec, reading.model, reading.sae, reading.sample, reading.dictionary)
+    quiet._readings["2-res"].__dict__["statistics"] = silent
+    with pytest.raises(ValueError, match="Feature 831 never fires in the sample"):
+        steer(quiet, "Once", 831)
+
+
+def test_comparing_saes_gives_the_numbers_of_evaluate(explorer):
+    from prism.evaluation import evaluate
+
+    found = explorer.compare(SENTENCE, ["2-res", "2-res-x4", "2-res"])
+    assert found["sae"].tolist() == ["2-res", "2-res-x4"]
+    reading = explorer.reading()
+    wanted = evaluate(reading.model, reading.sae, explorer.batch([SENTENCE]))
+    row = found.iloc[0]
+    assert (row["l0"], row["explained_variance"]) == (wanted.l0, wanted.explained_variance)
+    assert row["nats_lost"] == pytest.approx(wanted.delta_ce) and row["nats_lost_by_mean"] > row["nats_lost"]
+    with pytest.raises(ValueError, match="at least one SAE"):
+        explorer.compare(SENTENCE, [])
+    with pytest.raises(ValueError, match="no SAE"):
+        explorer.compare(SENTENCE, ["9-res"])
