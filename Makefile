@@ -17,7 +17,7 @@ install = set -o pipefail; $(BIN)/python -m pip install -r $(1) | $(PROGRESS) \
 	|| { echo "The install from $(1) failed: pip's own message stands above. Mend that, then run make again." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run site test lab execute bench lint
+.PHONY: help run app gallery site test lab execute bench lint
 
 help:  ## this list
 	@echo "Prism: read a language model's features. Every target makes .venv first if it is missing."
@@ -42,6 +42,12 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 run: $(VENV)/.installed  ## run every notebook; writes pages to outputs/run/
 	@$(BIN)/python -m prism run
+
+app: $(VENV)/.installed  ## the web explorer, in your browser: features of your own sentences
+	@$(BIN)/python -m prism app
+
+gallery: $(VENV)/.installed  ## pages about fifty features in outputs/gallery/
+	@$(BIN)/python -m prism gallery
 
 site: $(VENV)/.installed  ## notebooks and documents as pages in outputs/site/; runs nothing
 	@$(BIN)/python -m prism site

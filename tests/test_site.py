@@ -101,14 +101,15 @@ def project(tmp_path: Path) -> Path:
     first = [new.new_markdown_cell("# One\n[c](../README.md#x) [next](phase_2_b.ipynb) $x^2$")]
     first.append(new.new_code_cell("raise SystemExit", outputs=outputs))
     nbformat.write(new.new_notebook(cells=first), tmp_path / "notebooks" / "phase_1_a.ipynb")
-    second = [new.new_markdown_cell("# Two\n[term](../docs/D.md#term)")]
+    does = "**What you'll do.** Find *x* & [y](../docs/D.md#term).\n\nabout 2 minutes on a laptop CPU"
+    second = [new.new_markdown_cell(f"# Two\n[term](../docs/D.md#term)\n\n{does}")]
     nbformat.write(new.new_notebook(cells=second), tmp_path / "notebooks" / "phase_2_b.ipynb")
     return tmp_path
 
 
 def test_pages_mirror_the_project(project: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(project)
-    assert cli.main(["site"]) == 0
+    assert cli.main(["site", "--features", "0"]) == 0
     out = project / "outputs" / "site"
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     documents = ["LICENSE", "README.html", "data/t/README.html", "docs/D.html", "docs/p.png", "index.html"]
@@ -122,7 +123,9 @@ def test_pages_mirror_the_project(project: Path, monkeypatch, capsys) -> None:
         assert f'href="{link}"' in page
     assert '<script src="../plotly.min.js">' in page and page.count("Plotly.newPlot(") == 1 and "<math" in page
     assert '<span title="Written when the notebook is run">feature <b>5</b></span> href="<b>x</b>" [a](b)' in page
-    assert "P &lt;b&gt;" in (out / "index.html").read_text()
+    index = (out / "index.html").read_text()
+    assert "P &lt;b&gt;" in index and "Feature pages" not in index
+    assert "<p>Find x &amp; y. (about 2 minutes on a laptop CPU)</p>" in index
     assert "[no link](nowhere.md) $5$ &lt;/script&gt;" in (out / "src" / "prism" / "a.html").read_text()
 
 
@@ -155,11 +158,21 @@ def test_the_check_rejects(tmp_path: Path, body: str) -> None:
 
 @pytest.mark.slow
 def test_the_site_of_this_repository(tmp_path: Path) -> None:
-    pages = site.build(ROOT / "notebooks", tmp_path)
+    pages = site.build(ROOT / "notebooks", tmp_path, n_features=2)
     names = {path.relative_to(tmp_path).as_posix() for path in pages}
     notebooks = {f"notebooks/{path.stem}.html" for path in (ROOT / "notebooks").glob("phase_*.ipynb")}
     documents = {"README.html", "docs/GLOSSARY.html", "docs/CLAIMS.html", "docs/TEACHING.html"}
     assert notebooks | documents | {"index.html", "data/model/README.html"} <= names
     assert _problems(tmp_path) == []
     linked = {(tmp_path / link).resolve() for link in _read(tmp_path / "index.html").links}
-    assert {tmp_path.resolve() / name for name in notebooks | documents} <= linked
+    assert {tmp_path.resolve() / name for name in notebooks | documents | {"gallery/index.html"}} <= linked
+    assert len(list((tmp_path / "gallery").glob("mini_2-res_*.html"))) == 2
+    index = (tmp_path / "index.html").read_text()
+    assert index.count("on a laptop CPU)</p>") == len(notebooks), "each says what its reader does and how long"
+    assert "*" not in re.sub(r"<style>.*?</style>", "", index, flags=re.S)
+
+
+def test_a_negative_number_of_features_is_refused(project: Path, capsys) -> None:
+    arguments = ["--notebooks", str(project / "notebooks"), "--out", str(project / "o"), "--features", "-1"]
+    assert cli.main(["site", *arguments]) == 2
+    assert "-1 pages about features; give 0 for none" in capsys.readouterr().err and not (project / "o").exists()

@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    site = commands.add_parser("site", help="write the committed notebooks and documents as pages; runs nothing")
+    site = commands.add_parser("site", help="write the committed notebooks, documents and feature pages as a site")
+    site.add_argument("--features", type=int, default=50, metavar="N", help="feature pages (default: %(default)s)")
     site.add_argument("--out", type=Path, default=Path("outputs/site"), help="folder to write (default: %(default)s)")
     site.set_defaults(command=_site)
 
@@ -283,8 +284,9 @@ def _gallery(options: argparse.Namespace) -> int:
 def _site(options: argparse.Namespace) -> int:
     from prism import site
 
-    pages = _valid(site.build, options.notebooks, options.out)
-    print(f"{len(pages)} pages. Open {(options.out / 'index.html').resolve()}")
+    pages = _valid(site.build, options.notebooks, options.out, options.features)
+    features = f" and {options.features} about features" if options.features else ""
+    print(f"{len(pages)} pages{features}. Open {(options.out / 'index.html').resolve()}")
     return 0
 
 

@@ -15,14 +15,15 @@ from nbformat import NotebookNode
 from prism.notebooks import find_notebooks, title_of, to_html, write_atomically
 
 PLOTLY_JS = "plotly.min.js"
+GALLERY = "gallery"  # folder of the pages about features
 UNAVAILABLE = "unavailable:"  # what a run writes is no part of the site
 _NAV = "padding: .5rem 1rem; font: 14px system-ui, sans-serif"
 
 _UNAVAILABLE_LINK = re.compile(rf'<a\b[^>]*href="{UNAVAILABLE}[^>]*>(.*?)</a>', re.DOTALL)
 
 
-def build(notebooks: Path, out: Path) -> list[Path]:
-    """Writes a page for each notebook, document and source file that they link, and `index.html`; executes nothing.
+def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
+    """Writes a page for each notebook, document and source file that they link, and `index.html`; runs no notebook.
 
     The pages stand in the same folders as their sources. Other linked files are copied beside them, so that the
     folder may be moved or published as it is. Links to what only a run writes become plain text.
@@ -30,15 +31,18 @@ def build(notebooks: Path, out: Path) -> list[Path]:
     Args:
         notebooks: folder of the executed notebooks; the documents are looked for in the folder above it.
         out: folder to write.
+        n_features: pages about as many features of `mini`, made by `gallery.write_gallery`.
 
     Returns:
-        The pages, the index first.
+        The pages, the index first; without those about features.
 
     Raises:
         ValueError: there is no notebook, or a link leads nowhere; names the file and the link.
     """
     from plotly.offline import get_plotlyjs
 
+    if n_features < 0:
+        raise ValueError(f"{n_features} pages about features; give 0 for none, or more, such as 50")
     root = notebooks.resolve().parent
     paths = [path.resolve() for path in find_notebooks(notebooks)]
     documents = _documents(root)
@@ -55,7 +59,12 @@ def build(notebooks: Path, out: Path) -> list[Path]:
         _copy(path, out / path.relative_to(root))
     for page, text in texts.items():
         write_atomically(out / page, text)
-    write_atomically(out / "index.html", _index(paths, documents, pages))
+    if n_features:
+        from prism.gallery import write_gallery
+        from prism.models import get_spec
+
+        write_gallery(get_spec("mini"), get_spec("mini").sae(), n_features, out / GALLERY)
+    write_atomically(out / "index.html", _index(paths, documents, pages, n_features))
     return [out / "index.html", *(out / page for page in texts)]
 
 
@@ -108,30 +117,49 @@ def _link(link: str, path: Path, root: Path, pages: dict[Path, Path], linked: se
 # --- index -----------------------------------------------------------------------------------------------------------
 
 
-def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path]) -> str:
+def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path], n_features: int) -> str:
     """The page that links all others."""
 
     def items(paths: list[Path]) -> str:
-        titles = [html.escape(title_of(_as_notebook(path), path.stem).replace("`", "")) for path in paths]
-        links = [pages[path].as_posix() for path in paths]
-        return "\n".join(f'<li><a href="{a}">{title}</a></li>' for a, title in zip(links, titles, strict=True))
+        return "\n".join(_item(_as_notebook(path), path.stem, pages[path].as_posix()) for path in paths)
 
+    gallery = f"""<h2>Feature pages</h2>
+<ul>
+<li><a href="{GALLERY}/index.html">{n_features} features of the embedded model</a>
+<p>What each of them fires on, what it writes, and an automatic explanation with its score on other text.</p></li>
+</ul>
+"""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Prism</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }}
+:root {{ color-scheme: light dark; --ink: #1d2329; --soft: #5a6169; --link: #0b5cad; --page: #fff; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8ebee; --soft: #a5adb6; --link: #7cc0f5; --page: #0d1014; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+ color: var(--ink); background: var(--page); }}
+ul {{ list-style: none; padding: 0; }} li {{ margin: 0 0 .8rem; }}
+li p {{ margin: .1rem 0 0; color: var(--soft); font-size: 14px; }} a {{ color: var(--link); }}
+a:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
 </style></head><body>
 <h1>Prism</h1>
 <p>A hands-on curriculum that splits a language model's activations into readable features. The notebooks are shown as
-they were run on the embedded model; to run them yourself, begin with the first document, the README.</p>
+they were run on the embedded model; to run them yourself, begin with the README, the first of the documents.</p>
 <h2>Notebooks</h2>
 <ul>
 {items(notebooks)}
 </ul>
-<h2>Documents</h2>
+{gallery if n_features else ""}<h2>Documents</h2>
 <ul>
 {items(documents)}
 </ul>
 </body></html>
 """
+
+
+def _item(notebook: NotebookNode, stem: str, address: str) -> str:
+    """A link with the page's title and, for a notebook that says so, what its reader does and how long it takes."""
+    first = notebook.cells[0].source if notebook.cells else ""
+    title = html.escape(title_of(notebook, stem).replace("`", ""))
+    does, takes = re.search(r"\*\*What you'll do\.\*\* (.+)", first), re.search(r"about [^·]+ on a laptop CPU", first)
+    words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) if does else ""
+    about = f"<p>{html.escape(words)} ({takes[0]})</p>" if does and takes else f"<p>{html.escape(words)}</p>"
+    return f'<li><a href="{address}">{title}</a>{about if does else ""}</li>'
