@@ -193,7 +193,9 @@ Sparse autoencoders of `mini` (BatchTopK with k = 32; saved as JumpReLU with one
 a token on average) in SAELens' on-disk format (float16): `SAE.load_from_disk("data/saes/2-res")` reads them
 unchanged. Trained by `python -m prism.build saes` with `prism.training` on activations from the training mixture
 and the embedded corpus, the first position of each sequence left out (*trained on* says how many); no weight
-processing. `2-res` is the default.
+processing. `2-res` is the default. All seven start from one seed, so SAEs of one shape (`1-res`, `2-res`, `3-res`,
+`2-mlp-out`) start from the same random weights: features of equal index in two of them are more alike than chance
+(phase 6c measures by how much, and bars those pairs).
 
 {markdown_table(frame)}
 
