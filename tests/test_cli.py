@@ -99,6 +99,7 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
     page = (out / "phase_1_a.html").read_text()
     assert '<script src="plotly.min.js"></script>' in page and page.count("Plotly.newPlot(") == 1
     assert "require.min.js" not in page and "cdnjs" not in page
+    assert 'aria-label="Bars. Chart: bars."' in page and 'role="img"' in page
     assert "<\\/script><b>" in page and 'src="data:image/png' not in page
     assert f"some-model {folder}" in page
     for link in ('"phase_2_b.html#x"', '"glossary.html#term"', '"../../data/x.txt"', '"https://x.org"'):
@@ -144,6 +145,7 @@ def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
     assert kept.cells[1].metadata == {"tags": ["parameters"]} and kept.cells[1].outputs[0].text == "1\n"
     assert kept.metadata.kernelspec.name == "python3" and "widgets" not in kept.metadata
     assert set(kept.cells[2].outputs[0].data) == {notebooks.PLOTLY, "image/png"}
+    assert kept.cells[2].outputs[0].metadata["image/png"]["alt"].startswith("Bars. ")
     assert kept.cells[3].outputs[0].data == {"text/plain": notebooks.WIDGET_NOTE}
     assert cli.main(["execute"]) == 0
     assert path.read_bytes() == first, "a second run changes nothing"
@@ -171,6 +173,19 @@ def test_execute_replaces_all_or_nothing(folder: Path, browser, capsys, source: 
     assert [path.read_bytes() for path in paths] == before
     shown = capsys.readouterr()
     assert says in shown.out + shown.err and "nothing was replaced" in shown.err
+
+
+def test_a_figure_is_put_into_words() -> None:
+    axis = {"title": {"text": "share <i>of</i> tokens"}}
+    layout = {"title": {"text": "What &amp; why.", "subtitle": {"text": "bars: 95 %"}}, "xaxis": axis, "xaxis2": axis,
+              "yaxis": {"title": {"text": "L0"}}, "yaxis2": {"title": {}}}  # fmt: skip
+    traces = [{"type": "bar", "name": "a"}, {"mode": "markers", "name": "b"}, {"name": "c", "showlegend": False},
+              {"type": "scatter", "mode": "lines+markers", "name": "a"}]  # fmt: skip
+    assert notebooks.alt_text({"data": traces, "layout": layout}) == (
+        "What & why. bars: 95 %. Chart: bars, points, lines. Horizontal axis: share of tokens. Vertical axis: L0. "
+        "Series: a, b."
+    )
+    assert notebooks.alt_text({"data": [{"type": "heatmap"}]}) == "untitled. Chart: heatmap."
 
 
 def test_execute_without_browser_says_so(folder: Path, monkeypatch, capsys) -> None:

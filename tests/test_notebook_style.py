@@ -132,6 +132,12 @@ def check_png(notebook, path):
     return [f"cell {n}: a figure without PNG" for n, data in figures if "image/png" not in data]
 
 
+def check_alt(notebook, path):
+    pictures = [(n, out) for n, out in _outputs(notebook) if "image/png" in out.get("data", {})]
+    alts = [(n, out.metadata.get("image/png", {}).get("alt", "")) for n, out in pictures]
+    return [f"cell {n}: a picture without alt text" for n, alt in alts if len(alt) < 20]
+
+
 def check_size(notebook, path):
     size = len(nbformat.writes(notebook).encode())
     return [] if size < MAX_BYTES else [f"{size} bytes"]
@@ -194,7 +200,8 @@ def test_no_function_is_defined_twice() -> None:
 def _good_notebook():
     """A small notebook that keeps every rule; it lives in a folder beside `phase_2_b.ipynb` and `terms.md`."""
     new = nbformat.v4
-    figure = new.new_output("display_data", {PLOTLY: {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="})
+    figure = new.new_output("display_data", {PLOTLY: {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="},
+                            metadata={"image/png": {"alt": "What a thing is. Chart: bars."}})  # fmt: skip
     cells = [
         new.new_markdown_cell("# See a thing\nPhase 1 · [next](phase_2_b.ipynb) · a minute"),
         new.new_markdown_cell("## What you'll do\nSee.\n\n**What you'll learn**: [a term](terms.md#term)."),
@@ -244,6 +251,7 @@ BAD = [
     ("mime_types", "script", _output(**{"application/javascript": "1"})),
     ("mime_types", "svg", _output(**{"image/svg+xml": "<svg/>"})),
     ("png", "figure alone", _output(**{PLOTLY: {"data": []}})),
+    ("alt", "no words", _output(**{PLOTLY: {"data": []}, "image/png": "iVBORw0KGgo="})),
     ("size", "too large", _output(**{"text/plain": "x" * MAX_BYTES})),
     ("paths", "home", _set(4, source="open('/home/me/x')")),
     ("paths", "Windows", _set(4, source=r"open('C:\x')")),

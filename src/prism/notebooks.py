@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import html
 import json
 import os
 import re
@@ -23,6 +24,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "Interactive control: run this cell in Jupyter to use it."
 MAX_BYTES = 1_000_000  # of a committed notebook; GitHub shows larger ones badly or not at all
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
+
+CHARTS = {"bar": "bars", "scatter": "points", "scattergl": "points", "heatmap": "heatmap", "histogram": "histogram"}
 
 # nbconvert's page without the two libraries that it would load from a network; wide tables scroll on a phone.
 _TEMPLATE = """{% extends 'index.html.j2' %}{%- block html_head_js_mathjax -%}{%- endblock -%}
@@ -206,13 +209,37 @@ def _page_data(data: dict, name: str, link: Callable[[str], str]) -> dict:
 
 
 def _figure_html(figure: dict, name: str) -> str:
-    """A `div` and the script that draws into it; `</` is escaped so that no text in a figure ends the script."""
+    """A `div` and the script that draws into it; `</` is escaped so that no text in a figure ends the script.
+
+    A screen reader is told what the figure is.
+    """
     config = {"responsive": True, **figure.get("config", {})}
     parts = (figure.get("data", []), figure.get("layout", {}), config)
     arguments = ", ".join(json.dumps(part).replace("</", "<\\/").replace("<!--", "<\\!--") for part in parts)
     height = figure.get("layout", {}).get("height") or 450
     script = f'<script>Plotly.newPlot("{name}", {arguments})</script>'
-    return f'<div id="{name}" style="min-height:{height}px"></div>\n{script}'
+    label = html.escape(alt_text(figure))
+    return f'<div id="{name}" role="img" aria-label="{label}" style="min-height:{height}px"></div>\n{script}'
+
+
+def alt_text(figure: dict) -> str:
+    """A figure in words: title, subtitle, kinds of traces, axes and series, from its Plotly JSON."""
+    layout, traces = figure.get("layout", {}), figure.get("data", [])
+    title = layout.get("title", {})
+    subtitle = title.get("subtitle", {}).get("text", "") if isinstance(title, dict) else ""
+    kinds = {}
+    for trace in traces:
+        lines = "lines" in trace.get("mode", "lines") and trace.get("type", "scatter") in ("scatter", "scattergl")
+        kinds["lines" if lines else CHARTS.get(trace.get("type", "scatter"), trace.get("type"))] = None
+    parts = [_figure_title(figure), subtitle, "Chart: " + ", ".join(kinds)]
+    for letter, name in (("x", "Horizontal axis"), ("y", "Vertical axis")):
+        axes = [value for key, value in layout.items() if re.fullmatch(rf"{letter}axis\d*", key)]
+        texts = dict.fromkeys(axis["title"]["text"] for axis in axes if (axis.get("title") or {}).get("text"))
+        parts += [f"{name}: {', '.join(texts)}"] if texts else []
+    names = dict.fromkeys(trace["name"] for trace in traces if trace.get("name") and trace.get("showlegend", True))
+    parts += [f"Series: {', '.join(names)}"] if len(names) > 1 else []
+    plain = (" ".join(html.unescape(re.sub(r"<[^>]+>", " ", part)).split()).rstrip(".") for part in parts)
+    return ". ".join(part for part in plain if part) + "."
 
 
 def relink(text: str, link: Callable[[str], str], kind: re.Pattern = _TAG_LINK) -> str:
@@ -243,7 +270,10 @@ def markdown_page(text: str, title: str, link: Callable[[str], str], plotly: str
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Takes out, in place, all that differs from run to run without meaning: timing, widget ids, local kernel names."""
+    """Takes out, in place, all that differs from run to run without meaning: timing, widget ids, local kernel names.
+
+    The picture beside each figure is given its text for those who do not see it.
+    """
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -256,6 +286,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
                 output.data = nbformat.from_dict({"text/plain": WIDGET_NOTE})
+            if PLOTLY in output.get("data", {}) and "image/png" in output.data:
+                output.metadata["image/png"] = {"alt": alt_text(output.data[PLOTLY])}
     return notebook
 
 
