@@ -196,7 +196,8 @@ def test_each_search_lists_features_to_pick(widget, way, query):
     assert len(widget.search.rows.list.options) == len(widget.search.rows.features) > 1
     assert widget.search.rows.list.index is None and shown(widget.view.page) == 12, "nothing is picked unasked"
     assert {"token": "precision", "category": "score", "concept": "composite score"}[way] in note
-    assert shown(widget.view.page) == pick(widget.search.rows, 1)
+    feature = pick(widget.search.rows, 1)
+    assert shown(widget.view.page) == feature
 
 
 def test_categories_come_by_their_titles(widget):
@@ -265,12 +266,22 @@ def test_two_features_are_pinned_side_by_side_and_unpinned(widget):
 
 
 def test_a_page_is_framed_so_that_nothing_in_it_runs(widget):
-    frame = re.match(r'<iframe [^>]*sandbox="([^"]*)"[^>]*srcdoc="([^"]*)"></iframe>$', widget.view.page.value)
-    assert frame and "allow-scripts" not in frame[1] and "allow-same-origin" not in frame[1]
-    assert unescape(frame[2]).startswith("<!doctype html>")
-    page = framed('<head></head><a href="https://x.org">x</a><a href="#s">y</a>', '"><b>')
-    assert "<b>" not in page and 'target="_blank" rel="noopener" href="https://x.org"' in unescape(page)
-    assert '<a href="#s">' in unescape(page) and '<base href="about:srcdoc">' in unescape(page)
+    frames = re.findall(r'<iframe [^>]*sandbox="([^"]*)"[^>]*srcdoc="([^"]*)"></iframe>', widget.view.page.value)
+    assert len(frames) == widget.view.page.value.count("<iframe ") == 2
+    for rights, page in frames:
+        assert "allow-scripts" not in rights and "allow-same-origin" not in rights
+        assert unescape(page).startswith("<!doctype html>") and "prefers-color-scheme" not in page
+    light, dark = (unescape(page) for _, page in frames)
+    assert "@media(max-width:0)" in light and 'content="light"' in light
+    assert "@media(min-width:0)" in dark and 'content="dark"' in dark
+
+
+def test_links_in_a_frame_stay_in_it_or_open_beside_the_notebook():
+    page = framed('<head></head><a href="https://x.org">x</a><a href="#s">prefers-color-scheme:dark</a>', '"><b>')
+    assert "<b>" not in page
+    page = unescape(page)
+    assert 'target="_blank" rel="noopener" href="https://x.org"' in page and '<base href="about:srcdoc">' in page
+    assert '<a href="#s">prefers-color-scheme:dark<' in page, "what a token says is left as it is"
 
 
 def walk(box):

@@ -29,8 +29,9 @@ STYLE = """<style>
 .prism-explorer .prism-tokens-of button:first-of-type{font-style:italic;margin-right:6px}
 .prism-explorer .prism-tokens-of button.mod-active{outline:2px solid #0072B2;outline-offset:-2px}
 .prism-explorer button:focus-visible,.prism-explorer select:focus-visible{outline:3px solid #0072B2}
-.prism-explorer iframe{width:100%;border:1px solid #8888;border-radius:3px;box-sizing:border-box;background:#fff}
-[data-jp-theme-light=false] .prism-explorer iframe{color-scheme:dark;background:#0d1014}
+.prism-explorer iframe{width:100%;border:1px solid #8888;border-radius:3px;box-sizing:border-box}
+.prism-explorer .prism-dark,:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-light{display:none}
+:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-dark{display:inline}
 </style>"""
 Look = tuple[str, int]  # an SAE's name and a feature of it
 
@@ -227,12 +228,21 @@ class Pin(widgets.VBox):
         self.layout.display = "none"
 
 
-def framed(page: str, title: str, height: int = HEIGHT) -> str:
-    """A whole document inside another: nothing in it runs, its links to other sites open beside the notebook."""
-    page = page.replace("<head>", '<head><base href="about:srcdoc">', 1)  # else '#section' is one of the notebook's
-    page = page.replace('<a href="http', '<a target="_blank" rel="noopener" href="http')
-    return (f'<iframe title="{escape(title)}" sandbox="allow-popups allow-popups-to-escape-sandbox" '
-            f'style="height:{height}px" srcdoc="{escape(page)}"></iframe>')  # fmt: skip
+def framed(page: str, title: str) -> str:
+    """A whole document inside another: nothing in it runs, its links to other sites open beside the notebook.
+
+    Twice, light and dark, of which `STYLE` shows the one of the notebook's theme: a frame knows only the system's.
+    """
+    head, body = page.split("</head>", 1)
+    head = head.replace("<head>", '<head><base href="about:srcdoc">')  # else '#section' is one of the notebook's
+    body = body.replace('<a href="http', '<a target="_blank" rel="noopener" href="http')
+    frames = ""
+    for theme, width in (("light", "max-width:0"), ("dark", "min-width:0")):  # never, and always
+        themed = head.replace("prefers-color-scheme:dark", width).replace('"light dark"', f'"{theme}"')
+        frames += (f'<iframe class="prism-{theme}" title="{escape(title)}" style="height:{HEIGHT}px" '
+                   'sandbox="allow-popups allow-popups-to-escape-sandbox" '
+                   f'srcdoc="{escape(f"{themed}</head>{body}")}"></iframe>')  # fmt: skip
+    return frames
 
 
 def _button(text: str, tooltip: str) -> widgets.Button:
