@@ -109,13 +109,13 @@ def test_another_sae_keeps_the_sentence_and_the_search(explorer, widget):
     before, token_names = widget.search.rows.features, widget.sentence.tokens.options
     told = []
     widget.status.observe(lambda change: told.append(unescape(change["new"])), "value")
-    widget.sae.value = "1-res"
-    assert "Loading 1-res …" in told[0] and "1-res is ready" in told[-1]
+    widget.sae.value = "2-res-x4"
+    assert "Loading 2-res-x4 …" in told[0] and "2-res-x4 is ready" in told[-1]
     assert widget.sentence.tokens.options == token_names and widget.sentence.text.value == TEXT
-    matrix = explorer.texts([TEXT], "1-res")
-    assert widget.sentence.rows.features == list(explorer.in_text(matrix, 12, "1-res")["feature"])
+    matrix = explorer.texts([TEXT], "2-res-x4")
+    assert widget.sentence.rows.features == list(explorer.in_text(matrix, 12, "2-res-x4")["feature"])
     assert widget.search.rows.features != before and len(widget.search.rows.features) == 12
-    assert widget.view.seen[-1] == ("1-res", shown(widget.view.page))
+    assert widget.view.seen[-1] == ("2-res-x4", shown(widget.view.page))
     widget.view.back.click()
     assert widget.sae.value == "2-res" and shown(widget.view.page) == 12, "the way back leads to the other SAE"
     assert widget.search.rows.features == before

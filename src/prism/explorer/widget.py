@@ -11,7 +11,7 @@ from prism import visualization as viz
 from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
 from prism.explorer.session import Explorer
 
-SENTENCE = "The court shall hear the claim of the tenant, lol 😂 print('hi')"
+SENTENCE = "The court shall hear the claim, lol 😂 print('hi')"
 NEAR = 5  # of each kind of related features
 HEIGHT = 640  # pixels of a page, which scrolls by itself
 STYLE = """<style>
@@ -192,6 +192,7 @@ class FeatureView(widgets.VBox):
     def _remembered(self, change: dict) -> None:
         if change["new"] is not None:
             self._go(change["new"])
+            quietly(self.history, self._remembered, index=self.at)  # where its SAE could not be loaded
 
     def _related(self, change: dict) -> None:
         if change["new"]:
