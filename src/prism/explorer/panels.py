@@ -19,11 +19,11 @@ ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
 COLUMNS = {  # of a search's table: heading, width in letters, format
-    "feature": ("feature", 7, "{:d}"), "activation": ("activ.", 8, "{:.1f}"), "of_maximum": ("of max", 8, "{:.0%}"),
+    "feature": ("feature", 7, "{:d}"), "activation": ("activ.", 7, "{:.1f}"), "of_maximum": ("of max", 7, "{:.0%}"),
     "inside": ("inside", 8, "{:d}"), "outside": ("outside", 9, "{:d}"), "precision": ("precis.", 9, "{:.0%}"),
     "recall": ("recall", 8, "{:.0%}"), "f1": ("f1", 6, "{:.2f}"), "share": ("share", 7, "{:.0%}"),
-    "composite_score": ("score", 8, "{:,.0f}"), "density": ("density", 9, "{:.2%}"),
-    "token": ("  token     ", 0, "  {:10.10}"), "fires_on": ("  fires on", 0, "  {:.20}"),
+    "composite_score": ("score", 8, "{:,.0f}"), "density": ("density", 8, "{:.2%}"),
+    "token": ("  token   ", 0, "  {:8.8}"), "fires_on": ("  fires on", 0, "  {:.24}"),
 }  # fmt: skip
 ASKED = {
     "number": "A feature's number, then Enter.",
@@ -126,7 +126,8 @@ class SentencePanel(widgets.VBox):
         self.button = widgets.Button(description="Read", button_style="primary", layout={"width": "80px"})
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
         self.shade = widgets.Dropdown(options=self._shades(), index=0, description="shaded by",
-                                      layout={"width": "290px"}, style={"description_width": "76px"})  # fmt: skip
+                                      layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
+                                      style={"description_width": "68px"})  # fmt: skip
         self.note, self.legend, self.colours, self.above = (widgets.HTML() for _ in range(4))
         self.rows = Rows(pick)
         self.tokens.add_class("prism-tokens-of")
@@ -171,7 +172,7 @@ class SentencePanel(widgets.VBox):
     def _token(self, change: dict) -> None:
         row = (change["new"] or 0) - 1
         if row < 0:
-            table = self.explorer.in_text(self.matrix, ROWS, self.sae)
+            table = self.explorer.in_text(self.matrix, ROWS, self.sae).drop(columns="of_maximum")
             said = "The strongest features of the text, each with the token on which it peaks:"
         else:
             table = self.explorer.at_token(self.matrix, row, ROWS, self.sae)

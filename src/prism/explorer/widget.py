@@ -18,7 +18,8 @@ STYLE = """<style>
 .prism-explorer :is(.prism-tokens-of button,.prism-rows button,.prism-heads){font:13px/26px ui-monospace,Menlo,Consolas,
  monospace;margin:0;background:none;color:inherit;white-space:pre;text-align:left;box-shadow:none;min-width:0}
 .prism-explorer :is(.prism-rows button,.prism-heads){font-size:12px;line-height:21px;height:21px;padding:0 2px;
- overflow:hidden;border-bottom:1px solid #8883}
+ overflow:hidden;text-overflow:ellipsis;border-bottom:1px solid #8883}
+.prism-explorer .widget-tab-contents{padding:8px!important}
 .prism-explorer :is(.prism-rows,.prism-rows>div){display:block;width:auto;height:auto;margin:0;overflow:visible}
 .prism-explorer .prism-rows button:hover{background:#8882}
 .prism-explorer .prism-rows button.mod-active{background:rgba(0,114,178,.25)}
@@ -75,8 +76,8 @@ class ExplorerWidget(widgets.VBox):
         self.view = FeatureView(explorer, self.look, self._pin)
         self.sae.observe(self._chosen, "index")
         tabs = widgets.Tab([self.sentence, self.search], titles=["Your sentence", "Search"])
-        tabs.layout = {"flex": "1 1 400px", "min_width": "0"}
-        self.view.layout.flex, self.view.layout.min_width = "1 1 440px", "0"
+        tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
+        self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "8px"}
         style = widgets.HTML(STYLE, layout={"display": "none"})
         super().__init__([style, self.sae, self.status, widgets.HBox([tabs, self.view], layout=wrap),
@@ -145,10 +146,10 @@ class FeatureView(widgets.VBox):
         self.seen: list[Look] = []
         self.near: list[int] = []
         self.back, self.forward = _button("◀", "the feature before"), _button("▶", "the feature after")
-        narrow = {"width": "auto", "min_width": "0", "flex": "1 1 105px"}
+        narrow = {"width": "auto", "min_width": "0", "flex": "1 1 70px"}
         self.history = widgets.Dropdown(tooltip="features looked at", layout=narrow)
         self.related = widgets.Dropdown(tooltip="related features", layout=narrow)
-        self.pinners = {slot: _button(f"Pin as {slot}", "keep it below, beside another") for slot in "AB"}
+        self.pinners = {slot: _button(f"Pin {slot}", f"keep it below as {slot}, beside another") for slot in "AB"}
         self.page, self.note = widgets.HTML(), widgets.HTML()
         self.back.on_click(lambda _: self._go(self.at - 1))
         self.forward.on_click(lambda _: self._go(self.at + 1))
@@ -171,7 +172,7 @@ class FeatureView(widgets.VBox):
         if (sae, feature) not in self.seen:
             self.seen.append((sae, feature))
         self.at = self.seen.index((sae, feature))
-        names = [f"{name} · {other} · {self.explorer.reading(name).fires_on(other)}" for name, other in self.seen]
+        names = [f"{other} · {self.explorer.reading(name).fires_on(other)} · {name}" for name, other in self.seen]
         quietly(self.history, self._remembered, options=list(zip(names, self.seen, strict=True)), index=self.at)
         self.back.disabled, self.forward.disabled = self.at == 0, self.at == len(self.seen) - 1
         self._fill_related(sae, feature)
@@ -183,7 +184,7 @@ class FeatureView(widgets.VBox):
         self.near = [int(other) for other in [*together["feature"], *alike["feature"]]]
         names = [f"fires with {row.feature} ({row.jaccard:.2f})" for row in together.itertuples()]
         names += [f"points like {row.feature} ({row.cosine:.2f})" for row in alike.itertuples()]
-        quietly(self.related, self._related, options=["related features …", *names], index=0)
+        quietly(self.related, self._related, options=["related …", *names], index=0)
 
     def _go(self, place: int) -> None:
         if 0 <= place < len(self.seen):
@@ -215,7 +216,7 @@ class Pin(widgets.VBox):
         self.show.on_click(lambda _: self.pinned and look(*self.pinned))
         self.unpin.on_click(lambda _: self.clear())
         bar = widgets.HBox([self.title, self.show, self.unpin], layout={"flex_flow": "row wrap"})
-        super().__init__([bar, self.page], layout={"flex": "1 1 400px", "min_width": "0", "display": "none"})
+        super().__init__([bar, self.page], layout={"flex": "1 1 340px", "min_width": "0", "display": "none"})
 
     def put(self, sae: str, feature: int, page: str) -> None:
         """Keep a page."""
