@@ -1,0 +1,285 @@
+"""The parts of the notebook's explorer: rows to pick from, a sentence token by token, a search, feature pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape, unescape
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from prism import visualization as viz
+from prism.explorer.search import WAYS, categories, search
+from prism.explorer.session import Explorer
+from prism.features import FeatureMatrix
+
+ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
+ROWS = 12  # features that a list offers
+WHOLE = "whole text"
+COLUMNS = {  # of a search's table: heading, width in letters, format
+    "feature": ("feature", 7, "{:d}"), "activation": ("activ.", 7, "{:.1f}"), "of_maximum": ("of max", 7, "{:.0%}"),
+    "inside": ("inside", 8, "{:d}"), "outside": ("outside", 9, "{:d}"), "precision": ("precis.", 9, "{:.0%}"),
+    "recall": ("recall", 8, "{:.0%}"), "f1": ("f1", 6, "{:.2f}"), "share": ("share", 7, "{:.0%}"),
+    "composite_score": ("score", 8, "{:,.0f}"), "density": ("density", 8, "{:.2%}"),
+    "token": ("  token   ", 0, "  {:8.8}"), "fires_on": ("  fires on", 0, "  {:.24}"),
+}  # fmt: skip
+ASKED = {
+    "number": "A feature's number, then Enter.",
+    "category": "The features that fire on most of a category's labelled texts and on fewest of the others.",
+    "token": "A token, then Enter: the features that fire on it and on little else.",
+    "concept": "Some texts that share something, one a line: the features that cover them.",
+}
+
+
+def words(text: str, bad: bool = False) -> str:
+    """A line of plain text as HTML; one that tells of a mistake is marked."""
+    kind = "prism-bad" if bad else "prism-say"
+    return f'<div class="{kind}" role="status">{escape(text[:1].upper() + text[1:])}</div>' if text else ""
+
+
+def attempt(note: widgets.HTML, action: Callable[..., None], *values: object) -> bool:
+    """Do something; where it cannot be done, the note says why.
+
+    Returns:
+        Whether it was done.
+    """
+    try:
+        action(*values)
+    except ERRORS as error:
+        note.value = words(str(error), bad=True)
+        return False
+    return True
+
+
+def quietly(widget: widgets.Widget, handler: Callable[[dict], None], **traits: object) -> None:
+    """Set a widget without the handler of its index hearing of it."""
+    widget.unobserve(handler, "index")
+    for name, value in traits.items():
+        setattr(widget, name, value)
+    widget.observe(handler, "index")
+
+
+class Rows(widgets.VBox):
+    """Features to pick from, one a row: buttons, since JupyterLab keeps the arrow keys that a list would need.
+
+    Args:
+        pick: hears of the feature that is picked.
+    """
+
+    def __init__(self, pick: Callable[[int], None]) -> None:
+        self.pick, self.features = pick, []
+        self.heading = widgets.HTML()
+        self.list = widgets.ToggleButtons(options=[], style={"button_width": "100%"})
+        self.list.add_class("prism-rows")
+        self.list.observe(self._picked, "index")
+        super().__init__([self.heading, self.list])
+        self.fill(pd.DataFrame({"feature": []}))
+
+    def fill(self, table: pd.DataFrame) -> None:
+        """Offer the features of a table."""
+        self.features = [int(feature) for feature in table["feature"]]
+        shown = [name for name in COLUMNS if name in table]
+        heads = "".join(COLUMNS[name][0].rjust(COLUMNS[name][1]) for name in shown)
+        lines = ["".join(_cell(name, row[name]) for name in shown) for row in table.to_dict("records")]
+        self.heading.value = f'<pre class="prism-heads">{escape(heads)}</pre>'
+        quietly(self.list, self._picked, options=list(zip(lines, self.features, strict=True)), index=None)
+        self.layout.display = None if lines else "none"
+
+    def mark(self, feature: int | None) -> None:
+        """Show which feature is looked at, if it is among these."""
+        index = self.features.index(feature) if feature in self.features else None
+        quietly(self.list, self._picked, index=index)
+
+    def _picked(self, change: dict) -> None:
+        if change["new"] is not None:
+            self.pick(self.features[change["new"]])
+
+
+def _cell(name: str, value: object) -> str:
+    _, width, form = COLUMNS[name]
+    if isinstance(value, float) and np.isnan(value):
+        return "–".rjust(width)
+    return form.format(plain(value) if name == "token" else value).rjust(width)
+
+
+def plain(token: object) -> str:
+    """A token with its white space made visible, for a place that takes no HTML."""
+    return unescape(viz.visible(str(token)))
+
+
+class SentencePanel(widgets.VBox):
+    """A text of the reader's own: its tokens, shaded; the features of each; where the chosen feature fires.
+
+    Args:
+        explorer: reads the text.
+        pick: hears of the feature that is picked.
+        text: to begin with.
+    """
+
+    def __init__(self, explorer: Explorer, pick: Callable[[int], None], text: str) -> None:
+        self.explorer, self.sae, self.feature = explorer, explorer.default, None
+        self.matrix: FeatureMatrix | None = None
+        self.text = widgets.Textarea(text, rows=3, layout={"width": "auto"}, placeholder="type a sentence",
+                                     continuous_update=False, tooltip="your sentence")  # fmt: skip
+        self.button = widgets.Button(description="Read", button_style="primary", layout={"width": "80px"})
+        self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
+        self.shade = widgets.Dropdown(options=self._shades(), index=0, description="shaded by",
+                                      layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
+                                      style={"description_width": "68px"})  # fmt: skip
+        self.note, self.legend, self.colours, self.above = (widgets.HTML() for _ in range(4))
+        self.rows = Rows(pick)
+        self.tokens.add_class("prism-tokens-of")
+        self.tokens.add_class(f"prism-{self.tokens.model_id}")  # colours are one panel's own
+        self.colours.layout.display = "none"
+        self.button.on_click(lambda _: self.read())
+        self.tokens.observe(self._token, "index")
+        self.shade.observe(self._shaded, "index")
+        bar = widgets.HBox([self.button, self.shade], layout={"flex_flow": "row wrap"})
+        super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.above, self.rows])
+
+    def read(self, sae: str | None = None) -> None:
+        """Send the text through an SAE, by default the one before."""
+        self.sae, self.matrix, self.note.value = sae or self.sae, None, ""
+        attempt(self.note, self._read)
+        for part in (self.tokens, self.legend, self.above, self.rows):
+            part.layout.visibility = "visible" if self.matrix is not None else "hidden"
+
+    def _read(self) -> None:
+        self.matrix = matrix = self.explorer.texts([self.text.value], self.sae)
+        counts, peaks = self._values("count"), self._values("strongest")
+        told = [f"position {place} · {n} features fire, the strongest at {peak:.1f}"
+                for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)]  # fmt: skip
+        names = [WHOLE, *(plain(token) for token in matrix.table["token"])]
+        quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
+        quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
+        self._token({"new": 0})
+        self._shaded()
+
+    def follow(self, feature: int | None) -> None:
+        """Shade the text by a feature."""
+        self.feature = feature
+        index = 2 if feature is not None else 0
+        quietly(self.shade, self._shaded, options=self._shades(), index=index)
+        self.rows.mark(feature)
+        self._shaded()
+
+    def _shades(self) -> list[tuple[str, str]]:
+        chosen = [] if self.feature is None else [(f"feature {self.feature}", "feature")]
+        return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
+
+    def _token(self, change: dict) -> None:
+        row = (change["new"] or 0) - 1
+        if row < 0:
+            table = self.explorer.in_text(self.matrix, ROWS, self.sae).drop(columns="of_maximum")
+            said = "The strongest features of the text, each with the token on which it peaks:"
+        else:
+            table = self.explorer.at_token(self.matrix, row, ROWS, self.sae)
+            n, token = self.matrix.values[row].nnz, plain(self.matrix.table["token"].iloc[row])
+            said = f"On {token} {n} features fire" + (f", the {len(table)} strongest:" if n > len(table) else ":")
+        self.above.value = words(said if len(table) else "No feature fires here.")
+        self.rows.fill(table)
+        self.rows.mark(self.feature)
+
+    def _values(self, by: str) -> Float[np.ndarray, " tokens"]:
+        if by == "feature":
+            return self.matrix.column(self.feature)
+        return np.diff(self.matrix.values.indptr) if by == "count" else self.matrix.values.max(axis=1).toarray().ravel()
+
+    def _shaded(self, _: dict | None = None) -> None:
+        if self.matrix is None:
+            return
+        by = self.shade.value
+        values = self._values(by)
+        full = values.max()
+        if by == "feature":
+            full = max(self.explorer.reading(self.sae).statistics.maxima[self.feature], 1e-9)
+        scope = f".prism-{self.tokens.model_id} button:nth-of-type"
+        shares = np.clip(values / max(full, 1e-9), 0, 1)
+        rules = [_rule(f"{scope}({place})", share) for place, share in enumerate(shares, start=2) if share > 0]
+        self.colours.value = f"<style>{''.join(rules)}</style>"
+        self.legend.value = words(self._legend(by, values, full))
+
+    def _legend(self, by: str, values: np.ndarray, full: float) -> str:
+        if by != "feature":
+            what = "the number of features that fire" if by == "count" else "the strongest activation"
+            return f"Shaded by {what}: {values.min():.0f} to {values.max():.0f}."
+        if not (n := int((values > 0).sum())):
+            return f"Feature {self.feature} fires on none of the {len(values)} tokens."
+        best = int(values.argmax())
+        return (f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
+                f"{plain(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+                f"{values[best] / full:.0%} of its maximum in the sample.")  # fmt: skip
+
+
+def _rule(selector: str, share: float) -> str:
+    """The colour of a token; what fires at all can be seen.
+
+    Past 0.6, black letters have more contrast than white ones on a dark page: 4.5 there, and more on either side.
+    """
+    alpha = 0.12 + 0.88 * float(share)
+    ink = ";color:#000" if alpha > 0.6 else ""
+    return f"{selector}{{background:rgba(230,159,0,{alpha:.2f})!important{ink}}}"
+
+
+class SearchPanel(widgets.VBox):
+    """Find a feature by one of `search.WAYS`.
+
+    Args:
+        explorer: searches.
+        pick: hears of the feature that is picked, or found by its number.
+    """
+
+    def __init__(self, explorer: Explorer, pick: Callable[[int], None]) -> None:
+        self.explorer, self.sae, self.pick, self.found = explorer, explorer.default, pick, False
+        wide = {"width": "auto"}
+        self.queries = {
+            "number": widgets.Text(placeholder="12", layout=wide, continuous_update=False),
+            "category": widgets.Dropdown(layout=wide),
+            "token": widgets.Text(placeholder="the", layout=wide, continuous_update=False),
+            "concept": widgets.Textarea(placeholder="one text a line", rows=4, layout=wide, continuous_update=False),
+        }
+        self.way = widgets.ToggleButtons(options=WAYS, style={"button_width": "76px"})
+        self.button = widgets.Button(description="Search", button_style="primary", layout={"width": "80px"})
+        self.asked, self.note, self.rows = widgets.VBox(), widgets.HTML(), Rows(pick)
+        self.way.observe(self._turned, "index")
+        self.button.on_click(lambda _: self.search())
+        for query in self.queries.values():
+            query.observe(self._typed, "value")
+        super().__init__([self.way, self.asked, self.button, self.note, self.rows])
+        self._turned()
+
+    def use(self, sae: str) -> None:
+        """Search another SAE; what was found in the one before is searched for again."""
+        self.sae, again = sae, self.found and self.way.value != "number"
+        if not (choice := self.queries["category"]).options:  # every SAE reads the same texts: the same categories
+            choice.options = list(categories(self.explorer.reading(sae)))
+            choice.index = 0
+        if again:
+            self.search()
+
+    def search(self) -> None:
+        """Fill the list with what is found; a number goes to its page at once."""
+        self.found = attempt(self.note, self._search)
+        if not self.found:
+            self.rows.fill(pd.DataFrame({"feature": []}))
+
+    def _search(self) -> None:
+        found = search(self.explorer, self.way.value, self.queries[self.way.value].value or "", self.sae, ROWS)
+        self.rows.fill(found.table)
+        self.note.value = words(found.note)
+        if self.way.value == "number":
+            self.pick(self.rows.features[0])
+
+    def _typed(self, change: dict) -> None:
+        if change["new"] and change["owner"] is self.queries[self.way.value]:
+            self.search()
+
+    def _turned(self, _: dict | None = None) -> None:
+        self.found = False
+        self.asked.children = (self.queries[self.way.value],)
+        self.note.value = words(ASKED[self.way.value])
+        self.rows.fill(pd.DataFrame({"feature": []}))
+        if self.way.value == "category" and self.queries["category"].value:
+            self.search()

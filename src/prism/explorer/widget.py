@@ -1,0 +1,251 @@
+"""The explorer in a notebook: `explore()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+import ipywidgets as widgets
+
+from prism import visualization as viz
+from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
+from prism.explorer.session import Explorer
+
+SENTENCE = "The court shall hear the claim, lol 😂 print('hi')"
+NEAR = 5  # of each kind of related features
+HEIGHT = 640  # pixels of a page, which scrolls by itself
+STYLE = """<style>
+.prism-explorer :is(.prism-tokens-of button,.prism-rows button,.prism-heads){font:13px/26px ui-monospace,Menlo,Consolas,
+ monospace;margin:0;background:none;color:inherit;white-space:pre;text-align:left;box-shadow:none;min-width:0}
+.prism-explorer :is(.prism-rows button,.prism-heads){font-size:12px;line-height:21px;height:21px;padding:0 2px;
+ overflow:hidden;text-overflow:ellipsis;border-bottom:1px solid #8883}
+.prism-explorer .widget-tab-contents{padding:8px!important}
+.prism-explorer :is(.prism-rows,.prism-rows>div){display:block;width:auto;height:auto;margin:0;overflow:visible}
+.prism-explorer .prism-rows button:hover{background:#8882}
+.prism-explorer .prism-rows button.mod-active{background:rgba(0,114,178,.25)}
+.prism-explorer .prism-say{line-height:1.45;overflow-wrap:anywhere}
+.prism-explorer .prism-bad{line-height:1.45;overflow-wrap:anywhere;border-left:4px solid #D55E00;padding-left:8px}
+.prism-explorer .prism-tokens-of,.prism-explorer .prism-tokens-of>div{height:auto;max-height:240px;overflow:auto}
+.prism-explorer .prism-tokens-of button{padding:0 3px;margin:1px;height:26px;background:#8882}
+.prism-explorer .prism-tokens-of button:first-of-type{font-style:italic;margin-right:6px}
+.prism-explorer .prism-tokens-of button.mod-active{outline:2px solid #0072B2;outline-offset:-2px}
+.prism-explorer button:focus-visible,.prism-explorer select:focus-visible{outline:3px solid #0072B2}
+.prism-explorer iframe{width:100%;border:1px solid #8888;border-radius:3px;box-sizing:border-box}
+.prism-explorer .prism-dark,:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-light{display:none}
+:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-dark{display:inline}
+</style>"""
+Look = tuple[str, int]  # an SAE's name and a feature of it
+
+
+def explore(explorer: Explorer | None = None, sentence: str = SENTENCE) -> widgets.Widget:
+    """The explorer as a widget: a sentence token by token, searches, feature pages, two of them side by side.
+
+    Args:
+        explorer: model and SAEs; by default `Explorer()`.
+        sentence: to begin with.
+
+    Returns:
+        A widget that needs a running kernel. Every mistake is a sentence in it.
+
+    Raises:
+        ValueError: the model or SAE that the environment names is unknown.
+    """
+    return ExplorerWidget(explorer or Explorer(), sentence)
+
+
+class ExplorerWidget(widgets.VBox):
+    """What `explore` shows; the parts are attributes, to be driven from code as well.
+
+    Attributes:
+        sae: the choice of SAE.
+        status: what became of it.
+        sentence, search: the panels to find a feature in.
+        view: the chosen feature's page, and the way back to those before.
+        pins: 'A' and 'B', to look at beside each other.
+    """
+
+    def __init__(self, explorer: Explorer, sentence: str) -> None:
+        self.explorer, self.current = explorer, explorer.default
+        titles = [(f"{name}: {explorer.spec.saes[name].title}", name) for name in explorer.names]
+        self.sae = widgets.Dropdown(options=titles, description="SAE", layout={"width": "auto", "max_width": "560px"},
+                                    style={"description_width": "36px"})  # fmt: skip
+        self.status = widgets.HTML()
+        self.sentence = SentencePanel(explorer, self._picked, sentence)
+        self.search = SearchPanel(explorer, self._picked)
+        self.pins = {slot: Pin(slot, self.look) for slot in "AB"}
+        self.view = FeatureView(explorer, self.look, self._pin)
+        self.sae.observe(self._chosen, "index")
+        tabs = widgets.Tab([self.sentence, self.search], titles=["Your sentence", "Search"])
+        tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
+        self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
+        wrap = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "8px"}
+        style = widgets.HTML(STYLE, layout={"display": "none"})
+        super().__init__([style, self.sae, self.status, widgets.HBox([tabs, self.view], layout=wrap),
+                          widgets.HBox(list(self.pins.values()), layout=wrap)])  # fmt: skip
+        self.add_class("prism-explorer")
+        if self._load(self.current):
+            self._begin()
+
+    def look(self, sae: str, feature: int) -> None:
+        """Show a feature's page; where it is one of another SAE, that SAE is chosen."""
+        if sae != self.current:
+            if not self._load(sae):
+                return
+            quietly(self.sae, self._chosen, value=sae)
+        if attempt(self.view.note, self.view.show, sae, feature):
+            self.sentence.follow(feature)
+            self.search.rows.mark(feature)
+
+    def _picked(self, feature: int) -> None:
+        self.look(self.current, feature)
+
+    def _load(self, name: str) -> bool:
+        """Send sentence and search through an SAE; the status says what became of it."""
+        self.status.value = words(f"loading {name} …")
+        return attempt(self.status, self._loaded, name)
+
+    def _loaded(self, name: str) -> None:
+        reading = self.explorer.reading(name)
+        self.current = name
+        self.sentence.follow(None)
+        self.sentence.read(name)
+        self.search.use(name)
+        self.status.value = words(f"{self.explorer.spec.title}: {name} is ready; maxima, densities and examples come "
+                                  f"from a sample of {reading.matrix.n_tokens:,} tokens.")  # fmt: skip
+
+    def _chosen(self, change: dict) -> None:
+        if self._load(self.sae.value):
+            self._begin()
+        else:
+            quietly(self.sae, self._chosen, value=self.current)
+
+    def _begin(self) -> None:
+        """Show the feature that is nearest to its maximum on the sentence, of those that no quarter of texts share."""
+        rows, reading = self.sentence.rows.features, self.explorer.reading(self.current)
+        if self.sentence.matrix is None or not rows:
+            return
+        table = self.explorer.in_text(self.sentence.matrix, len(rows), self.current)
+        rare = table[~reading.common[table["feature"]]]
+        self._picked(int((rare if len(rare) else table).sort_values("of_maximum", ascending=False)["feature"].iloc[0]))
+
+    def _pin(self, slot: str) -> None:
+        self.pins[slot].put(*self.view.seen[self.view.at], self.view.page.value)
+
+
+class FeatureView(widgets.VBox):
+    """One feature's page, the features looked at before, and those related to it.
+
+    Args:
+        explorer: writes the pages.
+        look: hears of an SAE and a feature to go to.
+        pin: hears of the slot, 'A' or 'B', that the page is to be kept in.
+    """
+
+    def __init__(self, explorer: Explorer, look: Callable[[str, int], None], pin: Callable[[str], None]) -> None:
+        self.explorer, self.look, self.at = explorer, look, -1
+        self.seen: list[Look] = []
+        self.near: list[int] = []
+        self.back, self.forward = _button("◀", "the feature before"), _button("▶", "the feature after")
+        narrow = {"width": "auto", "min_width": "0", "flex": "1 1 70px"}
+        self.history = widgets.Dropdown(tooltip="features looked at", layout=narrow)
+        self.related = widgets.Dropdown(tooltip="related features", layout=narrow)
+        self.pinners = {slot: _button(f"Pin {slot}", f"keep it below as {slot}, beside another") for slot in "AB"}
+        self.page, self.note = widgets.HTML(), widgets.HTML()
+        self.back.on_click(lambda _: self._go(self.at - 1))
+        self.forward.on_click(lambda _: self._go(self.at + 1))
+        self.history.observe(self._remembered, "index")
+        self.related.observe(self._related, "index")
+        for slot, button in self.pinners.items():
+            button.on_click(lambda _, slot=slot: self.seen and pin(slot))
+        bar = widgets.HBox([self.back, self.forward, self.history, self.related, *self.pinners.values()],
+                           layout={"flex_flow": "row wrap"})  # fmt: skip
+        super().__init__([bar, self.note, self.page])
+
+    def show(self, sae: str, feature: int) -> None:
+        """Show a page and remember it.
+
+        Raises:
+            IndexError: no such feature.
+        """
+        self.page.value = framed(self.explorer.page(feature, sae), f"Feature {feature} of {sae}")
+        self.note.value = ""
+        if (sae, feature) not in self.seen:
+            self.seen.append((sae, feature))
+        self.at = self.seen.index((sae, feature))
+        names = [f"{other} · {self.explorer.reading(name).fires_on(other)} · {name}" for name, other in self.seen]
+        quietly(self.history, self._remembered, options=list(zip(names, self.seen, strict=True)), index=self.at)
+        self.back.disabled, self.forward.disabled = self.at == 0, self.at == len(self.seen) - 1
+        self._fill_related(sae, feature)
+
+    def _fill_related(self, sae: str, feature: int) -> None:
+        reading = self.explorer.reading(sae)
+        together = viz.co_active(reading.matrix, feature, NEAR)
+        alike = viz.decoder_neighbours(reading.dictionary.decoder, feature, NEAR)
+        self.near = [int(other) for other in [*together["feature"], *alike["feature"]]]
+        names = [f"fires with {row.feature} ({row.jaccard:.2f})" for row in together.itertuples()]
+        names += [f"points like {row.feature} ({row.cosine:.2f})" for row in alike.itertuples()]
+        quietly(self.related, self._related, options=["related …", *names], index=0)
+
+    def _go(self, place: int) -> None:
+        if 0 <= place < len(self.seen):
+            self.look(*self.seen[place])
+
+    def _remembered(self, change: dict) -> None:
+        if change["new"] is not None:
+            self._go(change["new"])
+            quietly(self.history, self._remembered, index=self.at)  # where its SAE could not be loaded
+
+    def _related(self, change: dict) -> None:
+        if change["new"]:
+            self.look(self.seen[self.at][0], self.near[change["new"] - 1])
+
+
+class Pin(widgets.VBox):
+    """A place for a page that stays while others are looked at.
+
+    Args:
+        slot: its letter.
+        look: hears of the SAE and the feature to go back to.
+    """
+
+    def __init__(self, slot: str, look: Callable[[str, int], None]) -> None:
+        self.slot, self.look = slot, look
+        self.pinned: Look | None = None
+        self.title, self.page = widgets.HTML(), widgets.HTML()
+        self.show, self.unpin = _button("Go to it", "show it above"), _button("Unpin", "give the place up")
+        self.show.on_click(lambda _: self.pinned and look(*self.pinned))
+        self.unpin.on_click(lambda _: self.clear())
+        bar = widgets.HBox([self.title, self.show, self.unpin], layout={"flex_flow": "row wrap"})
+        super().__init__([bar, self.page], layout={"flex": "1 1 340px", "min_width": "0", "display": "none"})
+
+    def put(self, sae: str, feature: int, page: str) -> None:
+        """Keep a page."""
+        self.pinned, self.page.value = (sae, feature), page
+        self.title.value = f"<b>{self.slot}: feature {feature} of {escape(sae)}</b>"
+        self.layout.display = None
+
+    def clear(self) -> None:
+        """Give the place up."""
+        self.pinned, self.page.value, self.title.value = None, "", ""
+        self.layout.display = "none"
+
+
+def framed(page: str, title: str) -> str:
+    """A whole document inside another: nothing in it runs, its links to other sites open beside the notebook.
+
+    Twice, light and dark, of which `STYLE` shows the one of the notebook's theme: a frame knows only the system's.
+    """
+    head, body = page.split("</head>", 1)
+    head = head.replace("<head>", '<head><base href="about:srcdoc">')  # else '#section' is one of the notebook's
+    body = body.replace('<a href="http', '<a target="_blank" rel="noopener" href="http')
+    frames = ""
+    for theme, width in (("light", "max-width:0"), ("dark", "min-width:0")):  # never, and always
+        themed = head.replace("prefers-color-scheme:dark", width).replace('"light dark"', f'"{theme}"')
+        frames += (f'<iframe class="prism-{theme}" title="{escape(title)}" style="height:{HEIGHT}px" '
+                   'sandbox="allow-popups allow-popups-to-escape-sandbox" '
+                   f'srcdoc="{escape(f"{themed}</head>{body}")}"></iframe>')  # fmt: skip
+    return frames
+
+
+def _button(text: str, tooltip: str) -> widgets.Button:
+    return widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
