@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
 import gradio as gr
@@ -36,14 +36,18 @@ def safely(function: Callable, outputs: int = 1) -> Callable:
     def answer(*inputs):
         try:
             return function(*inputs)
-        except (ValueError, IndexError, OSError) as error:
-            problem = sentence(str(error), "problem")
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            problem = sentence(WRONG, "problem")
-        return problem if outputs == 1 else (problem, *[gr.skip()] * (outputs - 1))
+        except Exception as error:
+            return problem(error) if outputs == 1 else (problem(error), *[gr.skip()] * (outputs - 1))
 
     return answer
+
+
+def problem(error: Exception) -> str:
+    """An error as a sentence of the page; what nobody foresaw goes to the terminal."""
+    if isinstance(error, (ValueError, IndexError, OSError)):
+        return sentence(str(error), "problem")
+    traceback.print_exception(error, file=sys.stderr)
+    return sentence(WRONG, "problem")
 
 
 class Page:
@@ -53,9 +57,12 @@ class Page:
         self.explorer, self.picks = explorer, []
         first = answers.example_feature(explorer)
         with gr.Blocks(title="Prism explorer", analytics_enabled=False) as self.blocks:
-            gr.HTML(inert(f"<h1>Prism</h1><p>{escape(explorer.spec.title)}: what its features do.</p>"))
-            self.sae = gr.Dropdown(explorer.names, value=explorer.default, label="SAE", elem_id="sae")
-            self.about = gr.HTML(answers.about(explorer, explorer.default), elem_id="about")
+            with gr.Row(elem_classes="prism-row"):
+                with gr.Column(scale=3, min_width=300):
+                    gr.HTML("<h1>Prism</h1>")
+                    self.about = gr.HTML(answers.about(explorer, explorer.default), elem_id="about")
+                self.sae = gr.Dropdown(explorer.names, value=explorer.default, label="SAE", elem_id="sae",
+                                       min_width=200)  # fmt: skip
             self.read = gr.State(("", explorer.default))  # the sentence last read, and by which SAE
             self.visited = gr.State([])
             with gr.Tabs(selected="sentence") as self.tabs:
@@ -74,7 +81,7 @@ class Page:
 
     def _sentence(self) -> None:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
-        self.go = gr.Button("Read it", variant="primary", elem_id="read")
+        self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=PICK, elem_id="tokens")
         self.found = self._pickable(strongest, "found")
@@ -97,30 +104,30 @@ class Page:
         self.picks += [self.page, self.pinned]
 
     def _search(self) -> None:
-        self.way = gr.Radio(WAYS, value="concept", label="Search by", elem_id="way")
+        self.way = gr.Radio([(f"by {way}", way) for way in WAYS], value="concept", label="Search", elem_id="way")
         self.query = _textbox("Texts that share a concept, one a line", answers.EXAMPLES["concept"], "query", 3)
-        self.search = gr.Button("Search", variant="primary", elem_id="search")
+        self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="prism-go")
         self.results = self._pickable("", "results")
 
     def _steer(self, first: int) -> None:
         self.prompt = _textbox("Prompt", answers.PROMPT, "prompt")
         with gr.Row():
-            self.steered = gr.Number(first, label="Feature", precision=0, elem_id="steered", min_width=120)
-            self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=260)
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=120)
+            self.steered = gr.Number(first, label="Feature", precision=0, elem_id="steered", min_width=110)
+            self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=300, scale=3)
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
         with gr.Row():
-            self.strength = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, 1.0, step=0.25, min_width=200, elem_id="strength",
-                                      label="Strength (× the feature's maximum; for add and clamp)")  # fmt: skip
+            self.strength = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, 2.0, step=0.25, min_width=200, elem_id="strength",
+                                      label="Strength, × its maximum")  # fmt: skip
             self.n_tokens = gr.Slider(1, MAX_NEW_TOKENS, 30, step=1, label="Tokens", min_width=160)
             self.temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", min_width=160)
-        self.write = gr.Button("Write", variant="primary", elem_id="write")
+        self.write = gr.Button("Write", variant="primary", elem_id="write", elem_classes="prism-go")
         self.written = gr.HTML(elem_id="written")
 
     def _compare(self) -> None:
         names = self.explorer.names
         self.compared = _textbox("Sentence", answers.SENTENCE, "compared")
         self.chosen = gr.CheckboxGroup(names, value=names[:3], label="SAEs (each loads when first used)")
-        self.compare = gr.Button("Compare", variant="primary", elem_id="compare")
+        self.compare = gr.Button("Compare", variant="primary", elem_id="compare", elem_classes="prism-go")
         self.comparison = self._pickable("", "comparison")
 
     def _pickable(self, html: str, name: str) -> gr.HTML:
@@ -146,11 +153,11 @@ class Page:
         for button, step in ((self.back, -1), (self.on, 1)):
             button.click(on(self._step, step), [self.number, self.sae], self.number, **ask).then(
                 safely(self._show, 3), *shown, **ask)  # fmt: skip
-        picked = dict(outputs=[self.sae, self.number, self.tabs], **ask)
-        for start in (*(part.select(self._pick, **picked) for part in self.picks),
-                      self.blocks.load(self._asked_for, **picked)):  # fmt: skip
-            start.success(safely(self._show, 3), *shown, **ask).success(
-                safely(on(answers.about, explorer)), [self.sae], [self.about], **ask)  # fmt: skip
+        opened = dict(inputs=[self.read, self.visited], **ask)
+        opened["outputs"] = [self.page, self.history, self.visited, self.sae, self.number, self.about, self.tabs]
+        for part in self.picks:
+            part.select(self._pick, **opened)
+        self.blocks.load(self._asked_for, **opened)
         answer([self.pin.click], self._pin, [self.number, self.sae], [self.pinned, self.beside])
         self.unpin.click(lambda: gr.Column(visible=False), None, self.beside, api_visibility="private")
         self.way.input(self._example, [self.way], self.query, api_visibility="private")
@@ -159,8 +166,8 @@ class Page:
         settings = [self.prompt, self.steered, self.how, self.strength, self.n_tokens, self.temperature, self.seed]
         answer([self.write.click, self.prompt.submit], on(answers.write, explorer), [*settings, self.sae],
                [self.written])  # fmt: skip
-        answer([self.compare.click, self.compared.submit], on(answers.compare, explorer),
-               [self.compared, self.chosen], [self.comparison])  # fmt: skip
+        gr.on([self.compare.click, self.compared.submit], self._compare_all, [self.compared, self.chosen],
+              [self.comparison], **ask)  # fmt: skip
         self.sae.input(self._loading, [self.sae], [self.about], queue=False, api_visibility="private").then(
             safely(self._changed, 5), [self.sae, self.text],
             [self.about, self.tokens, self.found, self.read, self.page], **ask)  # fmt: skip
@@ -186,20 +193,30 @@ class Page:
     def _pin(self, feature: int | None, sae: str) -> tuple:
         return answers.read_feature(self.explorer, feature, sae), gr.Column(visible=True)
 
-    def _pick(self, event: gr.EventData) -> tuple:
-        return self._go_to(event._data)
+    def _pick(self, read: tuple[str, str], visited: list, event: gr.EventData) -> tuple:
+        return self._open(event._data, read, visited)
 
-    def _asked_for(self, request: gr.Request) -> tuple:
+    def _asked_for(self, read: tuple[str, str], visited: list, request: gr.Request) -> tuple:
         """What the address asks for: `/?sae=…&feature=…`."""
         asked = dict(request.query_params)
-        return self._go_to(asked) if "feature" in asked else (gr.skip(), gr.skip(), gr.skip())
+        return self._open(asked, read, visited) if "feature" in asked else (gr.skip(),) * 7
 
-    def _go_to(self, asked: dict) -> tuple:
+    def _open(self, asked: Mapping[str, object], read: tuple[str, str], visited: list) -> tuple:
+        """A feature's page in its tab; what cannot be opened is said, and everything stays as it is."""
         try:
             sae = self.explorer.spec.sae(str(asked.get("sae") or self.explorer.default)).name
-            return sae, _whole(asked.get("feature")), gr.Tabs(selected="feature")
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+            feature = _whole(asked.get("feature"))
+            page = self._show(feature, sae, read, visited)
+            return *page, sae, feature, answers.about(self.explorer, sae), gr.Tabs(selected="feature")
+        except (ValueError, IndexError, OSError) as error:
+            gr.Warning(escape(str(error)))
+            return (gr.skip(),) * 7
+
+    def _compare_all(self, text: str, names: Sequence[str]) -> Iterator[str]:
+        try:
+            yield from answers.compare(self.explorer, text, names)
+        except Exception as error:
+            yield problem(error)
 
     def _example(self, way: str):
         titles = categories(self.explorer.reading())

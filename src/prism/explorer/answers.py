@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from urllib.parse import quote
 
@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Float
 
 from prism import visualization as viz
-from prism.analysis import specialists
 from prism.explorer import markup
-from prism.explorer.search import categories, search
+from prism.explorer.search import by_category, categories, search
 from prism.explorer.session import Explorer, Reading
 from prism.explorer.steer import steer
 from prism.features import FeatureMatrix
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
-PROMPT = "In the morning"
+PROMPT = "Once upon a time, there was"
 STRONGEST = 8  # features shown of a token or a text
 EXAMPLES = {  # a question for each way of searching, right for every model
     "number": "12",
@@ -33,18 +32,19 @@ def read_text(explorer: Explorer, text: str, sae: str) -> tuple[str, str]:
     matrix = explorer.texts([text], sae)
     tokens = matrix.table["token"].astype(str).tolist()
     buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae)
-    note = ("Shade: how near the token's strongest feature comes to its maximum in the sample. Choose a token to see "
-            "its features, or a feature to read its page.")  # fmt: skip
+    note = ("Shade: how near a feature comes to its maximum in the sample, those left out that fire on more than a "
+            "quarter of its texts.")  # fmt: skip
     found = explorer.in_text(matrix, STRONGEST, sae)
     return buttons + markup.sentence(note), markup.table(found, sae, title="Strongest anywhere in the text")
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
-    """For each token, the largest activation as a share of its feature's maximum in the sample."""
+    """For each token, the largest share of its maximum in the sample that a feature reaches; common ones left out."""
     active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
     row, column = active.coords
     peaks = reading.statistics.maxima[column]
-    np.maximum.at(shares, row[peaks > 0], active.data[peaks > 0] / peaks[peaks > 0])
+    counts = (peaks > 0) & ~reading.common[column]
+    np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
     return shares
 
 
@@ -103,31 +103,30 @@ def write(
     return markup.inert(f'<div class="prism-three">{columns}</div>') + markup.sentence(note)
 
 
-def compare(explorer: Explorer, text: str, names: Sequence[str]) -> str:
-    """What each SAE keeps of a text, and its strongest features there."""
+def compare(explorer: Explorer, text: str, names: Sequence[str]) -> Iterator[str]:
+    """What each SAE keeps of a text, then, one SAE after another, its strongest features there."""
     rows = explorer.compare(text, names)
     note = ("Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
             "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
             "many.")  # fmt: skip
-    parts = [markup.table(rows, note=note)]
+    html = markup.table(rows, note=note)
     for name in rows["sae"]:
+        yield html + markup.sentence(f"Reading the sample with {name} …")
         found = explorer.in_text(explorer.texts([text], name), 5, name)
-        parts.append(markup.table(found.drop(columns="density"), name, title=f"Strongest in the text: {name}"))
-    return "".join(parts)
+        html += markup.table(found.drop(columns="density"), name, title=f"Strongest in the text: {name}")
+    yield html
 
 
 def about(explorer: Explorer, sae: str) -> str:
     """One line about an SAE; loads it."""
     reading = explorer.reading(sae)
-    return markup.sentence(f"{reading.dictionary.title} · {reading.matrix.d_sae:,} features · sample of "
-                           f"{reading.matrix.n_tokens:,} tokens")  # fmt: skip
+    return markup.sentence(f"{reading.dictionary.title} · a sample of {reading.matrix.n_tokens:,} tokens")
 
 
 def example_feature(explorer: Explorer, sae: str | None = None) -> int:
-    """A feature to begin with: the best specialist of the labelled texts, else the most frequent feature."""
+    """A feature to begin with: the best specialist of the last category, else the most frequent feature."""
     reading = explorer.reading(sae)
-    if len(categories(reading)):
-        found = specialists(reading.matrix.select(reading.sample.labelled), 1)
-        if len(found):
-            return int(found.sort_values("score", ascending=False, kind="stable")["feature"].iloc[0])
-    return int(reading.statistics.counts.argmax())
+    try:
+        return int(by_category(reading, list(categories(reading))[-1], 1).table["feature"].iloc[0])
+    except (ValueError, IndexError):  # no such feature, or no labelled texts
+        return int(reading.statistics.counts.argmax())

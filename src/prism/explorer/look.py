@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 HELP = {
-    "sentence": "Type a sentence, read it, then choose a token or a feature.",
+    "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
     "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
     "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
     "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
@@ -29,9 +29,9 @@ element.addEventListener('click', (event) => {
 # A page in a frame gets the height that it needs; its links to features open here, its own anchors scroll to.
 FOLLOW = """
 element.addEventListener('load', (event) => {
-  const page = event.target.contentDocument;
+  const frame = event.target, page = frame.contentDocument;
   if (!page || !page.body) return;
-  const fit = () => { event.target.style.height = page.documentElement.scrollHeight + 'px'; };
+  const fit = () => { frame.style.height = page.documentElement.scrollHeight + 'px'; };
   fit();
   new ResizeObserver(fit).observe(page.body);
   page.addEventListener('click', (click) => {
@@ -46,9 +46,12 @@ element.addEventListener('load', (event) => {
 """
 
 CSS = """
-.gradio-container{max-width:1120px!important;margin:0 auto}
+.gradio-container{--soft:#5a6169;max-width:1120px!important;width:100%;margin:0 auto}
+.dark .gradio-container,.gradio-container.dark,.dark{--soft:#a5adb6}
 .gradio-container h1{font-size:24px;margin:0}.gradio-container h3{font-size:15px;margin:12px 0 4px}
-.prism-note,.prism-help,.prism-table+p,.prism-three p{color:var(--body-text-color-subdued);font-size:13px;margin:4px 0}
+.gradio-container .html-container{padding:0!important}
+.prism-head p,.prism-note,.prism-help,.prism-table+p,.prism-three p{color:var(--soft)!important;font-size:13px;
+ margin:4px 0}
 .prism-help{font-size:14px}
 .prism-problem{border-left:4px solid #D55E00;padding:6px 12px;margin:6px 0;overflow-wrap:anywhere}
 .prism-text{line-height:2.1;margin:4px 0}
@@ -56,19 +59,24 @@ CSS = """
  border:1px solid var(--border-color-primary);border-radius:4px;padding:2px 5px;min-height:28px;background:none}
 .prism-text button{margin:0 2px 2px 0;overflow-wrap:anywhere;text-align:left}
 .prism-text button[aria-pressed=true]{outline:2px solid #0072B2;outline-offset:1px}
-.prism-pick{text-decoration:underline;text-underline-offset:2px;min-width:44px}
+.prism-pick{text-decoration:underline;text-underline-offset:2px;min-width:48px}
 nav .prism-pick{margin:0 4px 4px 0}
 :is(.prism-text button,.prism-pick):focus-visible{outline:3px solid #0072B2;outline-offset:2px}
-.prism-table{overflow-x:auto}.prism-table table{border-collapse:collapse;font-size:14px;width:100%}
-.prism-table :is(th,td){text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--border-color-primary);
- vertical-align:baseline}
+.dark :is(.prism-text button,.prism-pick):focus-visible,.dark .prism-text button[aria-pressed=true]{
+ outline-color:#56B4E9}
+.prism-table{overflow-x:auto;padding:1px}
+.prism-table table{border-collapse:collapse;border:0!important;font-size:14px;width:100%;margin:0}
+.prism-table :is(tr,th,td){border:0!important}
+.prism-table :is(th,td){text-align:left;padding:4px 14px 4px 0!important;vertical-align:baseline;
+ border-bottom:1px solid var(--border-color-primary)!important}
 .prism-table th{font-weight:600;white-space:nowrap}.prism-table td.number{font-variant-numeric:tabular-nums}
 .prism-table td.words{overflow-wrap:anywhere;min-width:80px}
 .prism-three{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(260px,100%),1fr));gap:4px 24px}
 .prism-own{border-bottom:1px solid var(--border-color-primary);margin-bottom:6px}
 #page iframe,#pinned iframe{width:100%;height:1200px;border:0;display:block}
-.prism-row{align-items:end}
-@media(max-width:480px){.prism-table table{font-size:13px}.prism-table :is(th,td){padding-right:8px}}
+.prism-row{align-items:end}.prism-go{align-self:flex-start;min-width:180px!important;width:auto!important}
+@media(max-width:480px){.prism-table table{font-size:13px}.prism-table :is(th,td){padding-right:8px!important}
+ .prism-go{width:100%!important}}
 """
 
 

@@ -42,7 +42,7 @@ def token_buttons(tokens: Sequence[str], shares: Float[np.ndarray, " tokens"], s
     """A text as a row of buttons, one a token, shaded by a share of 0 to 1."""
     buttons = "".join(
         f'<button type="button" data-sae="{escape(sae)}" data-row="{row}" aria-pressed="false" '
-        f'style="background:rgba(230,159,0,{share:.2f})">{viz.visible(token)}</button>'
+        f'style="background:rgba(230,159,0,{0.6 * share:.2f})">{viz.visible(token)}</button>'
         for row, (token, share) in enumerate(zip(tokens, np.clip(shares, 0, 1), strict=True))
     )  # fmt: skip
     return inert(f'<div class="prism-text" role="group" aria-label="Tokens">{buttons}</div>')
