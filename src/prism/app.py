@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import functools
-import socket
 import sys
 import threading
 import traceback
@@ -18,12 +16,10 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prism.explorer import HOWS, MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_STRENGTH, WAYS, Explorer, answers, categories
-from prism.explorer.guard import Guard
+from prism.explorer.guard import HOST, Guard, listen
 from prism.explorer.look import CSS, FOLLOW, HELP, PICK, theme
 from prism.explorer.markup import feature_button, inert, sentence
 
-HOST = "127.0.0.1"  # nobody else's machine: what is typed here is the reader's own
-PORTS = 20  # tried from the one asked for
 QUEUE = 16  # questions that may wait; one is answered at a time
 HISTORY = 12  # features kept at hand
 WRONG = "Something went wrong; the terminal says what. The app goes on: change something and try again."
@@ -153,8 +149,9 @@ class Page:
         for button, step in ((self.back, -1), (self.on, 1)):
             button.click(on(self._step, step), [self.number, self.sae], self.number, **ask).then(
                 safely(self._show, 3), *shown, **ask)  # fmt: skip
-        opened = dict(inputs=[self.read, self.visited], **ask)
-        opened["outputs"] = [self.page, self.history, self.visited, self.sae, self.number, self.about, self.tabs]
+        opened = dict(inputs=[self.read, self.visited], show_progress_on=[self.about], **ask)
+        opened["outputs"] = [self.page, self.history, self.visited, self.sae, self.number, self.steered, self.about,
+                             self.tabs]  # fmt: skip
         for part in self.picks:
             part.select(self._pick, **opened)
         self.blocks.load(self._asked_for, **opened)
@@ -199,7 +196,7 @@ class Page:
     def _asked_for(self, read: tuple[str, str], visited: list, request: gr.Request) -> tuple:
         """What the address asks for: `/?sae=…&feature=…`."""
         asked = dict(request.query_params)
-        return self._open(asked, read, visited) if "feature" in asked else (gr.skip(),) * 7
+        return self._open(asked, read, visited) if "feature" in asked else (gr.skip(),) * 8
 
     def _open(self, asked: Mapping[str, object], read: tuple[str, str], visited: list) -> tuple:
         """A feature's page in its tab; what cannot be opened is said, and everything stays as it is."""
@@ -207,10 +204,10 @@ class Page:
             sae = self.explorer.spec.sae(str(asked.get("sae") or self.explorer.default)).name
             feature = _whole(asked.get("feature"))
             page = self._show(feature, sae, read, visited)
-            return *page, sae, feature, answers.about(self.explorer, sae), gr.Tabs(selected="feature")
+            return *page, sae, feature, feature, answers.about(self.explorer, sae), gr.Tabs(selected="feature")
         except (ValueError, IndexError, OSError) as error:
-            gr.Warning(escape(str(error)))
-            return (gr.skip(),) * 7
+            gr.Warning(escape(str(error)), title="Not found")
+            return (gr.skip(),) * 8
 
     def _compare_all(self, text: str, names: Sequence[str]) -> Iterator[str]:
         try:
@@ -260,28 +257,6 @@ def application(explorer: Explorer) -> FastAPI:
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return app
-
-
-def listen(port: int) -> socket.socket:
-    """A listening socket on that port, or on the next free one; on this machine's own address only.
-
-    Raises:
-        OSError: none of `PORTS` ports is free, or there is no such port.
-    """
-    if not 0 <= port <= 65_535:
-        raise OSError(f"there is no port {port}; choose from 1024 to 65535, or 0 for any that is free")
-    for candidate in range(port, min(port + PORTS, 65_536)):
-        server = socket.socket()
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((HOST, candidate))
-            server.listen()
-            return server
-        except OSError as error:
-            server.close()
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-    raise OSError(f"the ports {port} to {candidate} are taken or not allowed; choose another with --port")
 
 
 def serve(model: str | None = None, sae: str | None = None, port: int = 7860, open_browser: bool = True) -> None:

@@ -1,13 +1,17 @@
-"""What stands between a browser and the web explorer: only its own addresses, only small questions."""
+"""What stands between a browser and the web explorer: this machine, its own addresses, and small questions only."""
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.responses import PlainTextResponse
 
 Message = MutableMapping[str, Any]
+HOST = "127.0.0.1"  # nobody else's machine: what is typed here is the reader's own
+PORTS = 20  # tried from the one asked for
 LARGEST = 100_000  # bytes of a question; the page sends a few thousand
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/info",
          "/gradio_api/startup-events", "/gradio_api/cancel", "/gradio_api/reset")  # fmt: skip
@@ -52,3 +56,25 @@ def _refusal(scope: Message) -> PlainTextResponse | None:
         if not length.isdigit() or int(length) > LARGEST:
             return PlainTextResponse("The question is too long.", 413)
     return None
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on that port, or on the next free one; on this machine's own address only.
+
+    Raises:
+        OSError: none of `PORTS` ports is free, or there is no such port.
+    """
+    if not 0 <= port <= 65_535:
+        raise OSError(f"there is no port {port}; choose from 1024 to 65535, or 0 for any that is free")
+    for candidate in range(port, min(port + PORTS, 65_536)):
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((HOST, candidate))
+            server.listen()
+            return server
+        except OSError as error:
+            server.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    raise OSError(f"the ports {port} to {candidate} are taken or not allowed; choose another with --port")
