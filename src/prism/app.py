@@ -112,8 +112,8 @@ class Page:
             self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=300, scale=3)
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
         with gr.Row():
-            self.strength = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, 2.0, step=0.25, min_width=200, elem_id="strength",
-                                      label="Strength, × its maximum")  # fmt: skip
+            self.strength = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, 2.0, step=0.25, min_width=220, scale=2,
+                                      label="Strength, × its maximum", elem_id="strength")  # fmt: skip
             self.n_tokens = gr.Slider(1, MAX_NEW_TOKENS, 30, step=1, label="Tokens", min_width=160)
             self.temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", min_width=160)
         self.write = gr.Button("Write", variant="primary", elem_id="write", elem_classes="prism-go")

@@ -18,6 +18,7 @@ from prism.features import FeatureMatrix
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
 PROMPT = "Once upon a time, there was"
+RARE = 0.01  # of the sample's tokens; features that fire on more say little about one token
 STRONGEST = 8  # features shown of a token or a text
 EXAMPLES = {  # a question for each way of searching, right for every model
     "number": "12",
@@ -32,18 +33,18 @@ def read_text(explorer: Explorer, text: str, sae: str) -> tuple[str, str]:
     matrix = explorer.texts([text], sae)
     tokens = matrix.table["token"].astype(str).tolist()
     buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae)
-    note = ("Shade: how near a feature comes to its maximum in the sample, those left out that fire on more than a "
-            "quarter of its texts.")  # fmt: skip
+    note = (f"Shade: how near a feature comes to its maximum in the sample, of those that fire on at most {RARE:.0%} "
+            "of its tokens.")  # fmt: skip
     found = explorer.in_text(matrix, STRONGEST, sae)
     return buttons + markup.sentence(note), markup.table(found, sae, title="Strongest anywhere in the text")
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
-    """For each token, the largest share of its maximum in the sample that a feature reaches; common ones left out."""
+    """For each token, the largest share of its maximum in the sample that a rare feature reaches."""
     active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
     row, column = active.coords
     peaks = reading.statistics.maxima[column]
-    counts = (peaks > 0) & ~reading.common[column]
+    counts = (peaks > 0) & (reading.statistics.counts[column] <= RARE * reading.matrix.n_tokens)
     np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
     return shares
 

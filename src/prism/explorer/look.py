@@ -75,7 +75,8 @@ nav .prism-pick{margin:0 4px 4px 0}
 .prism-own{border-bottom:1px solid var(--border-color-primary);margin-bottom:6px}
 #page iframe,#pinned iframe{width:100%;height:1200px;border:0;display:block}
 .prism-row{align-items:end}.prism-go{align-self:flex-start;min-width:180px!important;width:auto!important}
-@media(max-width:480px){.prism-table table{font-size:13px}.prism-table :is(th,td){padding-right:8px!important}
+@media(max-width:480px){.prism-table table{font-size:13px}.prism-table th{white-space:normal}
+ .prism-table :is(th,td){padding-right:8px!important}
  .prism-go{width:100%!important}}
 """
 

@@ -57,6 +57,9 @@ def feature_button(feature: int, sae: str, text: str | None = None) -> str:
 
 def table(frame: pd.DataFrame, sae: str | None = None, note: str = "", title: str = "") -> str:
     """A table with a note under it; its features are buttons if `sae` says whose they are."""
+    lead = [name for name in ("feature", "token", "fires_on") if name in frame]  # what a narrow screen shows
+    frame = frame[lead + [name for name in frame if name not in lead]]
+
     def cell(name: str, value: object) -> str:
         if name == "feature" and sae is not None:
             return f"<td>{feature_button(int(value), sae)}</td>"
