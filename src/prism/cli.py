@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "tqdm", "jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
-    "gradio",
+    *("plotly", "ipywidgets", "gradio", "tqdm"),
+    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
