@@ -24,7 +24,7 @@ EXAMPLES = {  # a question for each way of searching, right for every model
     "number": "12",
     "category": "Python code",
     "token": "because",
-    "concept": "This court shall hear the appeal.\nA lawyer signed the contract.\nUnder this law, any tenant shall pay.",
+    "concept": "This court shall hear the appeal.\nA lawyer signed the contract.\nUnder this law, tenants shall pay.",
 }
 
 
