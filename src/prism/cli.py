@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "tqdm", "jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
+    *("plotly", "ipywidgets", "gradio", "tqdm"),
+    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -90,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
     gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
     gallery.set_defaults(command=_gallery)
+
+    app = commands.add_parser("app", help="open the web explorer: your own sentences, on this machine alone")
+    app.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
+    app.add_argument("--sae", metavar="NAME", help="the SAE to begin with (default: the notebooks')")
+    app.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; if taken, the next (default: %(default)s)")
+    app.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    app.set_defaults(command=_app)
 
     doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
     doctor.set_defaults(command=_doctor)
@@ -275,6 +283,21 @@ def _gallery(options: argparse.Namespace) -> int:
         print(f"prism: {error}", file=sys.stderr)
         return 1
     print(f"Open {index.resolve()}")
+    return 0
+
+
+# --- app -------------------------------------------------------------------------------------------------------------
+
+
+def _app(options: argparse.Namespace) -> int:
+    print("Starting the explorer …", flush=True)
+    from prism import app
+
+    try:
+        _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
+    except OSError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

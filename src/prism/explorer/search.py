@@ -11,7 +11,7 @@ import pandas as pd
 
 from prism import visualization as viz
 from prism.analysis import find_features_for_concept, specialists
-from prism.explorer.session import COMMON, Explorer, Reading
+from prism.explorer.session import COMMON, MAX_CHARACTERS, Explorer, Reading
 
 WAYS = ("number", "category", "token", "concept")
 LEAST = 3  # occurrences of a token in the sample, fewer say nothing
@@ -46,6 +46,8 @@ def search(explorer: Explorer, way: str, query: str, sae: str | None = None, k: 
         raise ValueError(f"no search by '{way}'; choose from {', '.join(WAYS)}")
     if not query.strip():
         raise ValueError("There is nothing to search for yet: type something.")
+    if len(query) > MAX_CHARACTERS:
+        raise ValueError(f"The question has {len(query):,} characters; at most {MAX_CHARACTERS:,} are read here.")
     reading = explorer.reading(sae)
     if way == "concept":
         return by_concept(explorer, query.splitlines(), sae, k)

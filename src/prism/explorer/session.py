@@ -88,6 +88,7 @@ class Explorer:
         self.spec = get_spec(model)
         self.default = self.spec.sae(sae).name
         self.lock = threading.RLock()  # a model with a hook on it answers nobody else
+        self._pairs: dict[str, tuple] = {}
         self._readings: dict[str, Reading] = {}
 
     @property
@@ -113,11 +114,12 @@ class Explorer:
 
     def _pair(self, name: str | None):
         """The model with the weight processing that an SAE needs, and the SAE."""
+        name = self.spec.sae(name or self.default).name
         with self.lock:
-            if (reading := self._readings.get(name or self.default)) is not None:
-                return reading.model, reading.sae
-            sae = load_sae(self.spec, name or self.default)
-            return load_model(self.spec, sae), sae
+            if name not in self._pairs:
+                sae = load_sae(self.spec, name)
+                self._pairs[name] = load_model(self.spec, sae), sae
+            return self._pairs[name]
 
     def texts(self, texts: Sequence[str], name: str | None = None) -> FeatureMatrix:
         """Texts of the reader's own through an SAE.

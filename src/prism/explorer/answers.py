@@ -1,0 +1,133 @@
+"""What the web explorer answers: a question's words and numbers in, HTML out; bad questions raise a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from urllib.parse import quote
+
+import numpy as np
+from jaxtyping import Float
+
+from prism import visualization as viz
+from prism.explorer import markup
+from prism.explorer.search import by_category, categories, search
+from prism.explorer.session import Explorer, Reading
+from prism.explorer.steer import steer
+from prism.features import FeatureMatrix
+
+SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
+PROMPT = "Once upon a time, there was"
+RARE = 0.01  # of the sample's tokens; features that fire on more say little about one token
+STRONGEST = 8  # features shown of a token or a text
+EXAMPLES = {  # a question for each way of searching, right for every model
+    "number": "12",
+    "category": "Python code",
+    "token": "because",
+    "concept": "This court shall hear the appeal.\nA lawyer signed the contract.\nUnder this law, tenants shall pay.",
+}
+
+
+def read_text(explorer: Explorer, text: str, sae: str) -> tuple[str, str]:
+    """A text as shaded buttons, and the table of its strongest features."""
+    matrix = explorer.texts([text], sae)
+    tokens = matrix.table["token"].astype(str).tolist()
+    buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae)
+    note = (f"Shade: how near a feature comes to its maximum in the sample, of those that fire on at most {RARE:.0%} "
+            "of its tokens.")  # fmt: skip
+    found = explorer.in_text(matrix, STRONGEST, sae)
+    return buttons + markup.sentence(note), markup.table(found, sae, title="Strongest anywhere in the text")
+
+
+def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
+    """For each token, the largest share of its maximum in the sample that a rare feature reaches."""
+    active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
+    row, column = active.coords
+    peaks = reading.statistics.maxima[column]
+    counts = (peaks > 0) & (reading.statistics.counts[column] <= RARE * reading.matrix.n_tokens)
+    np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
+    return shares
+
+
+def read_token(explorer: Explorer, text: str, row: int, sae: str) -> str:
+    """The table of one token's features."""
+    matrix = explorer.texts([text], sae)
+    found = explorer.at_token(matrix, row, STRONGEST, sae)
+    token = matrix.table["token"].astype(str).iloc[row]
+    return markup.table(found, sae, title=f"On token {row + 1}, '{token.strip() or token}'")
+
+
+def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:
+    """A feature's page, under the reader's text shaded by it."""
+    if feature is None:
+        raise ValueError("There is no number yet: type a feature's.")
+    link = f"/?sae={quote(sae)}&feature="
+    page = explorer.page(int(feature), sae, link_to=lambda other: f"{link}{other}")
+    return _own_text(explorer, int(feature), sae, text) + markup.frame(page, f"Feature {feature} of {sae}")
+
+
+def _own_text(explorer: Explorer, feature: int, sae: str, text: str) -> str:
+    """The reader's text shaded by a feature; nothing where there is no text."""
+    if not text.strip():
+        return ""
+    matrix = explorer.texts([text], sae)
+    column = matrix.column(feature)
+    peak = float(explorer.reading(sae).statistics.maxima[feature])
+    title = f"Your sentence: {'largest activation ' + format(column.max(), '.2f') if column.any() else 'silent'}"
+    shaded = viz.token_shading(matrix.table["token"].astype(str).tolist(), column, title, maximum=peak or None)
+    return markup.inert(f'<div class="prism-own">{shaded}</div>')
+
+
+def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
+    """The table of what a search found, with its note."""
+    found = search(explorer, way, query, sae)
+    return markup.table(found.table, sae, found.note[:1].upper() + found.note[1:] + ".")
+
+
+def write(
+    explorer: Explorer, prompt: str, feature: int | None, how: str, strength: float, n_tokens: int,
+    temperature: float, seed: int | None, sae: str,
+) -> str:  # fmt: skip
+    """Three continuations side by side, shaded by the feature that was steered."""
+    if feature is None or seed is None:
+        raise ValueError(f"There is no {'feature' if feature is None else 'seed'} yet: type a number.")
+    runs = steer(explorer, prompt, int(feature), how, strength, int(n_tokens), temperature, int(seed), sae)
+    peak = float(explorer.reading(sae).statistics.maxima[int(feature)])
+    columns = "".join(
+        f"<section><h3>{escape(run.label)}</h3>{viz.token_shading(run.tokens, run.activations, maximum=peak)}"
+        f"<p>{run.nats:.2f} nats a token under the unchanged model</p></section>"
+        for run in runs
+    )  # fmt: skip
+    note = (f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the "
+            f"sample ({peak:.2f}). More nats: less like what the model would write. One draw each is an example, no "
+            "measurement.")  # fmt: skip
+    return markup.inert(f'<div class="prism-three">{columns}</div>') + markup.sentence(note)
+
+
+def compare(explorer: Explorer, text: str, names: Sequence[str]) -> Iterator[str]:
+    """What each SAE keeps of a text, then, one SAE after another, its strongest features there."""
+    rows = explorer.compare(text, names)
+    note = ("Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
+            "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
+            "many.")  # fmt: skip
+    html = markup.table(rows, note=note)
+    for name in rows["sae"]:
+        yield html + markup.sentence(f"Reading the sample with {name} …")
+        found = explorer.in_text(explorer.texts([text], name), 5, name)
+        html += markup.table(found.drop(columns="density"), name, title=f"Strongest in the text: {name}")
+    yield html
+
+
+def about(explorer: Explorer, sae: str) -> str:
+    """One line about an SAE; loads it."""
+    reading = explorer.reading(sae)
+    return markup.sentence(f"{reading.dictionary.title} · a sample of {reading.matrix.n_tokens:,} tokens")
+
+
+def example_feature(explorer: Explorer, sae: str | None = None) -> int:
+    """A feature to begin with: the best specialist of the last category, else the most frequent feature."""
+    reading = explorer.reading(sae)
+    try:
+        return int(by_category(reading, list(categories(reading))[-1], 1).table["feature"].iloc[0])
+    except (ValueError, IndexError):  # no such feature, or no labelled texts
+        return int(reading.statistics.counts.argmax())
