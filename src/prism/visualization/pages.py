@@ -127,6 +127,26 @@ def feature_page(
     return document(f"Feature {feature}", _header(feature, title, link, index) + _stats(summary), body)
 
 
+def feature_in_short(
+    feature: int, matrix: FeatureMatrix, decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
+    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None, vocabulary: Sequence[str] | None = None,
+    k: int = 5, explanation: str = "", scores: Mapping[str, float] | None = None,
+) -> HTML:  # fmt: skip
+    """The page's most telling parts, for a notebook's cell: explanation, histogram, logits, co-active, quantiles.
+
+    Args, errors: as for `feature_page`.
+    """
+    summary, column = summarise_feature(matrix, feature, k), matrix.column(feature)
+    panels = [_section("Activations", "how strongly it fires, where it does", activation_bars(column))]
+    if decoder is not None and unembed is not None and vocabulary is not None:
+        panels += _logit_sections(top_logits(as_array(decoder)[feature], unembed, vocabulary, k))
+    panels.append(_table_section("Fires together with", "share of tokens with either feature that have both (Jaccard)",
+                                 co_active(matrix, feature, k), "jaccard", None))  # fmt: skip
+    body = (f"<h1>Feature {feature}</h1>" + _stats(summary) + _explanation_section(explanation, scores or {})
+            + f'<div class="grid">{"".join(panels)}</div>' + _quantile_section(matrix, column, each=1))  # fmt: skip
+    return HTML(f'<style>{PAGE_STYLE}</style><div class="prism-page">{body}</div>')
+
+
 def document(title: str, head: str, body: str, style: str = "") -> str:
     """A whole page of HTML: dark or light as the reader's system is, printable, its sections linked at the top.
 
