@@ -79,6 +79,21 @@ def test_a_page_is_balanced_and_runs_nothing(matrix, feature):
     assert HOSTILE[0] in checker.text and HOSTILE[1] in checker.text, "shown as they are, as text"
 
 
+@pytest.mark.parametrize("feature", [0, 1, 2, 3])
+def test_a_page_in_short_is_balanced_and_keeps_to_the_telling_parts(matrix, feature):
+    decoder, unembed = np.random.default_rng(0).normal(size=(2, 4, 7)).astype(np.float32)
+    short = viz.feature_in_short(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, 2, HOSTILE[1])
+    checker = Checker(short.data)
+    assert not {"script", "img", "html", "body", "details"} & {tag for tag, _ in checker.tags}
+    assert not [name for _, attributes in checker.tags for name in attributes if name.startswith("on")]
+    heads = re.findall("<h2>(.+?)</h2>", short.data)
+    assert ("Activations" in heads) == ("Fires together with" in heads) == (feature != 3), "3 is dead"
+    assert {"Explanation", "Writes towards", "Writes away from"} <= set(heads)
+    assert {"Density", "Strongest texts", "Nearest directions"}.isdisjoint(heads)
+    assert short.data.count('class="example"') == (5 if feature < 2 else 0), "2 fires twice: no range to cut"
+    assert HOSTILE[1] in checker.text
+
+
 def test_anchors_lead_somewhere_and_the_first_one_skips(matrix):
     checker = Checker(page_of(matrix, explanation="It fires."))
     names = [attributes["id"] for _, attributes in checker.tags if "id" in attributes]

@@ -142,6 +142,16 @@ def test_category_heatmap_says_what_is_wrong():
         viz.category_heatmap(np.ones((2, 1)), [0], ["math"])
 
 
+def test_sentence_heatmap_shows_tokens_as_text():
+    fig = titled(viz.sentence_heatmap(np.array([[0.0, 0.25, 1.0]]), [SCRIPT, " cat", "\n"], ["7 · <b>"]))
+    assert fig.data[0].z.tolist() == [[0.0, 0.25, 1.0]] and (fig.data[0].zmin, fig.data[0].zmax) == (0, 1)
+    assert fig.layout.xaxis.ticktext == ("&lt;script&gt;alert(1)&lt;/script&gt;", "·cat", "↵")
+    assert fig.layout.yaxis.ticktext == ("7 · &lt;b&gt;",)
+    for tokens, labels in ((["a"], ["x"]), (["a", "b", "c"], ["x", "y"])):
+        with pytest.raises(ValueError, match=r"\(features, tokens\)"):
+            viz.sentence_heatmap(np.ones((1, 3)), tokens, labels)
+
+
 def test_category_bars_keep_the_order_whatever_the_columns():
     frame = pd.DataFrame({name: [i, 2 * i] for i, name in enumerate(CATEGORIES)}, index=[30, 40])
     frame = frame[list(reversed(CATEGORIES))]

@@ -28,8 +28,8 @@ class Exercise:
 
 NOTEBOOKS = {
     "0": "phase_0_superposition", "1": "phase_1_first_look", "2": "phase_2_feature_exploration",
-    "3": "phase_3_sae_comparison", "4": "phase_4_homebrew_sae", "6a": "phase_6a_steering",
-    "6b": "phase_6b_attribution_and_ablation", "6c": "phase_6c_across_layers",
+    "3": "phase_3_sae_comparison", "4": "phase_4_homebrew_sae", "5": "phase_5_interactive_demo",
+    "6a": "phase_6a_steering", "6b": "phase_6b_attribution_and_ablation", "6c": "phase_6c_across_layers",
     "6d": "phase_6d_automated_interpretability", "6e": "phase_6e_model_sizes", "6f": "phase_6f_auditing",
 }  # fmt: skip
 
@@ -51,6 +51,10 @@ _TABLE = """
 4   topk_activation        medium  8   topk
 4   firing_share           easy    5   density dead_share
 4   diagnosis              hard    12  diagnosis
+5   share_of_maximum       easy    4   share_of_maximum
+5   token_f1               easy    6   token_f1
+5   quantile_rows          medium  8   quantile_rows
+5   held_out_margin        medium  8   held_out_margin
 6a  same_length            easy    4   matched
 6a  said_before            easy    6   repeated
 6a  bought                 medium  8   at_level

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from jaxtyping import Bool
 
 from prism import gallery
@@ -203,6 +204,19 @@ class Explorer:
             reading.dictionary.vocabulary, reading.dictionary.title, reading.spec.feature_url(feature),
             link_to=link_to, explanation=sentence, scores=scores,
         )  # fmt: skip
+
+    def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
+        """The most telling parts of the feature's page, for a notebook's cell.
+
+        Raises:
+            IndexError: no such feature.
+        """
+        reading = self.reading(name)
+        feature = reading.matrix.check_feature(feature)
+        sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
+        one = reading.dictionary
+        return viz.feature_in_short(feature, reading.matrix, one.decoder, one.unembed, one.vocabulary, k, sentence,
+                                    scores)  # fmt: skip
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.

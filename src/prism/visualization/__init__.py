@@ -25,7 +25,8 @@ from prism.visualization.gallery import gallery_index
 from prism.visualization.layers import agreement_lines, depth_sankey, lens_lines, persistence_curves
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, density_purity_figure, unit_scores_figure
-from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_page
+from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_in_short, feature_page
+from prism.visualization.sentence import sentence_heatmap
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,

@@ -38,6 +38,11 @@ PAGE_STYLE = """
 @media(prefers-color-scheme:dark){.prism-page{--bg:#15191e;--ink:#e8ebee;--soft:#a5adb6;--line:#323941;--bar:#56B4E9}}
 """
 
+# On top of it, for a page in short: notebooks have a look of their own for the heads of tables.
+SHORT_STYLE = """
+.prism-page th{font-weight:400;text-align:left;padding:3px 6px 3px 0;border-bottom:1px solid var(--line)}
+"""
+
 # On top of it, for pages of their own. Dark: on this background and with white letters, every shade of orange keeps a
 # contrast of 4.5 to the letters on it (white up to 0.65 of the full colour, black beyond; see tokens.py).
 DOCUMENT_STYLE = """
@@ -125,6 +130,27 @@ def feature_page(
     body = (_explanation_section(explanation, scores or {}) + f'<div class="grid">{"".join(panels)}</div>'
             + _example_section(matrix, summary, values=True) + _quantile_section(matrix, column))  # fmt: skip
     return document(f"Feature {feature}", _header(feature, title, link, index) + _stats(summary), body)
+
+
+def feature_in_short(
+    feature: int, matrix: FeatureMatrix, decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
+    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None, vocabulary: Sequence[str] | None = None,
+    k: int = 5, explanation: str = "", scores: Mapping[str, float] | None = None,
+) -> HTML:  # fmt: skip
+    """The page's most telling parts, for a notebook's cell: explanation, histogram, logits, co-active, quantiles.
+
+    Args, errors: as for `feature_page`.
+    """
+    summary, column = summarise_feature(matrix, feature, k), matrix.column(feature)
+    panels = [_section("Activations", "how strongly it fires, where it does", activation_bars(column))]
+    if decoder is not None and unembed is not None and vocabulary is not None:
+        panels += _logit_sections(top_logits(as_array(decoder)[feature], unembed, vocabulary, k))
+    panels.append(_table_section("Fires together with", "share of tokens with either feature that have both (Jaccard)",
+                                 co_active(matrix, feature, k), "jaccard", None))  # fmt: skip
+    body = (f"<h1>Feature {feature}</h1>" + _stats(summary) + _explanation_section(explanation, scores or {})
+            + f'<div class="grid">{"".join(panels)}</div>'
+            + _quantile_section(matrix, column, each=1, values=False))  # fmt: skip
+    return HTML(f'<style>{PAGE_STYLE}{SHORT_STYLE}</style><div class="prism-page">{body}</div>')
 
 
 def document(title: str, head: str, body: str, style: str = "") -> str:
@@ -237,7 +263,9 @@ def _example_section(matrix: FeatureMatrix, summary: FeatureSummary, values: boo
     return _section("Strongest texts", f"{WINDOW} tokens either side of the strongest one; one example a text", body)
 
 
-def _quantile_section(matrix: FeatureMatrix, column: np.ndarray, groups: int = 5, each: int = 2) -> str:
+def _quantile_section(
+    matrix: FeatureMatrix, column: np.ndarray, groups: int = 5, each: int = 2, values: bool = True
+) -> str:
     """Examples from top to bottom of the range: what a feature means at half strength is part of what it means."""
     order = np.argsort(-column, kind="stable")[: int((column > 0).sum())]
     if len(order) < 2 * groups:
@@ -246,6 +274,6 @@ def _quantile_section(matrix: FeatureMatrix, column: np.ndarray, groups: int = 5
     for part in np.array_split(order, groups):
         chosen = part[np.linspace(0, len(part) - 1, each + 2).astype(int)[1:-1]]
         parts.append(f"<h3>{column[part[0]]:.2f} to {column[part[-1]]:.2f}</h3>")
-        parts += [example_html(matrix, column, row, values=True) for row in dict.fromkeys(chosen)]
+        parts += [example_html(matrix, column, row, values) for row in dict.fromkeys(chosen)]
     note = f"the firings in {groups} groups of equal size, {each} from each"
     return _section("Across the range", note, "".join(parts))
