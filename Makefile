@@ -52,9 +52,8 @@ gallery: $(VENV)/.installed  ## pages about fifty features in outputs/gallery/
 site: $(VENV)/.installed  ## notebooks and documents as pages in outputs/site/; runs nothing
 	@$(BIN)/python -m prism site
 
-test: $(VENV)/.installed-dev  ## unit tests, then every notebook as a test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -n 2 notebooks
+test: $(VENV)/.installed-dev  ## every notebook as a test, and the unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

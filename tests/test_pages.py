@@ -72,7 +72,7 @@ def test_a_page_is_balanced_and_runs_nothing(matrix, feature):
     checker = Checker(page_of(matrix, feature, **options))
     allowed = {"html", "head", "body", "meta", "title", "style", "a", "main", "header", "nav", "section", "div", "p",
                "h1", "h2", "h3", "small", "b", "span", "wbr", "br", "table", "tr", "th", "td", "code", "svg", "rect",
-               "details", "summary"}  # fmt: skip
+               "details", "summary", "bdi"}  # fmt: skip
     assert {tag for tag, _ in checker.tags} <= allowed
     assert not [name for _, attributes in checker.tags for name in attributes if name.startswith("on")]
     assert all(link == "index.html" or link.startswith("#") for link in checker.links)
@@ -148,6 +148,11 @@ def test_explanation_shows_the_scores_it_has(matrix):
     assert "Fires on x." in scored and "detection0.91" in scored and "fuzzing" not in scored
     assert "<p>automatic, not scored</p>" in page_of(matrix, explanation="Fires on x.")
     assert "Explanation</h2>" not in page_of(matrix)
+
+
+def test_quoted_tokens_of_another_script_leave_their_neighbourhood_in_order(matrix):
+    page = page_of(matrix, explanation='Fires on "ש" (67%), "<b>" (9%).')
+    assert "<bdi>&quot;ש&quot;</bdi> (67%), <bdi>&quot;&lt;b&gt;&quot;</bdi> (9%)." in page
 
 
 def test_shaded_tokens_are_readable_on_both_grounds():

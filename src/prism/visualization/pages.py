@@ -192,7 +192,9 @@ def _explanation_section(sentence: str, scores: Mapping[str, float]) -> str:
     cells = {name: f"{score:.2f}" for name, score in scores.items() if np.isfinite(score)}
     scored = "; scores: balanced accuracy on text that it was not made from, 1 is perfect and 0.5 a guess"
     note = f"automatic{scored if cells else ', not scored'}"
-    return _section("Explanation", note, f'<div class="sentence">{escape(sentence)}</div>{_boxes(cells)}')
+    # Quoted tokens on their own: one letter of a script from right to left would turn its neighbourhood round.
+    shown = re.sub(r"(&quot;.*?&quot;)", r"<bdi>\1</bdi>", escape(sentence))
+    return _section("Explanation", note, f'<div class="sentence">{shown}</div>{_boxes(cells)}')
 
 
 def _density_section(density: np.ndarray, feature: int) -> str:
