@@ -7,6 +7,7 @@ from html import unescape
 import ipywidgets as widgets
 import pytest
 
+from prism import gallery
 from prism.explorer import MAX_CHARACTERS, Explorer, explore
 from prism.explorer.widget import framed
 
@@ -15,10 +16,13 @@ TEXT = "The court shall hear the claim of the tenant, lol 😂 print('hi')"
 
 @pytest.fixture(scope="module")
 def explorer():
-    """`mini`, with its default SAE; some seconds, once, and each page once."""
-    explorer = Explorer("mini")
-    explorer.page = functools.cache(explorer.page)
-    return explorer
+    """`mini` on the labelled texts and some documents, to be quick; each page is written once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "EXPLAIN_DOCUMENTS", 40)
+        patch.setattr(gallery, "SCORE_DOCUMENTS", 20)
+        explorer = Explorer("mini")
+        explorer.page = functools.cache(explorer.page)
+        yield explorer
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +194,7 @@ def test_a_number_goes_to_its_page(widget):
 
 
 @pytest.mark.parametrize(("way", "query"), [("category", "Python code"), ("category", "Mathematical notation"),
-                                            ("token", "because"), ("concept", "x = 1\ny = 2")])  # fmt: skip
+                                            ("token", "of"), ("concept", "x = 1\ny = 2")])  # fmt: skip
 def test_each_search_lists_features_to_pick(widget, way, query):
     note = ask(widget, way, query)
     assert len(widget.search.rows.list.options) == len(widget.search.rows.features) > 1
