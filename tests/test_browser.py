@@ -147,6 +147,15 @@ def test_a_bad_address_is_a_sentence(page, command) -> None:
     _read(page, "It still answers.")
 
 
+def test_a_full_queue_is_said(page) -> None:
+    full = {"detail": "Queue is full. Max size is 16 and size is 16."}
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json=full))
+    page.click("#read")
+    page.get_by_text("currently busy. Please try again").wait_for()
+    page.unroute("**/queue/join*")
+    _read(page, "It still answers.")
+
+
 def test_a_concept_is_found(page) -> None:
     _tab(page, "Concept search")
     page.click("#search")

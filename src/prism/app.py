@@ -39,11 +39,16 @@ def safely(function: Callable, outputs: int = 1) -> Callable:
 
 
 def problem(error: Exception) -> str:
-    """An error as a sentence of the page; what nobody foresaw goes to the terminal."""
+    """An error as a sentence of the page."""
+    return sentence(words(error), "problem")
+
+
+def words(error: Exception) -> str:
+    """What is said of an error; one that nobody foresaw goes to the terminal."""
     if isinstance(error, (ValueError, IndexError, OSError)):
-        return sentence(str(error), "problem")
+        return str(error)
     traceback.print_exception(error, file=sys.stderr)
-    return sentence(WRONG, "problem")
+    return WRONG
 
 
 class Page:
@@ -205,8 +210,8 @@ class Page:
             feature = _whole(asked.get("feature"))
             page = self._show(feature, sae, read, visited)
             return *page, sae, feature, feature, answers.about(self.explorer, sae), gr.Tabs(selected="feature")
-        except (ValueError, IndexError, OSError) as error:
-            gr.Warning(escape(str(error)), title="Not found")
+        except Exception as error:
+            gr.Warning(escape(words(error)), title="Not found")
             return (gr.skip(),) * 8
 
     def _compare_all(self, text: str, names: Sequence[str]) -> Iterator[str]:

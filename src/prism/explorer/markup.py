@@ -17,7 +17,7 @@ SANDBOX = "allow-same-origin allow-popups allow-popups-to-escape-sandbox"  # sam
 
 HEADS = {"of_maximum": "of its maximum", "fires_on": "fires on", "composite_score": "score", "mean_activation": "mean",
          "l0": "active a token", "explained_variance": "variance explained", "nats_lost": "nats lost a token",
-         "nats_lost_by_mean": "… by the mean", "background_share": "of the sample",
+         "nats_lost_by_mean": "… by the mean", "background_share": "texts of the sample",
          "f1": "F1", "sae": "SAE", "token": "peaks on"}  # fmt: skip
 FORMATS: dict[str, Callable[[float], str]] = {
     "of_maximum": "{:.0%}".format, "share": "{:.0%}".format, "precision": "{:.0%}".format, "recall": "{:.0%}".format,
