@@ -38,9 +38,12 @@ PAGE_STYLE = """
 @media(prefers-color-scheme:dark){.prism-page{--bg:#15191e;--ink:#e8ebee;--soft:#a5adb6;--line:#323941;--bar:#56B4E9}}
 """
 
-# On top of it, for a page in short: notebooks have a look of their own for the heads of tables.
+# On top of it, for a page in short: against what notebooks do to the tables, the headings and the code of an output.
 SHORT_STYLE = """
-.prism-page th{font-weight:400;text-align:left;padding:3px 6px 3px 0;border-bottom:1px solid var(--line)}
+.prism-page tr th{font-weight:400!important;text-align:left!important;padding:3px 6px 3px 0!important;
+ border-bottom:1px solid var(--line)}
+.prism-page tr{background:none!important}.prism-page code{background:none!important;padding:0!important}
+.prism-page h1,.prism-page h2,.prism-page h3{font-weight:700!important}
 """
 
 # On top of it, for pages of their own. Dark: on this background and with white letters, every shade of orange keeps a
