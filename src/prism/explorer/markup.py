@@ -28,7 +28,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 
 def inert(html: str) -> str:
-    """A fragment without the marks that Gradio's templates would read (`{{…}}`, `${…}`); it shows the same."""
+    """A fragment without the marks of templates (`{{…}}`, `${…}`), which Gradio fills it into; it shows the same."""
     return html.replace("{", "&#123;").replace("$", "&#36;")
 
 
