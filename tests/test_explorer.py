@@ -1,5 +1,6 @@
 """The explorer's core: texts, searches, steering and comparison, hand-counted on a small sample and run on `mini`."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -103,7 +104,8 @@ def test_what_chance_reaches_is_hand_countable(small):
     """Common features are left out (0 and 1 here), so only feature 2 can score, and only in passages of its text."""
     assert small.common.tolist() == [True, True, False, False]
     scores = chance_scores(small, np.array([4]), draws=200)
-    assert set(scores) == {0.0, 400.0}, "a passage is text 1, whole, or it is not"
+    assert set(scores) == {0.0, 400.0}, "it is text 1, whole, or it is not"
+    assert chance_scores(small, np.array([3]), draws=200).max() == 300, "texts are cut after their first tokens"
     assert 0.05 < (scores > 0).mean() < 0.25
     assert chance_scores(small, np.array([9]), draws=50).max() == 400, "longer than any text: all of it"
     assert (chance_scores(small, np.array([2, 2]), draws=20) == chance_scores(small, np.array([2, 2]), draws=20)).all()
@@ -166,7 +168,10 @@ def test_concepts_are_held_against_random_passages(explorer):
     assert found.table["composite_score"].is_monotonic_decreasing and "4 texts" in found.note
     assert (found.table["background_share"] <= 0.25).all()
     assert not explorer.reading().common[found.table["feature"]].any()
-    assert f"{found.table['composite_score'].iloc[0]:,.0f}" in found.note and "random passages" in found.note
+    assert f"{found.table['composite_score'].iloc[0]:,.0f} here" in found.note
+    times = re.search(r"in (\d+) of 20 random sets of beginnings", found.note)[1]
+    chance = chance_scores(explorer.reading(), np.bincount(explorer.texts(texts.splitlines()).table["text"]))
+    assert int(times) == (chance >= found.table["composite_score"].iloc[0]).sum()
 
 
 def test_questions_that_cannot_be_answered(explorer):

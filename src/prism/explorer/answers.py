@@ -79,9 +79,9 @@ def _own_text(explorer: Explorer, feature: int, sae: str, text: str) -> str:
 
 
 def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
-    """The table of what a search found, with its note."""
+    """The table of what a search found, under its note: what the measures mean, and what chance reaches."""
     found = search(explorer, way, query, sae)
-    return markup.table(found.table, sae, found.note[:1].upper() + found.note[1:] + ".")
+    return markup.sentence(found.note[:1].upper() + found.note[1:] + ".", "note") + markup.table(found.table, sae)
 
 
 def write(

@@ -15,7 +15,7 @@ from prism.explorer.session import COMMON, MAX_CHARACTERS, Explorer, Reading
 
 WAYS = ("number", "category", "token", "concept")
 LEAST = 3  # occurrences of a token in the sample, fewer say nothing
-DRAWS = 20  # sets of random passages that a concept search is held against
+DRAWS = 20  # sets of random texts that a concept search is held against
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,27 +130,28 @@ def _rare(reading: Reading, query: str, n: int, plain: np.ndarray) -> str:
 def by_concept(explorer: Explorer, texts: Sequence[str], sae: str | None = None, k: int = 10) -> Found:
     """The features that cover texts which share a concept, by composite score (`analysis.composite_score`).
 
-    Features that fire on more than a quarter of the sample's texts are left out. The best score is held against that
-    of random passages of the sample, as many and as long.
+    Features that fire on more than a quarter of the sample's texts are left out. The best score is held against those
+    of random sets of beginnings of the sample's texts, as many and as long: a text is read from its beginning, where
+    some features fire whatever it says.
     """
     reading, concept = explorer.reading(sae), explorer.texts(texts, sae)
     found = find_features_for_concept(concept, reading.matrix, k=k, max_background=COMMON)
     if found.empty:
         raise ValueError("No feature fires on these texts and on few others; give other texts, or longer ones.")
-    lengths = np.bincount(concept.table["text"].to_numpy())
-    chance = np.median(chance_scores(reading, lengths))
+    chance = chance_scores(reading, np.bincount(concept.table["text"].to_numpy()))
+    best = found["composite_score"].iloc[0]
     n = f"{concept.n_texts} text" + "s" * (concept.n_texts != 1)
-    note = (f"share: of your {n} that fire; composite score: that share in % × mean activation; best found "
-            f"{found['composite_score'].iloc[0]:,.0f}, and the best in random passages of the sample, as many and as "
-            f"long, {chance:,.0f} (median of {DRAWS} draws)")  # fmt: skip
+    note = (f"share: of your {n} that fire; composite score: that share in % × mean activation; chance: the best, "
+            f"{best:,.0f} here, is reached in {(chance >= best).sum()} of {DRAWS} random sets of beginnings of the "
+            f"sample's texts, as many and as long as yours (their median: {np.median(chance):,.0f})")  # fmt: skip
     return Found(reading.describe(found), note)
 
 
 def chance_scores(reading: Reading, lengths: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Best composite score in each of some draws of random passages of the sample.
+    """Best composite score in each of some draws of random texts of the sample, each cut after its first tokens.
 
     Args:
-        lengths: tokens of each passage of a draw.
+        lengths: tokens of each text of a draw.
     """
     rng, text = np.random.default_rng(seed), reading.matrix.table["text"].to_numpy()
     bounds = np.searchsorted(text, np.arange(reading.matrix.n_texts + 1))
@@ -158,11 +159,9 @@ def chance_scores(reading: Reading, lengths: np.ndarray, draws: int = DRAWS, see
     best = []
     for _ in range(draws):
         peaks = np.zeros((len(lengths), reading.matrix.d_sae), np.float32)
-        for passage, length in enumerate(lengths):
-            whose = rng.integers(reading.matrix.n_texts)
-            start = rng.integers(bounds[whose], max(bounds[whose + 1] - length, bounds[whose]) + 1)
-            part = reading.matrix.values[start : min(start + length, bounds[whose + 1])]
-            peaks[passage] = part.max(axis=0).toarray()
+        for i, whose in enumerate(rng.integers(reading.matrix.n_texts, size=len(lengths))):
+            part = reading.matrix.values[bounds[whose] : min(bounds[whose] + lengths[i], bounds[whose + 1])]
+            peaks[i] = part.max(axis=0).toarray()
         score = 100 * (peaks > 0).mean(0) * peaks.mean(0)
         best.append(score[~common].max())
     return np.array(best)
