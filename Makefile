@@ -52,8 +52,10 @@ gallery: $(VENV)/.installed  ## pages about fifty features in outputs/gallery/
 site: $(VENV)/.installed  ## notebooks and documents as pages in outputs/site/; runs nothing
 	@$(BIN)/python -m prism site
 
-test: $(VENV)/.installed-dev  ## every notebook as a test, and the unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
+test: $(VENV)/.installed-dev  ## every notebook as a test (on three models), then the unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk=1 --nbmake --nbmake-timeout=300 \
+		tests/test_other_models.py notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests --ignore tests/test_other_models.py
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import html
 import json
 import socket
@@ -49,8 +51,10 @@ def _ask(client: httpx.Client, element: str, event: str, data: list, event_data:
     session = uuid.uuid4().hex
     response = _join(client, element, event, data, event_data, session)
     assert response.status_code == 200, response.text
+    until = time.monotonic() + 120  # heartbeats come all the while
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
         for line in stream.iter_lines():
+            assert time.monotonic() < until, "no answer in two minutes"
             message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
             if message.get("msg") == "process_completed":
                 return message
@@ -86,10 +90,24 @@ def test_no_file_and_no_other_address(client: httpx.Client, path: str) -> None:
     assert "root:" not in response.text and "Prism" not in response.text
 
 
+@pytest.mark.parametrize("path", ["/static/C:x/secret.txt", "/static/..%5c..%5croutes.py", "/assets/%5c%5chost%5cx"])
+def test_a_drive_or_a_share_is_no_address(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 403
+
+
 def test_gradio_refuses_files_by_itself(explorer: Explorer, page: app.Page) -> None:
-    """The guard is the second lock, not the only one."""
-    assert not page.blocks.allowed_paths and page.blocks.analytics_enabled is False
-    assert not page.blocks.share and page.blocks.api_open is False
+    """The guard is the second lock, not the only one: it is taken off here."""
+    served = app.application(explorer)
+    served.user_middleware = [entry for entry in served.user_middleware if entry.cls is not guard.Guard]
+
+    async def codes() -> list[int]:
+        transport = httpx.ASGITransport(served)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as open_client:
+            paths = ("/gradio_api/file=/etc/passwd", "/gradio_api/file=README.md", "/gradio_api/file=../README.md")
+            return [(await open_client.get(path)).status_code for path in paths]
+
+    assert all(code in (403, 404) for code in asyncio.run(codes()))
+    assert page.blocks.analytics_enabled is False and page.blocks.api_open is False
     names = {type(block).__name__ for block in page.blocks.blocks.values()}
     assert not names & {"File", "UploadButton", "Image", "Audio", "Video", "FileExplorer", "DownloadButton", "Gallery"}
 
@@ -101,6 +119,20 @@ def test_uploads_and_large_questions_are_refused(client: httpx.Client) -> None:
     assert endless.status_code == 413
     assert client.delete("/").status_code == 405
     assert _ask(client, "read", "click", ["still here", "2-res"])["success"]
+
+
+def test_a_length_beside_chunks_is_refused(client: httpx.Client) -> None:
+    """The chunks would be read, however many, whatever the length says."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
+        raw.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
+                    b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")  # fmt: skip
+        assert raw.recv(100).split()[1] in (b"400", b"413")
+
+
+def test_every_event_goes_through_the_queue(client: httpx.Client) -> None:
+    """The guard knows no other way, and the queue is what bounds them."""
+    assert all(entry["queue"] is not False for entry in client.get("/config").json()["dependencies"]
+               if entry["backend_fn"])  # fmt: skip
 
 
 def test_only_this_machine_is_answered(client: httpx.Client) -> None:
@@ -125,7 +157,7 @@ def test_a_taken_port_gives_the_next_and_none_gives_a_sentence() -> None:
 
 def test_no_free_port_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def taken(*_):
-        raise OSError(98, "in use")
+        raise OSError(errno.EADDRINUSE, "in use")
 
     monkeypatch.setattr(socket.socket, "bind", taken)
     assert cli.main(["app", "--no-browser", "--port", "7860"]) == 1
@@ -237,7 +269,8 @@ def test_history_goes_back_in_order(page: app.Page, monkeypatch: pytest.MonkeyPa
         _, buttons, visited = page._show(feature, "2-res", ("", "2-res"), visited)
     assert [feature for _, feature in visited] == [5, 14, 13, 12, 11, 10, 9, 8, 7, 6, 4, 3]
     assert buttons.count("data-feature") == app.HISTORY
-    assert [page._step(*step, "2-res") for step in ((-1, 0), (1, 3071), (1, None))] == [3071, 0, 1]
+    walked = [page._walk(*step, "2-res", ("", "2-res"), [])[-1] for step in ((-1, 0), (1, 3071), (1, None))]
+    assert walked == [3071, 0, 1]
 
 
 def test_the_address_opens_a_feature(page: app.Page) -> None:

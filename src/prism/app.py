@@ -15,7 +15,17 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from prism.explorer import HOWS, MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_STRENGTH, WAYS, Explorer, answers, categories
+from prism.explorer import (
+    ERRORS,
+    HOWS,
+    MAX_CHARACTERS,
+    MAX_NEW_TOKENS,
+    MAX_STRENGTH,
+    WAYS,
+    Explorer,
+    answers,
+    categories,
+)
 from prism.explorer.guard import HOST, Guard, listen
 from prism.explorer.look import CSS, FOLLOW, HELP, PICK, theme
 from prism.explorer.markup import feature_button, inert, sentence
@@ -45,7 +55,7 @@ def problem(error: Exception) -> str:
 
 def words(error: Exception) -> str:
     """What is said of an error; one that nobody foresaw goes to the terminal."""
-    if isinstance(error, (ValueError, IndexError, OSError)):
+    if isinstance(error, ERRORS):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
     return WRONG
@@ -152,8 +162,7 @@ class Page:
         shown = [self.number, self.sae, self.read, self.visited], [self.page, self.history, self.visited]
         answer([self.show.click, self.number.submit], self._show, *shown)
         for button, step in ((self.back, -1), (self.on, 1)):
-            button.click(on(self._step, step), [self.number, self.sae], self.number, **ask).then(
-                safely(self._show, 3), *shown, **ask)  # fmt: skip
+            answer([button.click], on(self._walk, step), shown[0], [*shown[1], self.number])
         opened = dict(inputs=[self.read, self.visited], show_progress_on=[self.about], **ask)
         opened["outputs"] = [self.page, self.history, self.visited, self.sae, self.number, self.steered, self.about,
                              self.tabs]  # fmt: skip
@@ -170,7 +179,7 @@ class Page:
                [self.written])  # fmt: skip
         gr.on([self.compare.click, self.compared.submit], self._compare_all, [self.compared, self.chosen],
               [self.comparison], **ask)  # fmt: skip
-        self.sae.input(self._loading, [self.sae], [self.about], queue=False, api_visibility="private").then(
+        self.sae.input(self._loading, [self.sae], [self.about], api_visibility="private").then(
             safely(self._changed, 5), [self.sae, self.text],
             [self.about, self.tokens, self.found, self.read, self.page], **ask)  # fmt: skip
 
@@ -188,9 +197,10 @@ class Page:
         buttons = "".join(feature_button(f, name, f"{name} {f}" if many else str(f)) for name, f in visited)
         return page, inert(f"<nav aria-label='Recent'>Recent: {buttons}</nav>"), visited
 
-    def _step(self, step: int, feature: int | None, sae: str) -> int:
+    def _walk(self, step: int, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         """The feature before or after, round the ends."""
-        return ((feature or 0) + step) % self.explorer.reading(sae).matrix.d_sae
+        feature = ((feature or 0) + step) % self.explorer.reading(sae).matrix.d_sae
+        return *self._show(feature, sae, read, visited), feature
 
     def _pin(self, feature: int | None, sae: str) -> tuple:
         return answers.read_feature(self.explorer, feature, sae), gr.Column(visible=True)
@@ -231,8 +241,9 @@ class Page:
         return sentence(f"Loading {sae}: some seconds the first time …")
 
     def _changed(self, sae: str, text: str) -> tuple:
-        words = answers.about(self.explorer, sae)
-        return words, *self._read_text(text, sae), sentence(f"Choose a feature of {sae}: type its number above.")
+        about = answers.about(self.explorer, sae)
+        words = sentence(f"Choose a feature of {sae}: type its number above.")
+        return about, *safely(self._read_text, 3)(text, sae), words
 
 
 def _textbox(label: str, value: str, name: str, lines: int = 1) -> gr.Textbox:
@@ -284,4 +295,5 @@ def serve(model: str | None = None, sae: str | None = None, port: int = 7860, op
     print(f"Open {address} (answers this machine only; Ctrl-C stops it)", flush=True)
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-    uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)).run(sockets=[server])
+    # Errors are printed where they happen; what uvicorn would add is that it ends the open page's connection.
+    uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run(sockets=[server])

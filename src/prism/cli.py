@@ -307,7 +307,11 @@ def _app(options: argparse.Namespace) -> int:
 def _site(options: argparse.Namespace) -> int:
     from prism import site
 
-    pages = _valid(site.build, options.notebooks, options.out, options.features)
+    try:
+        pages = _valid(site.build, options.notebooks, options.out, options.features)
+    except OSError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
     features = f" and {options.features} about features" if options.features else ""
     print(f"{len(pages)} pages{features}. Open {(options.out / 'index.html').resolve()}")
     return 0
@@ -373,7 +377,7 @@ def _doctor(options: argparse.Namespace) -> int:
     if not missing:
         missing += _doctor_models()
     browser = find_browser()
-    print(f"browser           {browser or 'none found (needed only by `prism execute`)'}")
+    print(f"browser           {browser or 'none found (needed by `prism execute` and some tests)'}")
     return 1 if missing else 0
 
 

@@ -47,13 +47,13 @@ class Guard:
 
 def _refusal(scope: Message) -> PlainTextResponse | None:
     path, headers = scope["path"], dict(scope["headers"])
-    if path not in PAGES and not path.startswith(FOLDERS) or ".." in path:
+    if path not in PAGES and not path.startswith(FOLDERS) or any(mark in path for mark in ("..", ":", "\\")):
         return PlainTextResponse("There is nothing at this address.", 403)
     if scope["method"] not in ("GET", "HEAD", "POST"):
         return PlainTextResponse("This page is only read and asked.", 405)
     if scope["method"] == "POST":
         length = headers.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > LARGEST:
+        if b"transfer-encoding" in headers or not length.isdigit() or int(length) > LARGEST:
             return PlainTextResponse("The question is too long.", 413)
     return None
 
@@ -68,7 +68,8 @@ def listen(port: int) -> socket.socket:
         raise OSError(f"there is no port {port}; choose from 1024 to 65535, or 0 for any that is free")
     for candidate in range(port, min(port + PORTS, 65_536)):
         server = socket.socket()
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)  # Windows, where REUSEADDR would share a taken port
+        server.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         try:
             server.bind((HOST, candidate))
             server.listen()

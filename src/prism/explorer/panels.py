@@ -12,10 +12,9 @@ from jaxtyping import Float
 
 from prism import visualization as viz
 from prism.explorer.search import WAYS, categories, search
-from prism.explorer.session import Explorer
+from prism.explorer.session import ERRORS, Explorer
 from prism.features import FeatureMatrix
 
-ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
 COLUMNS = {  # of a search's table: heading, width in letters, format

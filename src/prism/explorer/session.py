@@ -21,6 +21,7 @@ from prism.features.matrix import FeatureStatistics
 from prism.models import SaeSpec, get_spec, load_model, load_sae
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
+ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
 COMMON = 0.25  # share of the sample's texts; a feature that fires on more of them is no concept's
 SHOWN_TOKENS = 3  # different tokens that a feature is described by
 
