@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape, unescape
+from html import escape
 
 import ipywidgets as widgets
 import numpy as np
@@ -100,12 +100,7 @@ def _cell(name: str, value: object) -> str:
     _, width, form = COLUMNS[name]
     if isinstance(value, float) and np.isnan(value):
         return "–".rjust(width)
-    return form.format(plain(value) if name == "token" else value).rjust(width)
-
-
-def plain(token: object) -> str:
-    """A token with its white space made visible, for a place that takes no HTML."""
-    return unescape(viz.visible(str(token)))
+    return form.format(viz.marked(value) if name == "token" else value).rjust(width)
 
 
 class SentencePanel(widgets.VBox):
@@ -150,7 +145,7 @@ class SentencePanel(widgets.VBox):
         counts, peaks = self._values("count"), self._values("strongest")
         told = [f"position {place} · {n} features fire, the strongest at {peak:.1f}"
                 for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)]  # fmt: skip
-        names = [WHOLE, *(plain(token) for token in matrix.table["token"])]
+        names = [WHOLE, *(viz.marked(token) for token in matrix.table["token"])]
         quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
         self._token({"new": 0})
@@ -175,7 +170,7 @@ class SentencePanel(widgets.VBox):
             said = "The strongest features of the text, each with the token on which it peaks:"
         else:
             table = self.explorer.at_token(self.matrix, row, ROWS, self.sae)
-            n, token = self.matrix.values[row].nnz, plain(self.matrix.table["token"].iloc[row])
+            n, token = self.matrix.values[row].nnz, viz.marked(self.matrix.table["token"].iloc[row])
             said = f"On {token} {n} features fire" + (f", the {len(table)} strongest:" if n > len(table) else ":")
         self.above.value = words(said if len(table) else "No feature fires here.")
         self.rows.fill(table)
@@ -208,7 +203,7 @@ class SentencePanel(widgets.VBox):
             return f"Feature {self.feature} fires on none of the {len(values)} tokens."
         best = int(values.argmax())
         return (f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
-                f"{plain(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+                f"{viz.marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
                 f"{values[best] / full:.0%} of its maximum in the sample.")  # fmt: skip
 
 

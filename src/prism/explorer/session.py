@@ -63,8 +63,7 @@ class Reading:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
         rows = self.statistics.top_rows[feature]
         tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
-        marks = str.maketrans({"\n": "↵", " ": "·", "\t": "⇥"})
-        return "  ".join(token.translate(marks) for token in list(tokens)[:SHOWN_TOKENS]) or "nothing in the sample"
+        return "  ".join(map(viz.marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
@@ -166,21 +165,20 @@ class Explorer:
         """
         if not 0 <= row < matrix.n_tokens:
             raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
-        return self._ranked(matrix.values[row].tocoo(), k, name)
+        active = matrix.values[row].tocoo()
+        best = np.argsort(-active.data, kind="stable")[:k]
+        frame = pd.DataFrame({"feature": active.coords[-1][best], "activation": active.data[best]})
+        return self._described(frame, name)
 
     def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
-        row, column = matrix.values.tocoo().coords
-        order = np.argsort(-matrix.values.tocoo().data, kind="stable")
+        active = matrix.values.tocoo()
+        row, column = active.coords
+        order = np.argsort(-active.data, kind="stable")
         _, first = np.unique(column[order], return_index=True)
         best = order[np.sort(first)][:k]
         tokens = matrix.table["token"].astype(str).to_numpy()[row[best]]
-        frame = pd.DataFrame({"feature": column[best], "activation": matrix.values.tocoo().data[best], "token": tokens})
-        return self._described(frame, name)
-
-    def _ranked(self, active, k: int, name: str | None) -> pd.DataFrame:
-        best = np.argsort(-active.data, kind="stable")[:k]
-        frame = pd.DataFrame({"feature": active.coords[-1][best], "activation": active.data[best]})
+        frame = pd.DataFrame({"feature": column[best], "activation": active.data[best], "token": tokens})
         return self._described(frame, name)
 
     def _described(self, frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
@@ -198,12 +196,9 @@ class Explorer:
             IndexError: no such feature; the message gives the valid range and the nearest choice.
         """
         reading = self.reading(name)
-        feature = reading.matrix.check_feature(feature)
-        sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
         return viz.feature_page(
-            feature, reading.matrix, reading.dictionary.decoder, reading.dictionary.unembed,
-            reading.dictionary.vocabulary, reading.dictionary.title, reading.spec.feature_url(feature),
-            link_to=link_to, explanation=sentence, scores=scores,
+            feature, title=reading.dictionary.title, link=reading.spec.feature_url(feature), link_to=link_to,
+            **_known(reading, feature),
         )  # fmt: skip
 
     def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
@@ -212,20 +207,15 @@ class Explorer:
         Raises:
             IndexError: no such feature.
         """
-        reading = self.reading(name)
-        feature = reading.matrix.check_feature(feature)
-        sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
-        one = reading.dictionary
-        return viz.feature_in_short(feature, reading.matrix, one.decoder, one.unembed, one.vocabulary, k, sentence,
-                                    scores)  # fmt: skip
+        return viz.feature_in_short(feature, k=k, **_known(self.reading(name), feature))
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.
 
         Returns:
             Columns sae, features, l0 (active a token), explained_variance, nats_lost (a token, when the activation is
-            replaced by the SAE's reconstruction), nats_lost_by_mean (when it is replaced by its mean over the text:
-            all that there is to lose). One text is few tokens: differences between SAEs are those of this text.
+            replaced by the SAE's reconstruction), nats_lost_by_mean (by its mean over the text). One text is few
+            tokens: differences between SAEs are those of this text.
 
         Raises:
             ValueError: no SAE named, an unknown one, or a bad text.
@@ -242,3 +232,11 @@ class Explorer:
                          "explained_variance": found.explained_variance, "nats_lost": found.delta_ce,
                          "nats_lost_by_mean": found.mean_ablation_cost})  # fmt: skip
         return pd.DataFrame(rows)
+
+
+def _known(reading: Reading, feature: int) -> dict[str, object]:
+    """What a page says of a feature, whole or in short: sample, dictionary, explanation and its scores."""
+    feature, known = reading.matrix.check_feature(feature), reading.dictionary
+    sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
+    return {"matrix": reading.matrix, "decoder": known.decoder, "unembed": known.unembed,
+            "vocabulary": known.vocabulary, "explanation": sentence, "scores": scores}  # fmt: skip

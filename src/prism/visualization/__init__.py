@@ -46,5 +46,5 @@ from prism.visualization.superposition import (
     phase_diagram,
     sweep_lines,
 )
-from prism.visualization.tokens import link, token_shading, visible
+from prism.visualization.tokens import link, marked, token_shading, visible
 from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves

@@ -23,10 +23,15 @@ def link(address: str, text: str) -> str:
     return f'<a href="{escape(address)}">{escape(text)}</a>'
 
 
-def visible(token: str) -> str:
-    """A token with its white space made visible (· ↵ ⇥), control characters replaced, and escaped for HTML."""
+def marked(token: str) -> str:
+    """A token with its white space made visible (· ↵ ⇥) and control characters replaced, as plain text."""
     marks = {"\n": "↵", " ": "·", "\t": "⇥"}
-    return escape("".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token))
+    return "".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
+
+
+def visible(token: str) -> str:
+    """The same, escaped for HTML."""
+    return escape(marked(token))
 
 
 def token_shading(
