@@ -72,7 +72,7 @@ def _join(client: httpx.Client, element: str, event: str, data: list, event_data
 
 
 def test_it_answers_through_its_queue(client: httpx.Client) -> None:
-    message = _ask(client, "read", "click", ["Hello there, world", "2-res"])
+    message = _ask(client, "read", "click", ["Hello there, world", "2-res", True])
     assert message["success"]
     tokens, table = message["output"]["data"][:2]
     assert ">·world<" in tokens and 'data-row="1"' in tokens and "data-feature=" in table
@@ -118,7 +118,7 @@ def test_uploads_and_large_questions_are_refused(client: httpx.Client) -> None:
     endless = client.post("/gradio_api/queue/join", content=(b"x" for _ in range(3)))
     assert endless.status_code == 413
     assert client.delete("/").status_code == 405
-    assert _ask(client, "read", "click", ["still here", "2-res"])["success"]
+    assert _ask(client, "read", "click", ["still here", "2-res", True])["success"]
 
 
 def test_a_length_beside_chunks_is_refused(client: httpx.Client) -> None:
@@ -172,20 +172,20 @@ def test_unknown_names_are_one_line(capsys) -> None:
 
 def test_a_full_queue_says_so_and_empties(client: httpx.Client, explorer: Explorer) -> None:
     with explorer.lock:  # the first question waits for this
-        answered = [_join(client, "read", "click", [f"number {i}", "2-res"]) for i in range(app.QUEUE + 3)]
+        answered = [_join(client, "read", "click", [f"number {i}", "2-res", True]) for i in range(app.QUEUE + 3)]
     codes = [response.status_code for response in answered]
     assert codes.count(200) in (app.QUEUE, app.QUEUE + 1) and codes[-1] == 503
     assert "full" in answered[-1].json()["detail"].lower()
     until = time.monotonic() + 30
-    while _join(client, "read", "click", ["again", "2-res"]).status_code != 200:
+    while _join(client, "read", "click", ["again", "2-res", True]).status_code != 200:
         assert time.monotonic() < until, "the queue stays full"
         time.sleep(0.2)
 
 
 @pytest.mark.parametrize(("element", "data", "says"), [
-    ("read", ["", "2-res"], "no text yet"),
-    ("read", ["x" * (MAX_CHARACTERS + 1), "2-res"], "at most 1,000"),
-    ("read", ["a b " * 240, "2-res"], "tokens"),
+    ("read", ["", "2-res", True], "no text yet"),
+    ("read", ["x" * (MAX_CHARACTERS + 1), "2-res", True], "at most 1,000"),
+    ("read", ["a b " * 240, "2-res", True], "tokens"),
     ("search", ["number", "one", "2-res"], "no number"),
     ("search", ["number", "999999", "2-res"], "3071"),
     ("search", ["category", "Pyton code", "2-res"], "Python code"),
@@ -219,7 +219,7 @@ def test_forged_values_are_refused_and_the_app_goes_on(client, element, event, d
     text = json.dumps(message)
     assert not message["success"] or 'role=\\"alert\\"' in text
     assert "root:x" not in text and "Traceback" not in text
-    assert _ask(client, "read", "click", ["still here", "2-res"])["success"]
+    assert _ask(client, "read", "click", ["still here", "2-res", True])["success"]
 
 
 @pytest.mark.parametrize("picked", [

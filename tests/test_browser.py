@@ -110,6 +110,18 @@ def test_a_sentence_leads_to_a_token_and_a_page(page) -> None:
     assert "Strongest texts" in frame.locator("body").inner_text()
 
 
+def test_frequent_features_are_shown_when_asked_for(page) -> None:
+    cells = "[...document.querySelectorAll('#found td:last-child')].map((cell) => parseFloat(cell.innerText))"
+    assert all(density <= 1 for density in page.evaluate(cells)) and page.evaluate(cells)
+    page.get_by_label("rare features only").uncheck()
+    page.wait_for_function(f"{cells}.some((density) => density > 1)")
+    page.click("#tokens button >> nth=1")
+    page.wait_for_selector("#found h3:has-text('On token 2')")
+    assert max(page.evaluate(cells)) > 1
+    page.get_by_label("rare features only").check()
+    page.wait_for_function(f"{cells}.every((density) => density <= 1)")
+
+
 def test_links_and_buttons_walk_through_features(page, command) -> None:
     page.goto(f"{command[1]}/?sae=2-res&feature=12")
     frame = page.frame_locator("#page iframe")

@@ -1,6 +1,8 @@
 """Texts, token batches and the activation cache: behaviour, edge cases, bad input."""
 
 import errno
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from prism import data
-from prism.data import CATEGORIES, load_activations, load_corpus, save_activations, token_table, tokenize
+from prism.data import CATEGORIES, load_activations, load_corpus, save_activations, token_table, token_text, tokenize
 
 
 def ngrams(text: str, n: int) -> set[str]:
@@ -133,6 +135,24 @@ class TestTokenize:
         assert len(table) == batch.n_tokens
         for i, text in enumerate(texts):
             assert mini.tokenizer.decode(table.loc[table["text"] == i, "token_id"].tolist()) == text
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.text(min_size=1, max_size=20).filter(lambda text: text.strip() and "‹" not in text))
+    def test_parts_of_characters_are_told_apart(self, mini, text):
+        ids = tokenize([text], mini.tokenizer, 256).tokens[0, 1:].tolist()
+        names = [token_text(mini.tokenizer, token) for token in ids]
+        assert len(set(names)) == len(set(ids))
+        parts = re.split("‹([0-9A-F]+)›", "".join(names))
+        raw = b"".join(bytes.fromhex(part) if i % 2 else part.encode() for i, part in enumerate(parts))
+        assert raw.decode() == text
+
+    def test_a_part_of_a_character_by_hand(self, mini):
+        ids = mini.tokenizer(" 🦄 ñ", add_special_tokens=False)["input_ids"]
+        assert [token_text(mini.tokenizer, token) for token in ids] == [" ‹F09F›", "‹A6›", "‹84›", " ‹C3›", "‹B1›"]
+        named = SimpleNamespace(decode=lambda _: "\ufffd", convert_ids_to_tokens=lambda _: "<0xE8>")
+        assert token_text(named, 5) == "<0xE8>"
+        literal = SimpleNamespace(decode=lambda _: "\ufffd", convert_ids_to_tokens=lambda _: "ï¿½")
+        assert token_text(literal, 5) == "\ufffd", "a text may hold this character itself"
 
     def test_table_positions_and_categories(self, mini):
         batch = tokenize(["one two", "three"], mini.tokenizer, 256)

@@ -144,6 +144,17 @@ def test_the_features_of_a_text_are_listed_once_at_their_peak(explorer):
     assert all(tokens[dense[:, f].argmax()] == token for f, token in zip(found["feature"], found["token"], strict=True))
 
 
+def test_frequent_features_can_be_left_out(explorer):
+    matrix, reading = explorer.texts([SENTENCE]), explorer.reading()
+    counts = np.asarray((reading.matrix.values > 0).sum(0)).ravel()
+    for ask in (explorer.in_text, lambda m, **kw: explorer.at_token(m, 3, **kw)):
+        found, rare = (list(ask(matrix, k=1000, rare=rare)["feature"]) for rare in (False, True))
+        few = [f for f in found if counts[f] <= 0.01 * reading.matrix.n_tokens]
+        assert rare == few and 0 < len(rare) < len(found)
+    assert list(explorer.in_text(matrix, k=2, rare=True)["feature"]) == list(
+        explorer.in_text(matrix, k=1000, rare=True)["feature"][:2])  # fmt: skip
+
+
 @pytest.mark.parametrize("texts, said", [
     ([""], "no text yet"), ([" \n "], "no text yet"), (["x" * (MAX_CHARACTERS + 1)], "characters; at most"),
     (["я" * 700], "tokens; mini reads at most 255"),

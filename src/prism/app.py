@@ -21,6 +21,7 @@ from prism.explorer import (
     MAX_CHARACTERS,
     MAX_NEW_TOKENS,
     MAX_STRENGTH,
+    RARE,
     WAYS,
     Explorer,
     answers,
@@ -92,7 +93,10 @@ class Page:
 
     def _sentence(self) -> None:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
-        self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
+        with gr.Row(elem_classes="prism-row"):
+            self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
+            self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
+                                    container=False, elem_id="rare", min_width=300)  # fmt: skip
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=PICK, elem_id="tokens")
         self.found = self._pickable(strongest, "found")
@@ -156,9 +160,9 @@ class Page:
         def answer(triggers: Sequence, function: Callable, inputs: Sequence, outputs: Sequence):
             return gr.on(triggers, safely(function, len(outputs)), inputs, outputs, **ask)
 
-        answer([self.go.click, self.text.submit], self._read_text, [self.text, self.sae],
+        answer([self.go.click, self.text.submit, self.rare.input], self._read_text, [self.text, self.sae, self.rare],
                [self.tokens, self.found, self.read])  # fmt: skip
-        answer([self.tokens.select], self._read_token, [self.read], [self.found])
+        answer([self.tokens.select], self._read_token, [self.read, self.rare], [self.found])
         shown = [self.number, self.sae, self.read, self.visited], [self.page, self.history, self.visited]
         answer([self.show.click, self.number.submit], self._show, *shown)
         for button, step in ((self.back, -1), (self.on, 1)):
@@ -180,15 +184,15 @@ class Page:
         gr.on([self.compare.click, self.compared.submit], self._compare_all, [self.compared, self.chosen],
               [self.comparison], **ask)  # fmt: skip
         self.sae.input(self._loading, [self.sae], [self.about], api_visibility="private").then(
-            safely(self._changed, 5), [self.sae, self.text],
+            safely(self._changed, 5), [self.sae, self.text, self.rare],
             [self.about, self.tokens, self.found, self.read, self.page], **ask)  # fmt: skip
 
-    def _read_text(self, text: str, sae: str) -> tuple:
-        return *answers.read_text(self.explorer, text, sae), (text, sae)
+    def _read_text(self, text: str, sae: str, rare: bool) -> tuple:
+        return *answers.read_text(self.explorer, text, sae, rare), (text, sae)
 
-    def _read_token(self, read: tuple[str, str], event: gr.EventData) -> str:
+    def _read_token(self, read: tuple[str, str], rare: bool, event: gr.EventData) -> str:
         text, sae = read if read[0] else (answers.SENTENCE, self.explorer.default)
-        return answers.read_token(self.explorer, text, _whole(event._data.get("row")), sae)
+        return answers.read_token(self.explorer, text, _whole(event._data.get("row")), sae, rare)
 
     def _show(self, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         page = answers.read_feature(self.explorer, feature, sae, read[0])
@@ -240,10 +244,10 @@ class Page:
     def _loading(self, sae: str) -> str:
         return sentence(f"Loading {sae}: some seconds the first time …")
 
-    def _changed(self, sae: str, text: str) -> tuple:
+    def _changed(self, sae: str, text: str, rare: bool) -> tuple:
         about = answers.about(self.explorer, sae)
         words = sentence(f"Choose a feature of {sae}: type its number above.")
-        return about, *safely(self._read_text, 3)(text, sae), words
+        return about, *safely(self._read_text, 3)(text, sae, rare), words
 
 
 def _textbox(label: str, value: str, name: str, lines: int = 1) -> gr.Textbox:

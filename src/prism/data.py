@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prism import hub
 
@@ -207,17 +209,33 @@ def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) 
     return rows
 
 
+def token_text(tokenizer, token: int) -> str:
+    """A token as text; bytes that are only a part of a character stand in hexadecimal, such as `‹F09F›`.
+
+    Decoding would write the same question mark for all of them, and different tokens would look alike.
+    """
+    text, piece = tokenizer.decode([int(token)]), tokenizer.convert_ids_to_tokens(int(token))
+    if "\ufffd" not in text:
+        return text
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's letters for the 256 bytes
+    if not set(piece) <= set(byte_of):
+        return piece  # Llama's vocabulary has names for bytes: <0xF0>
+    text = bytes(byte_of[letter] for letter in piece).decode(errors="surrogateescape")
+    return re.sub("[\udc80-\udcff]+", lambda part: f"‹{part[0].encode(errors='surrogateescape').hex().upper()}›", text)
+
+
 def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None = None) -> pd.DataFrame:
     """Where each kept token came from, one row a token, in row-major order.
 
     Returns:
         Columns text (row of the batch), position (0 is BOS, so real tokens start at 1), token_id, token (as a
-        string), and category if `categories` (one a text) is given. Strings are pandas categoricals.
+        string, as `token_text` has it), and category if `categories` (one a text) is given. Strings are pandas
+        categoricals.
     """
     rows, positions = (x.numpy() for x in batch.keep.nonzero(as_tuple=True))
     ids = batch.tokens[batch.keep].numpy()
     unique, codes = np.unique(ids, return_inverse=True)
-    names, name_codes = np.unique([tokenizer.decode([int(i)]) for i in unique], return_inverse=True)
+    names, name_codes = np.unique([token_text(tokenizer, i) for i in unique], return_inverse=True)
     table = pd.DataFrame(
         {
             "text": rows.astype(np.int32),

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from prism import autointerp as ai
 from prism import visualization as viz
 from prism.analysis import most_frequent, specialists
-from prism.data import TokenBatch, corpus_batch, load_texts, token_table, tokenize
+from prism.data import TokenBatch, corpus_batch, load_texts, token_table, token_text, tokenize
 from prism.features import FeatureMatrix, encode_features
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
 from prism.notebooks import write_atomically
@@ -256,7 +256,7 @@ def explanations(sample: Sample, features: Iterable[int]) -> dict[int, tuple[str
 
 
 def _vocabulary(model) -> list[str]:
-    return [model.tokenizer.decode([token]) for token in range(model.cfg.d_vocab)]
+    return [token_text(model.tokenizer, token) for token in range(model.cfg.d_vocab)]
 
 
 def _unembedding(model, sae) -> Float[np.ndarray, "d_in d_vocab"] | None:

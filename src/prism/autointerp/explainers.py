@@ -31,7 +31,8 @@ CLASSES: dict[str, Callable[[str], bool]] = {
     "a small-letter word": lambda t: t[:1] == " " and t[1:].isalpha() and t.islower(),
     "white space": lambda t: t.isspace(),
     "a letter that English lacks": lambda t: any(c.isalpha() and not c.isascii() for c in t),
-    "an emoji or symbol": lambda t: any(c == "\ufffd" or unicodedata.category(c) == "So" for c in t),
+    "an emoji or symbol": lambda t: any(unicodedata.category(c) == "So" for c in t),
+    "part of a character": lambda t: "‹" in t and "›" in t,  # as `token_text` writes its bytes
     "part of a web address": lambda t: any(part in t for part in ("http", "www", "//", ".com", ".org")),
 }
 

@@ -5,6 +5,6 @@ under one; `explore` is the widget for notebooks.
 """
 
 from prism.explorer.search import WAYS, Found, by_category, by_concept, by_number, by_token, categories, search
-from prism.explorer.session import ERRORS, MAX_CHARACTERS, Explorer, Reading
+from prism.explorer.session import ERRORS, MAX_CHARACTERS, RARE, Explorer, Reading
 from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH, Continuation, steer
 from prism.explorer.widget import ExplorerWidget, explore

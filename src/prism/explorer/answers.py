@@ -7,6 +7,7 @@ from html import escape
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from prism import visualization as viz
@@ -18,7 +19,6 @@ from prism.features import FeatureMatrix
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
 PROMPT = "Once upon a time, there was"
-RARE = 0.01  # of the sample's tokens; features that fire on more say little about one token
 STRONGEST = 8  # features shown of a token or a text
 EXAMPLES = {  # a question for each way of searching, right for every model
     "number": "12",
@@ -28,15 +28,21 @@ EXAMPLES = {  # a question for each way of searching, right for every model
 }
 
 
-def read_text(explorer: Explorer, text: str, sae: str) -> tuple[str, str]:
-    """A text as shaded buttons, and the table of its strongest features."""
+def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tuple[str, str]:
+    """A text as shaded buttons, and the table of its strongest features, all of them or the rare ones only."""
     matrix = explorer.texts([text], sae)
     tokens = matrix.table["token"].astype(str).tolist()
     buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae)
-    note = (f"Shade: how near a feature comes to its maximum in the sample, of those that fire on at most {RARE:.0%} "
-            "of its tokens.")  # fmt: skip
-    found = explorer.in_text(matrix, STRONGEST, sae)
-    return buttons + markup.sentence(note), markup.table(found, sae, title="Strongest anywhere in the text")
+    note = "Shade: how near a rare feature comes to its maximum in the sample."
+    found = explorer.in_text(matrix, STRONGEST, sae, rare)
+    return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
+
+
+def _features(found: pd.DataFrame, sae: str, title: str, rare: bool) -> str:
+    """A table of features; where there are none, that is said."""
+    if len(found):
+        return markup.table(found, sae, title=title)
+    return f"<h3>{escape(title)}</h3>" + markup.sentence(f"No {'rare ' if rare else ''}feature fires here.")
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
@@ -44,17 +50,17 @@ def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " toke
     active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
     row, column = active.coords
     peaks = reading.statistics.maxima[column]
-    counts = (peaks > 0) & (reading.statistics.counts[column] <= RARE * reading.matrix.n_tokens)
+    counts = (peaks > 0) & reading.rare[column]
     np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
     return shares
 
 
-def read_token(explorer: Explorer, text: str, row: int, sae: str) -> str:
-    """The table of one token's features."""
+def read_token(explorer: Explorer, text: str, row: int, sae: str, rare: bool = True) -> str:
+    """The table of one token's features, all of them or the rare ones only."""
     matrix = explorer.texts([text], sae)
-    found = explorer.at_token(matrix, row, STRONGEST, sae)
-    token = matrix.table["token"].astype(str).iloc[row]
-    return markup.table(found, sae, title=f"On token {row + 1}, '{token.strip() or token}'")
+    found = explorer.at_token(matrix, row, STRONGEST, sae, rare)
+    token = viz.marked(matrix.table["token"].astype(str).iloc[row])
+    return _features(found, sae, f"On token {row + 1}, {token}", rare)
 
 
 def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from jaxtyping import Bool
+from scipy.sparse import csr_matrix
 
 from prism import gallery
 from prism import visualization as viz
@@ -22,6 +23,7 @@ from prism.models import SaeSpec, get_spec, load_model, load_sae
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
 ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
+RARE = 0.01  # share of the sample's tokens; a feature that fires on more of them says little about one token
 COMMON = 0.25  # share of the sample's texts; a feature that fires on more of them is no concept's
 SHOWN_TOKENS = 3  # different tokens that a feature is described by
 
@@ -58,6 +60,11 @@ class Reading:
     def common(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on more than a quarter of the sample's texts."""
         return self.matrix.text_max().getnnz(axis=0) > COMMON * self.matrix.n_texts
+
+    @cached_property
+    def rare(self) -> Bool[np.ndarray, " d_sae"]:
+        """True for features that fire on at most 1 % of the sample's tokens."""
+        return self.statistics.counts <= RARE * self.matrix.n_tokens
 
     def fires_on(self, feature: int) -> str:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
@@ -150,12 +157,15 @@ class Explorer:
                 raise ValueError(f"The text has {n} tokens; {self.spec.name} reads at most {longest}: shorten it.")
         return tokenize(texts, tokenizer, self.spec.context)
 
-    def at_token(self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None) -> pd.DataFrame:
+    def at_token(
+        self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None, rare: bool = False
+    ) -> pd.DataFrame:
         """The features that fire on one token of a text, strongest first.
 
         Args:
             matrix: from `texts`.
             row: of the token in it, from 0.
+            rare: leave out the features that fire on more than 1 % of the sample's tokens.
 
         Returns:
             Columns feature, activation, of_maximum (share of its largest activation in the sample), density, fires_on.
@@ -165,27 +175,29 @@ class Explorer:
         """
         if not 0 <= row < matrix.n_tokens:
             raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
-        active = matrix.values[row].tocoo()
-        best = np.argsort(-active.data, kind="stable")[:k]
-        frame = pd.DataFrame({"feature": active.coords[-1][best], "activation": active.data[best]})
-        return self._described(frame, name)
+        return self._strongest(matrix.values[[row]], k, name, rare)[0]
 
-    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
+    def in_text(
+        self, matrix: FeatureMatrix, k: int = 10, name: str | None = None, rare: bool = False
+    ) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
-        active = matrix.values.tocoo()
+        frame, rows = self._strongest(matrix.values, k, name, rare)
+        frame.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[rows])
+        return frame
+
+    def _strongest(self, values: csr_matrix, k: int, name: str | None, rare: bool):
+        """The table of the features that are strongest in `values`, and the row where each is."""
+        reading, active = self.reading(name), values.tocoo()
         row, column = active.coords
         order = np.argsort(-active.data, kind="stable")
+        order = order[reading.rare[column[order]]] if rare else order
         _, first = np.unique(column[order], return_index=True)
         best = order[np.sort(first)][:k]
-        tokens = matrix.table["token"].astype(str).to_numpy()[row[best]]
-        frame = pd.DataFrame({"feature": column[best], "activation": active.data[best], "token": tokens})
-        return self._described(frame, name)
-
-    def _described(self, frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
-        reading = self.reading(name)
-        peaks = reading.statistics.maxima[frame["feature"].astype(int)]
-        share = np.divide(frame["activation"], peaks, out=np.full(len(frame), np.nan), where=peaks > 0)
-        return reading.describe(frame.assign(of_maximum=share))
+        features, activation = column[best], active.data[best]
+        peaks = reading.statistics.maxima[features]
+        share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
+        frame = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
+        return reading.describe(frame), row[best]
 
     def page(
         self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None

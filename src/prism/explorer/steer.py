@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from prism.data import TokenBatch, token_table
+from prism.data import TokenBatch, token_table, token_text
 from prism.explorer.session import Explorer, Reading
 from prism.features import encode_features
 from prism.interventions import Change, add, clamp, generate, project_out, suppress
@@ -123,5 +123,5 @@ def _read_back(
     column = matrix.column(feature).reshape(len(tokens), -1)[:, -n_tokens:]
     log_p = model(tokens, return_type="logits").float().log_softmax(-1)[:, :-1]
     nats = -log_p.gather(-1, tokens[:, 1:, None])[:, -n_tokens:, 0].mean(1)
-    written = [[model.tokenizer.decode([int(i)]) for i in row[-n_tokens:]] for row in tokens]
+    written = [[token_text(model.tokenizer, i) for i in row[-n_tokens:]] for row in tokens]
     return [Continuation(*row) for row in zip(labels, written, column, nats.tolist(), strict=True)]
