@@ -120,6 +120,10 @@ class TestTokenConcepts:
             "closing punctuation or bracket": [")", " }", "."],
         }
 
+    def test_the_hexadecimal_of_a_part_of_a_character_is_no_digit(self):
+        tokens = ["‹F09F›", " ‹90›", "<0xE2>", "x‹9F›7", "‹7"]
+        assert ev.token_concepts(pd.DataFrame({"token": tokens}))["digit"].tolist() == [False, False, False, True, True]
+
     def test_text_means(self):
         means = ev.text_means(np.array([[1.0, 2.0], [3.0, 4.0], [10.0, 0.0]]), np.array([0, 0, 1]))
         assert means.tolist() == [[2.0, 3.0], [10.0, 0.0]]

@@ -51,9 +51,13 @@ def token_concepts(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, " tokens"]
 
 
 def tokens_matching(table: pd.DataFrame, pattern: str) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens' text a regular expression finds something in."""
+    """Which tokens' text a regular expression finds something in.
+
+    Bytes that are only a part of a character have no text: the digits of their hexadecimal names are not digits.
+    """
     names = table["token"].astype("category")  # each different token is looked at once
-    found = np.array([re.search(pattern, str(name)) is not None for name in names.cat.categories], dtype=bool)
+    texts = [re.sub("‹[0-9A-F]+›|<0x[0-9A-F]{2}>", "\ufffd", str(name)) for name in names.cat.categories]
+    found = np.array([re.search(pattern, text) is not None for text in texts], dtype=bool)
     return found[names.cat.codes.to_numpy()]
 
 
