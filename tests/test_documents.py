@@ -67,6 +67,14 @@ def test_every_exercise_is_listed(tmp_path: Path) -> None:
         documents.exercise_table(folder)
 
 
+def test_exercise_is_told_to_the_end_of_its_sentence(tmp_path: Path) -> None:
+    """A formula on lines of its own breaks a sentence off; what comes after the sentence's paragraph is left out."""
+    parts = ("**Exercise 1** (easy, 5 minutes). The *size* is", "$$s = 2n,$$", "and 0 for none. Write `f(n)`.", "More.")
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", prose="\n\n".join(parts))
+    row = documents.exercise_table(folder).splitlines()[-1]
+    assert "| The *size* is $s = 2n,$ and 0 for none. Write `f(n)`. | [phase_1.py]" in row
+
+
 def test_cards_are_read_as_they_were_shown(tmp_path: Path) -> None:
     other = dataclasses.replace(CARD, claim="Another", supported=False)
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD, other, CARD)

@@ -16,7 +16,7 @@ from prism.papers import PAPER_CLAIMS, PaperClaim
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
 
 _ROW = re.compile(r"^\| ([a-z ]+) \| (.*) \|$", re.M)
-_EXERCISE = re.compile(r"^\*\*Exercise (\d+)\*\* \(([\w ]+), (\d+) minutes\)\. +(.+)$", re.M)
+_EXERCISE = re.compile(r"^\*\*Exercise (\d+)\*\* \(([\w ]+), (\d+) minutes\)\. +(.+?[.?!:)`*])$", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,13 @@ def exercise_table(folder: Path) -> str:
         notebook, answer = f"[{phase}](../notebooks/{path.name})", f"phase_{phase}.py"
         where = f"[{answer}](../src/prism/exercises/{answer})"
         for number, level, minutes, text in exercises:
-            lines.append(f"| {notebook} | {number} | {level} | {minutes} | {text.replace('|', '&#124;')} | {where} |")
+            lines.append(f"| {notebook} | {number} | {level} | {minutes} | {_in_one_line(text)} | {where} |")
     return "\n".join(lines)
+
+
+def _in_one_line(text: str) -> str:
+    """What an exercise asks, fit for a cell of a table: formulas on lines of their own become part of the sentence."""
+    return " ".join(text.replace("$$", "$").split()).replace("|", "&#124;")
 
 
 def with_exercises(text: str, folder: Path) -> str:

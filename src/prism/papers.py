@@ -16,7 +16,8 @@ class PaperClaim:
         phase: of the notebook with the card.
         card: the claim on the card, word by word.
         supported: the card's verdict that `same` and `why` were written for.
-        same: whether our result points the same way: 'yes', 'no', 'in part' or 'not testable'.
+        same: whether our result points the same way: 'yes', 'no', 'in part', 'undecided' or 'not testable'; a dash
+            where the paper claims nothing of the kind.
         why: what explains the difference, or limits the agreement.
     """
 
@@ -79,8 +80,8 @@ PAPER_CLAIMS = (
         "yes", "Two automatic measures in place of human ratings; see the next two rows for what they hide.",
     ),
     PaperClaim(
-        _TOWARDS, "The same, among units that fire equally often", "—", "4",
-        "Features keep that lead among units that fire on 1 % of tokens or more, as neurons do", False, "no",
+        _TOWARDS, "(our question, not the paper's) Is it so among units that fire equally often, too?", "—", "4",
+        "Features keep that lead among units that fire on 1 % of tokens or more, as neurons do", False, "—",
         "Among frequent units the lead turns round on this model: a rare unit is easily pure, and most features are "
         "rare. The paper does not match frequencies in this way.",
     ),
@@ -88,8 +89,8 @@ PAPER_CLAIMS = (
         _TOWARDS, "Automatic explanations predict features better than neurons", "—", "6d",
         "Features are easier to describe than neurons that fire as often, on easy and on hard negatives", False,
         "in part",
-        "Our explainer counts tokens, theirs was a large language model; strong activations alone point their way, "
-        "all activations do not.",
+        "Our explainer counts tokens, theirs was a large language model; on strong activations alone, easy detection "
+        "points their way; on hard fuzzing neurons lead in both comparisons.",
     ),
     PaperClaim(
         _TOWARDS, "Feature densities fall into two clusters, one of them ultralow",
@@ -118,8 +119,8 @@ PAPER_CLAIMS = (
         "A residual stream of width 192 is far easier than that of a production model.",
     ),
     PaperClaim(
-        _SCALING, "Pushing a feature steers what the model writes", "clamped at up to 10 × its maximum, by examples",
-        "6a",
+        _SCALING, "Pushing a feature steers what the model writes",
+        "clamped at several times its maximum (10 × in the best-known example), shown by examples", "6a",
         "At equal length, the feature by trial raises the target's share more than random directions do", True, "yes",
         "The feature was chosen by trial, and ten random directions get the same trial as a control.",
     ),
@@ -167,8 +168,9 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         _HEAP, "Features of random transformers are simple, mostly single tokens", "—", "6e",
-        "Fewer features of mini than of its untrained twin answer to a single token", False, "no",
-        "The difference is within chance, the other way round; features of a small model may be just as simple.",
+        "Fewer features of mini than of its untrained twin answer to a single token", False, "undecided",
+        "The difference is within chance; another count (phase 6d) leans the paper's way. Neither finds that *most* "
+        "features of the random model are single tokens.",
     ),
     PaperClaim(
         _PROBING, "SAE features give probes no consistent gain over baselines", "no consistent gain on 113 data sets",
