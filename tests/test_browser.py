@@ -85,7 +85,7 @@ def _tab(page, name: str) -> None:
 
 
 def _read(page, text: str) -> None:
-    """Types a sentence and waits until its last token is shown."""
+    """Types a sentence and waits until its last token is shown, and all that came with it is drawn."""
     page.fill("#text :is(input, textarea)", text)
     page.click("#read")
     last = text.split()[-1][-1]
@@ -93,6 +93,7 @@ def _read(page, text: str) -> None:
         "([n, last]) => { const b = [...document.querySelectorAll('#tokens button')];"
         " return b.length && b.at(-1).innerText.endsWith(last) && b[0].innerText.startsWith(n); }", arg=[text[0], last]
     )  # fmt: skip
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def test_a_sentence_leads_to_a_token_and_a_page(page) -> None:

@@ -8,9 +8,10 @@ import ipywidgets as widgets
 import pytest
 
 from prism import gallery
-from prism.explorer import MAX_CHARACTERS, Explorer, explore
+from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore
 from prism.explorer.widget import framed
 
+NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> & so on"
 TEXT = "The court shall hear the claim of the tenant, lol 😂 print('hi')"
 
 
@@ -33,7 +34,7 @@ def shared(explorer):
 @pytest.fixture
 def widget(shared):
     """One widget for all tests, at its beginning: the first sentence read, nothing pinned, one feature looked at."""
-    shared.sae.value = "2-res"
+    shared.sae.value, shared.sentence.rare.value = "2-res", True
     shared.view.seen.clear()
     read(shared, TEXT)
     for pin in shared.pins.values():
@@ -117,7 +118,7 @@ def test_another_sae_keeps_the_sentence_and_the_search(explorer, widget):
     assert "Loading 2-res-x4 …" in told[0] and "2-res-x4 is ready" in told[-1]
     assert widget.sentence.tokens.options == token_names and widget.sentence.text.value == TEXT
     matrix = explorer.texts([TEXT], "2-res-x4")
-    assert widget.sentence.rows.features == list(explorer.in_text(matrix, 12, "2-res-x4")["feature"])
+    assert widget.sentence.rows.features == list(explorer.in_text(matrix, 12, "2-res-x4", rare=True)["feature"])
     assert widget.search.rows.features != before and len(widget.search.rows.features) == 12
     assert widget.view.seen[-1] == ("2-res-x4", shown(widget.view.page))
     widget.view.back.click()
@@ -131,13 +132,20 @@ def test_another_sae_keeps_the_sentence_and_the_search(explorer, widget):
 def test_a_token_shows_its_features(explorer, widget):
     token(widget, "·shall")
     row = widget.sentence.tokens.index - 1
+    rare = explorer.at_token(explorer.texts([TEXT]), row, 12, rare=True)
+    assert widget.sentence.rows.features == list(rare["feature"])
+    assert said(widget.sentence.above) == f"On ·shall {len(rare)} rare features fire:"
+    widget.sentence.rare.value = False
     expected = explorer.at_token(explorer.texts([TEXT]), row, 12)
-    assert widget.sentence.rows.features == list(expected["feature"])
+    assert widget.sentence.rows.features == list(expected["feature"]) != list(rare["feature"])
     line = widget.sentence.rows.list.options[1][0].split()
     second = expected.iloc[1]
     assert line[:4] == [str(second["feature"]), f"{second['activation']:.1f}", f"{second['of_maximum']:.0%}",
                         f"{second['density']:.2%}"]  # fmt: skip
-    assert said(widget.sentence.above).startswith("On ·shall ")
+    n = explorer.texts([TEXT]).values[row].nnz
+    assert said(widget.sentence.above) == f"On ·shall {n} features fire, the 12 strongest:"
+    widget.sentence.tokens.index = 0
+    assert widget.sentence.rows.features == list(explorer.in_text(explorer.texts([TEXT]), 12)["feature"])
 
 
 def test_a_feature_of_the_list_shows_its_page_and_shades_the_sentence(explorer, widget):
@@ -267,6 +275,47 @@ def test_two_features_are_pinned_side_by_side_and_unpinned(widget):
     assert pins["A"].layout.display == "none" and shown(pins["A"].page) is None
     pins["A"].show.click()
     assert shown(pins["B"].page) == 20, "the other stays"
+
+
+# the model again
+
+
+def test_steering_takes_the_feature_that_is_looked_at(explorer, widget):
+    widget.look("2-res", 667)
+    panel = widget.steer
+    assert panel.feature.value == 667
+    panel.tokens.value, panel.prompt.value = 6, "Once upon a time"
+    panel.button.click()
+    assert panel.shown.value == answers.write(explorer, "Once upon a time", 667, "add", 2.0, 6, 0.7, 0, "2-res")
+    headings = re.findall("<h3>(.*?)</h3>", panel.shown.value)
+    assert headings == ["unchanged", "feature 667", "control: a random direction"] and said(panel.note) == ""
+    before = panel.shown.value
+    panel.feature.value = 999_999
+    panel.button.click()
+    assert "3071" in said(panel.note) and panel.shown.value == before and not panel.button.disabled
+    widget.sae.value = "2-res-x4"
+    assert panel.sae == "2-res-x4" and panel.feature.value == shown(widget.view.page), "of the SAE looked at"
+
+
+def test_steering_says_why_it_cannot(widget):
+    widget.steer.prompt.value, widget.steer.feature.value = " ", 12
+    widget.steer.button.click()
+    assert "no text yet" in said(widget.steer.note)
+
+
+def test_saes_are_compared(explorer, widget):
+    panel = widget.compare
+    for box in panel.boxes:
+        box.value = box.description in ("2-res", "2-res-x4")
+    panel.text.value = NASTY
+    panel.button.click()
+    assert re.findall("<h3>Strongest rare features in the text: (.*?)</h3>", panel.shown.value) == ["2-res", "2-res-x4"]
+    assert f"{explorer.compare(NASTY, ['2-res'])['explained_variance'].iloc[0]:.1%}" in panel.shown.value
+    assert not re.search("<(button|script|img)", panel.shown.value)
+    for box in panel.boxes:
+        box.value = False
+    panel.button.click()
+    assert said(panel.note) == "Choose at least one SAE."
 
 
 def test_a_page_is_framed_so_that_nothing_in_it_runs(widget):

@@ -1,4 +1,4 @@
-"""What the web explorer answers: a question's words and numbers in, HTML out; bad questions raise a sentence."""
+"""What the explorers answer: a question's words and numbers in, HTML out; bad questions raise a sentence."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tup
     return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
 
 
-def _features(found: pd.DataFrame, sae: str, title: str, rare: bool) -> str:
+def _features(found: pd.DataFrame, sae: str | None, title: str, rare: bool) -> str:
     """A table of features; where there are none, that is said."""
     if len(found):
         return markup.table(found, sae, title=title)
-    return f"<h3>{escape(title)}</h3>" + markup.sentence(f"No {'rare ' if rare else ''}feature fires here.")
+    return markup.inert(f"<h3>{escape(title)}</h3>") + markup.sentence(f"No {'rare ' * rare}feature fires here.")
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
@@ -110,8 +110,12 @@ def write(
     return markup.inert(f'<div class="prism-three">{columns}</div>') + markup.sentence(note)
 
 
-def compare(explorer: Explorer, text: str, names: Sequence[str]) -> Iterator[str]:
-    """What each SAE keeps of a text, then, one SAE after another, its strongest features there."""
+def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool = True) -> Iterator[str]:
+    """What each SAE keeps of a text, then, one SAE after another, its strongest features there.
+
+    Args:
+        buttons: features are buttons that open their pages; else plain numbers.
+    """
     rows = explorer.compare(text, names)
     note = ("Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
             "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
@@ -119,8 +123,8 @@ def compare(explorer: Explorer, text: str, names: Sequence[str]) -> Iterator[str
     html = markup.table(rows, note=note)
     for name in rows["sae"]:
         yield html + markup.sentence(f"Reading the sample with {name} …")
-        found = explorer.in_text(explorer.texts([text], name), 5, name)
-        html += markup.table(found.drop(columns="density"), name, title=f"Strongest in the text: {name}")
+        found = explorer.in_text(explorer.texts([text], name), 5, name, rare=True).drop(columns="density")
+        html += _features(found, name if buttons else None, f"Strongest rare features in the text: {name}", True)
     yield html
 
 

@@ -23,7 +23,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "of_maximum": "{:.0%}".format, "share": "{:.0%}".format, "precision": "{:.0%}".format, "recall": "{:.0%}".format,
     "density": "{:.2%}".format, "background_share": "{:.2%}".format, "explained_variance": "{:.1%}".format,
     "l0": "{:.1f}".format, "nats_lost": "{:+.2f}".format, "nats_lost_by_mean": "{:+.2f}".format,
-    "composite_score": "{:,.0f}".format, "score": "{:g}".format,
+    "composite_score": "{:,.0f}".format, "score": "{:g}".format, "feature": "{:d}".format,
 }  # fmt: skip
 
 

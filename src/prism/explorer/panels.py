@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from prism import visualization as viz
 from prism.explorer.search import WAYS, categories, search
-from prism.explorer.session import ERRORS, Explorer
+from prism.explorer.session import ERRORS, RARE, Explorer
 from prism.features import FeatureMatrix
 
+WIDE = {"width": "auto"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
 COLUMNS = {  # of a search's table: heading, width in letters, format
@@ -115,7 +116,7 @@ class SentencePanel(widgets.VBox):
     def __init__(self, explorer: Explorer, pick: Callable[[int], None], text: str) -> None:
         self.explorer, self.sae, self.feature = explorer, explorer.default, None
         self.matrix: FeatureMatrix | None = None
-        self.text = widgets.Textarea(text, rows=3, layout={"width": "auto"}, placeholder="type a sentence",
+        self.text = widgets.Textarea(text, rows=3, layout=WIDE, placeholder="type a sentence",
                                      continuous_update=False, tooltip="your sentence")  # fmt: skip
         self.button = widgets.Button(description="Read", button_style="primary", layout={"width": "80px"})
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
@@ -130,14 +131,18 @@ class SentencePanel(widgets.VBox):
         self.button.on_click(lambda _: self.read())
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
+        self.rare = widgets.Checkbox(True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)",
+                                     indent=False, layout=WIDE)  # fmt: skip
+        self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
         bar = widgets.HBox([self.button, self.shade], layout={"flex_flow": "row wrap"})
-        super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.above, self.rows])
+        super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above,
+                          self.rows])  # fmt: skip
 
     def read(self, sae: str | None = None) -> None:
         """Send the text through an SAE, by default the one before."""
         self.sae, self.matrix, self.note.value = sae or self.sae, None, ""
         attempt(self.note, self._read)
-        for part in (self.tokens, self.legend, self.above, self.rows):
+        for part in (self.tokens, self.legend, self.rare, self.above, self.rows):
             part.layout.visibility = "visible" if self.matrix is not None else "hidden"
 
     def _read(self) -> None:
@@ -164,15 +169,17 @@ class SentencePanel(widgets.VBox):
         return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
 
     def _token(self, change: dict) -> None:
-        row = (change["new"] or 0) - 1
+        row, rare = (change["new"] or 0) - 1, self.rare.value
+        kind = "rare features" if rare else "features"
         if row < 0:
-            table = self.explorer.in_text(self.matrix, ROWS, self.sae).drop(columns="of_maximum")
-            said = "The strongest features of the text, each with the token on which it peaks:"
+            table = self.explorer.in_text(self.matrix, ROWS, self.sae, rare).drop(columns="of_maximum")
+            said = f"The strongest {kind} of the text, each with the token on which it peaks:"
         else:
-            table = self.explorer.at_token(self.matrix, row, ROWS, self.sae)
-            n, token = self.matrix.values[row].nnz, viz.marked(self.matrix.table["token"].iloc[row])
-            said = f"On {token} {n} features fire" + (f", the {len(table)} strongest:" if n > len(table) else ":")
-        self.above.value = words(said if len(table) else "No feature fires here.")
+            table = self.explorer.at_token(self.matrix, row, self.matrix.d_sae, self.sae, rare)
+            n, token = len(table), viz.marked(self.matrix.table["token"].iloc[row])
+            said = f"On {token} {n} {kind} fire" + (f", the {ROWS} strongest:" if n > ROWS else ":")
+        table = table.head(ROWS)
+        self.above.value = words(said if len(table) else f"No {'rare ' * rare}feature fires here.")
         self.rows.fill(table)
         self.rows.mark(self.feature)
 
@@ -227,12 +234,11 @@ class SearchPanel(widgets.VBox):
 
     def __init__(self, explorer: Explorer, pick: Callable[[int], None]) -> None:
         self.explorer, self.sae, self.pick, self.found = explorer, explorer.default, pick, False
-        wide = {"width": "auto"}
         self.queries = {
-            "number": widgets.Text(placeholder="12", layout=wide, continuous_update=False),
-            "category": widgets.Dropdown(layout=wide),
-            "token": widgets.Text(placeholder="the", layout=wide, continuous_update=False),
-            "concept": widgets.Textarea(placeholder="one text a line", rows=4, layout=wide, continuous_update=False),
+            "number": widgets.Text(placeholder="12", layout=WIDE, continuous_update=False),
+            "category": widgets.Dropdown(layout=WIDE),
+            "token": widgets.Text(placeholder="the", layout=WIDE, continuous_update=False),
+            "concept": widgets.Textarea(placeholder="one text a line", rows=4, layout=WIDE, continuous_update=False),
         }
         self.way = widgets.ToggleButtons(options=WAYS, style={"button_width": "76px"})
         self.button = widgets.Button(description="Search", button_style="primary", layout={"width": "80px"})

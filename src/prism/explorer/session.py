@@ -177,9 +177,7 @@ class Explorer:
             raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
         return self._strongest(matrix.values[[row]], k, name, rare)[0]
 
-    def in_text(
-        self, matrix: FeatureMatrix, k: int = 10, name: str | None = None, rare: bool = False
-    ) -> pd.DataFrame:
+    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None, rare: bool = False) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
         frame, rows = self._strongest(matrix.values, k, name, rare)
         frame.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[rows])
@@ -199,9 +197,7 @@ class Explorer:
         frame = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
         return reading.describe(frame), row[best]
 
-    def page(
-        self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None
-    ) -> str:
+    def page(self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None) -> str:
         """The feature's whole page, a document of its own, as the gallery writes it.
 
         Raises:

@@ -10,6 +10,7 @@ import ipywidgets as widgets
 from prism import visualization as viz
 from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
 from prism.explorer.session import Explorer
+from prism.explorer.trials import ComparePanel, SteerPanel
 
 SENTENCE = "The court shall hear the claim, lol 😂 print('hi')"
 NEAR = 5  # of each kind of related features
@@ -30,6 +31,12 @@ STYLE = """<style>
 .prism-explorer .prism-tokens-of button:first-of-type{font-style:italic;margin-right:6px}
 .prism-explorer .prism-tokens-of button.mod-active{outline:2px solid #0072B2;outline-offset:-2px}
 .prism-explorer button:focus-visible,.prism-explorer select:focus-visible{outline:3px solid #0072B2}
+.prism-explorer :is(.prism-note,.prism-three p,.prism-table+p){margin:4px 0;line-height:1.4;opacity:.8}
+.prism-explorer h3{font-size:14px;margin:8px 0 2px}
+.prism-explorer .prism-table{overflow-x:auto}.prism-explorer .prism-table table{border-collapse:collapse;width:100%}
+.prism-explorer .prism-table :is(th,td){text-align:left;padding:2px 8px 2px 0;border-bottom:1px solid #8883;
+ font-size:12px;line-height:1.4}
+.prism-explorer .prism-table td:first-child{white-space:nowrap}
 .prism-explorer iframe{width:100%;border:1px solid #8888;border-radius:3px;box-sizing:border-box}
 .prism-explorer .prism-dark,:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-light{display:none}
 :is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-dark{display:inline}
@@ -38,7 +45,7 @@ Look = tuple[str, int]  # an SAE's name and a feature of it
 
 
 def explore(explorer: Explorer | None = None, sentence: str = SENTENCE) -> widgets.Widget:
-    """The explorer as a widget: a sentence token by token, searches, feature pages, two of them side by side.
+    """The explorer as a widget: a sentence token by token, searches, steering, SAEs compared, pages side by side.
 
     Args:
         explorer: model and SAEs; by default `Explorer()`.
@@ -60,6 +67,7 @@ class ExplorerWidget(widgets.VBox):
         sae: the choice of SAE.
         status: what became of it.
         sentence, search: the panels to find a feature in.
+        steer, compare: the panels that run the model again.
         view: the chosen feature's page, and the way back to those before.
         pins: 'A' and 'B', to look at beside each other.
     """
@@ -72,10 +80,12 @@ class ExplorerWidget(widgets.VBox):
         self.status = widgets.HTML()
         self.sentence = SentencePanel(explorer, self._picked, sentence)
         self.search = SearchPanel(explorer, self._picked)
+        self.steer, self.compare = SteerPanel(explorer), ComparePanel(explorer, sentence)
         self.pins = {slot: Pin(slot, self.look) for slot in "AB"}
         self.view = FeatureView(explorer, self.look, self._pin)
         self.sae.observe(self._chosen, "index")
-        tabs = widgets.Tab([self.sentence, self.search], titles=["Your sentence", "Search"])
+        tabs = widgets.Tab([self.sentence, self.search, self.steer, self.compare],
+                           titles=["Sentence", "Search", "Steer", "Compare"])  # fmt: skip
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "8px"}
@@ -95,6 +105,7 @@ class ExplorerWidget(widgets.VBox):
         if attempt(self.view.note, self.view.show, sae, feature):
             self.sentence.follow(feature)
             self.search.rows.mark(feature)
+            self.steer.follow(sae, feature)
 
     def _picked(self, feature: int) -> None:
         self.look(self.current, feature)

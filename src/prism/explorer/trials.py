@@ -1,0 +1,105 @@
+"""The parts of the notebook's explorer that run the model again: steering with a feature, comparing SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ipywidgets as widgets
+
+from prism.explorer import answers
+from prism.explorer.panels import WIDE, attempt, words
+from prism.explorer.session import Explorer
+from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
+
+
+class Trial(widgets.VBox):
+    """Settings, a button, and what came of it; a mistake is a sentence above what came before.
+
+    Args:
+        settings: the widgets to show above the button.
+        verb: on the button.
+    """
+
+    def __init__(self, settings: list[widgets.Widget], verb: str) -> None:
+        self.note, self.shown = widgets.HTML(), widgets.HTML()
+        self.button = widgets.Button(description=verb, button_style="primary", layout={"width": "90px"})
+        self.button.on_click(lambda _: self.run())
+        super().__init__([*settings, self.button, self.note, self.shown])
+
+    def run(self) -> None:
+        """Do what the settings say; while it runs, the button cannot be pressed again."""
+        self.button.disabled, self.note.value = True, words("working …")
+        try:
+            if attempt(self.note, self._run):
+                self.note.value = ""
+        finally:
+            self.button.disabled = False
+
+    def _run(self) -> None:
+        for html in self.answer():
+            self.shown.value = html
+
+    def answer(self) -> Iterator[str]:
+        """What is shown, as HTML, again whenever there is more of it.
+
+        Raises:
+            ValueError, IndexError: settings that cannot be run; the message says which would do.
+        """
+        raise NotImplementedError
+
+
+class SteerPanel(Trial):
+    """The model goes on from a prompt: unchanged, with a feature changed, with a control of the same kind.
+
+    Args:
+        explorer: steers.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer, self.sae = explorer, explorer.default
+        self.prompt = widgets.Textarea(answers.PROMPT, rows=2, layout=WIDE, tooltip="prompt")
+        self.feature = widgets.IntText(0, description="feature", layout={"width": "170px"})
+        self.how = widgets.Dropdown(options=HOWS, description="how", layout={"width": "190px"})
+        self.strength = widgets.FloatSlider(2.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.25, layout=WIDE,
+                                            description="strength", readout_format=".2f",
+                                            tooltip="× the feature's largest activation in the sample")  # fmt: skip
+        self.tokens = widgets.IntSlider(30, min=1, max=MAX_NEW_TOKENS, description="tokens", layout=WIDE)
+        self.temperature = widgets.FloatSlider(0.7, min=0, max=2, step=0.1, description="temp.", layout=WIDE,
+                                               readout_format=".1f", tooltip="temperature")  # fmt: skip
+        self.seed = widgets.BoundedIntText(0, max=2**31 - 1, description="seed", layout={"width": "170px"})
+        numbers = widgets.HBox([self.feature, self.how], layout={"flex_flow": "row wrap"})
+        settings = [self.prompt, numbers, self.strength, self.tokens, self.temperature, self.seed]
+        for widget in settings[2:] + [self.feature, self.how]:
+            widget.style.description_width = "62px"
+        super().__init__(settings, "Write")
+
+    def follow(self, sae: str, feature: int) -> None:
+        """Steer with the feature that is looked at."""
+        self.sae, self.feature.value = sae, feature
+
+    def answer(self) -> Iterator[str]:
+        """The three continuations."""
+        yield answers.write(self.explorer, self.prompt.value, self.feature.value, self.how.value, self.strength.value,
+                            self.tokens.value, self.temperature.value, self.seed.value, self.sae)  # fmt: skip
+
+
+class ComparePanel(Trial):
+    """What each of some SAEs keeps of a text, and which of its features are strongest there.
+
+    Args:
+        explorer: compares.
+        text: to begin with.
+    """
+
+    def __init__(self, explorer: Explorer, text: str) -> None:
+        self.explorer = explorer
+        self.text = widgets.Textarea(text, rows=3, layout=WIDE, tooltip="the text")
+        self.boxes = [widgets.Checkbox(place < 3, description=name, indent=False, layout={"width": "150px"})
+                      for place, name in enumerate(explorer.names)]  # fmt: skip
+        boxes = widgets.HBox(self.boxes, layout={"flex_flow": "row wrap"})
+        super().__init__([self.text, boxes], "Compare")
+
+    def answer(self) -> Iterator[str]:
+        """The measures, then one SAE's features after another's."""
+        chosen = [box.description for box in self.boxes if box.value]
+        yield from answers.compare(self.explorer, self.text.value, chosen, buttons=False)
