@@ -94,7 +94,16 @@ def test_density_histogram_counts_live_and_dead():
     assert sum(fig.data[0].y) == 3
     assert "2 of 5 features (40.0%) are dead" in fig.layout.title.subtitle.text
     assert "10,000" in fig.layout.title.subtitle.text
-    assert any("ultralow" in note.text for note in fig.layout.annotations)
+    assert [note.text for note in fig.layout.annotations] == ["one token in 10,000"]
+
+
+def test_density_histogram_starts_at_one_firing_and_marks_ultralow_where_it_can_be_seen():
+    density = np.arange(1, 400) / 10_000_000
+    fig = viz.density_histogram(density, 10_000_000)
+    assert [note.text.split(":")[0] for note in fig.layout.annotations] == ["one token in 10,000,000", "ultralow"]
+    assert fig.layout.xaxis.range[0] == pytest.approx(-7.3)
+    assert sum(fig.data[0].y) == len(density)
+    assert (np.asarray(fig.data[0].y)[:10] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
 
 
 def test_density_histogram_keeps_a_feature_that_always_fires_and_a_wholly_dead_sae():
@@ -102,14 +111,23 @@ def test_density_histogram_keeps_a_feature_that_always_fires_and_a_wholly_dead_s
     assert sum(viz.density_histogram(np.zeros(4), 100).data[0].y) == 0
 
 
-def test_pooling_trap_labels_every_bar_on_a_log_axis():
+def test_pooling_trap_draws_dots_on_a_log_axis_where_counts_differ_widely():
     frame = pd.DataFrame({"variant": ["token by token", "mean-pooled first", "BOS position"],
                           "active_features": [48.2, 1300.0, 3108.0]})  # fmt: skip
     fig = titled(viz.pooling_trap_figure(frame, published_l0=51), "active features", "fed")
-    assert fig.layout.yaxis.type == "log"
+    assert fig.layout.yaxis.type == "log" and "log" in fig.layout.yaxis.title.text
+    assert fig.data[0].type == "scatter" and fig.data[0].mode == "markers"  # no bar without a foot
     assert list(fig.data[0].y) == [48.2, 1300.0, 3108.0]
     texts = [note.text for note in fig.layout.annotations]
     assert texts[:3] == ["48", "1,300", "3,108"] and "51" in texts[3]
+
+
+def test_pooling_trap_draws_bars_from_zero_where_counts_are_alike():
+    frame = pd.DataFrame({"variant": ["token by token", "BOS position"], "active_features": [30.0, 8.5]})
+    fig = titled(viz.pooling_trap_figure(frame), "active features")
+    assert fig.data[0].type == "bar" and fig.layout.yaxis.type is None and fig.layout.yaxis.range[0] == 0
+    assert [note.text for note in fig.layout.annotations] == ["30", "8.5"]
+    assert viz.pooling_trap_figure(frame.assign(active_features=0.0)).layout.yaxis.range[1] > 0
 
 
 # phase 2
@@ -194,7 +212,15 @@ def test_coactivation_heatmap_blanks_the_diagonal_and_leaves_the_frame_alone():
     frame = pd.DataFrame([[1.0, 0.2], [0.2, 1.0]], index=[3, 4], columns=[3, 4])
     fig = titled(viz.coactivation_heatmap(frame), "feature")
     assert np.isnan(fig.data[0].z[0, 0]) and fig.data[0].z[0, 1] == 0.2
-    assert frame.iloc[0, 0] == 1.0
+    assert frame.iloc[0, 0] == 1.0 and "diagonal" in fig.layout.title.subtitle.text
+    assert fig.layout.xaxis.ticktext == ("3", "4") and not fig.layout.shapes
+
+
+def test_coactivation_heatmap_writes_categories_and_parts_them():
+    frame = pd.DataFrame(np.eye(3), index=[3, 4, 5], columns=[3, 4, 5])
+    fig = viz.coactivation_heatmap(frame, ["math", "math", SCRIPT])
+    assert fig.layout.yaxis.ticktext[:2] == ("3 · math", "4 · math") and "<script>" not in fig.layout.yaxis.ticktext[2]
+    assert [(line.x0, line.y0) for line in fig.layout.shapes] == [(0, 1.5), (1.5, 0)]
 
 
 def test_coactivation_network_is_the_same_every_time():
@@ -207,7 +233,16 @@ def test_coactivation_network_is_the_same_every_time():
     assert named["Python code"].marker.color == viz.CATEGORY_COLOURS["python"]
     widths = [trace.line.width for trace in fig.data if trace.mode == "lines"]
     assert widths == sorted(widths) and widths[0] < widths[-1]
+    assert all(trace.visible is None for trace in fig.data)  # the legend shows every width, whether it occurs or not
     assert any("5,000 tokens" in text for trace in fig.data if trace.mode == "markers" for text in trace.text)
+
+
+def test_coactivation_network_draws_connected_features_and_counts_the_others():
+    nodes = pd.DataFrame({"feature": [1, 2, 3], "category": ["math", "python", "formal"]})
+    edges = pd.DataFrame({"source": [1], "target": [3], "jaccard": [0.1]})
+    fig = viz.coactivation_network(edges, nodes)
+    assert [list(trace.text) for trace in fig.data if trace.mode == "markers+text"] == [["1"], ["3"]]
+    assert "1 pairs among 2 features; 1 features without a partner" in fig.layout.title.subtitle.text
 
 
 def test_coactivation_network_without_edges_and_with_unknown_nodes():
@@ -430,13 +465,24 @@ def fidelity():
     return table
 
 
-def test_fidelity_figure_has_a_point_an_sae_with_its_interval(fidelity):
-    fig = titled(viz.fidelity_figure(fidelity, {"a": "ours"}), "L0", "explained variance", "nats per token")
-    assert [t.name for t in fig.data] == ["ours", "SAE"] * 2 and [t.showlegend for t in fig.data[2:]] == [False] * 2
-    assert [list(t.y) for t in fig.data] == [[0.9], [0.8], [0.1], [0.3]]
-    assert fig.data[2].error_y.array[0] == pytest.approx(0.02)
-    assert fig.data[2].error_y.arrayminus[0] == pytest.approx(0.01)
-    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.xaxis.type == "log"
+def test_fidelity_figure_has_a_row_an_sae_with_its_interval(fidelity):
+    fig = viz.fidelity_figure(fidelity, {"a": "ours"}, highlight="a", elsewhere=["<b>"])
+    titled(fig, "L0", "explained variance", "nats per token")
+    assert [t.name for t in fig.data] == ["ours", "SAE"] * 3 and [t.showlegend for t in fig.data[2:]] == [False] * 4
+    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], [], [30.0], [160.0]]  # no ΔCE from elsewhere
+    assert fig.data[2].error_x.array[0] == pytest.approx(0.02)
+    assert fig.data[2].error_x.arrayminus[0] == pytest.approx(0.01)
+    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.yaxis.ticktext == ("<b>a</b>", "&lt;b&gt;")
+    assert (fig.layout.xaxis3.type, fig.layout.xaxis2.type) == ("log", None)  # one ΔCE alone spans nothing
+    assert [line.x0 for line in fig.layout.shapes] == [0.9, 0.1, 30.0]
+    assert fig.data[0].marker.symbol[0] == "star"
+
+
+def test_fidelity_figure_needs_no_highlight_and_no_positive_cost(fidelity):
+    fidelity["delta_ce_low"] = -0.1
+    fig = viz.fidelity_figure(fidelity)
+    assert fig.layout.xaxis2.type is None and not fig.layout.shapes  # a log axis would drop what is below 0
+    assert [len(trace.x) for trace in fig.data] == [2, 2, 2]
 
 
 def test_density_curves_share_out_all_features():
@@ -453,6 +499,9 @@ def test_specialist_grid_marks_what_passed_and_leaves_gaps():
     fig = titled(viz.specialist_grid(scores, passed), "category", "SAE")
     assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
     assert [list(row) for row in fig.data[0].text] == [["+3", "+9 ●"], ["+1", ""]]
+    assert (fig.data[0].zmin, fig.data[0].zmax) == (-9, 9)  # below 0 has a colour of its own
+    assert list(fig.data[1].text) == ["–"] and list(fig.data[1].y) == ["twin"] and "–" in fig.layout.title.subtitle.text
+    assert "–" not in viz.specialist_grid(scores.fillna(-3), passed).layout.title.subtitle.text
 
 
 def test_splitting_graph_shows_the_parents_with_most_children():
@@ -465,13 +514,18 @@ def test_splitting_graph_shows_the_parents_with_most_children():
     assert not viz.splitting_graph(edges.iloc[:0]).layout.annotations  # nothing splits: an empty graph, no error
 
 
-def test_probing_bars_are_one_a_source_and_size():
+def test_probing_dots_are_one_a_source_and_size():
     rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
-    fig = viz.probing_bars(pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"]))
-    titled(fig, "AUC", "concept")
+    table = pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"])
+    fig = titled(viz.probing_dots(table), "AUC", "concept")
     assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
     assert [t.showlegend for t in fig.data] == [True, False, True, False]
-    assert fig.data[0].error_y.array[0] == pytest.approx(0.2) and fig.data[0].x[0] == CATEGORY_TITLES["math"]
+    assert fig.data[0].error_x.array[0] == pytest.approx(0.2) and fig.data[0].text[0] == CATEGORY_TITLES["math"]
+    assert fig.data[0].y[0] < 0 < fig.data[2].y[0] and fig.layout.yaxis.ticktext == (CATEGORY_TITLES["math"],)
+    assert fig.layout.xaxis.range[0] == pytest.approx(0.48)
+    assert viz.probing_dots(table.assign(low=0.2)).layout.xaxis.range[0] < 0.2  # worse than chance is still seen
+
+
 # phase 4: training
 
 
@@ -499,6 +553,8 @@ def test_training_curves_survive_zeros_and_leaps_and_refuse_what_is_no_log():
     assert np.isnan(fig.data[1].y[3]) and fig.layout.yaxis3.range[0] > -0.2
     assert "cut off" in fig.layout.title.subtitle.text
     assert viz.training_curves({"a": log.assign(l0=0.0)}).data  # nothing that a log axis could show
+    axis = viz.training_curves({"a": log.assign(dead=0)}).layout.yaxis4
+    assert axis.dtick == 1 and axis.range[0] == 0 < axis.range[1]  # a count has no tick at 0.2
     with pytest.raises(ValueError, match="at least one"):
         viz.training_curves({})
     with pytest.raises(ValueError, match="'a' has no column 'dead'"):
@@ -511,6 +567,7 @@ def test_diagnosis_figure_puts_the_healthy_run_behind_each():
     frame = load_broken_runs()
     fig = titled(viz.diagnosis_figure(frame), "decoder<br>norm", "step")
     assert len(fig.data) == 2 * 6 * 8
+    assert "cut off" in fig.layout.title.subtitle.text  # a run leaps below the panel
     healthy = frame[frame["run"] == "healthy"]
     for grey, line in zip(fig.data[::2], fig.data[1::2], strict=True):
         assert grey.line.color != line.line.color and len(grey.x) == len(healthy)

@@ -7,7 +7,7 @@ from prism.visualization.coactivation import coactivation_heatmap, coactivation_
 from prism.visualization.comparison import (
     density_curves,
     fidelity_figure,
-    probing_bars,
+    probing_dots,
     specialist_grid,
     splitting_graph,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import networkx as nx
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from prism.visualization.style import (
+    GREY,
     SEQUENTIAL,
     WIDTH,
     category_colours,
@@ -20,32 +23,42 @@ from prism.visualization.style import (
 
 
 def coactivation_heatmap(
-    frame: pd.DataFrame, measure: str = "Jaccard overlap", title: str = "Which features fire together",
+    frame: pd.DataFrame, categories: Sequence[str] | None = None, measure: str = "Jaccard overlap",
+    title: str = "Which features fire together",
 ) -> go.Figure:  # fmt: skip
     """A square of co-activation; the diagonal is left blank, since a feature always fires with itself.
 
     Args:
         frame: square, the features as index and as columns.
+        categories: one a feature; written beside its number, with a line wherever the next has another.
         measure: what the numbers are, for the colour bar.
         title: the figure's title.
     """
     values = frame.to_numpy(dtype=float, copy=True)
     np.fill_diagonal(values, np.nan)
-    names = [short_label(name, 30) for name in frame.index]
+    kinds = list(categories) if categories is not None else None
+    names = [short_label(f"{name} · {kinds[i]}" if kinds else name, 30) for i, name in enumerate(frame.index)]
     fig = go.Figure(go.Heatmap(z=values, colorscale=SEQUENTIAL, zmin=0, xgap=1, ygap=1, hoverongaps=False,
                                colorbar=colour_bar(measure),
                                hovertemplate="%{y} with %{x}: %{z:.3f}<extra></extra>"))  # fmt: skip
+    for i in range(1, len(kinds or ())):
+        if kinds[i] != kinds[i - 1]:
+            fig.add_hline(i - 0.5, line=dict(color=GREY, width=1)).add_vline(i - 0.5, line=dict(color=GREY, width=1))
     ticks = dict(tickvals=list(range(len(names))), ticktext=names, ticks="", showgrid=False, tickfont=dict(size=12))
-    side = int(np.clip(24 * len(names), 300, 640))
-    fig.update_xaxes(title="feature", tickangle=-60 if len(names) > 8 else 0, **ticks)
+    side = int(np.clip(24 * len(names), 300, 600))
+    fig.update_xaxes(title="feature", tickangle=-60 if len(names) > 8 or kinds else 0, **ticks)
     fig.update_yaxes(title="feature", autorange="reversed", **ticks)
-    return finish(fig, title, side + 165, margin=dict(l=110, r=WIDTH - 110 - side, b=90))
+    left, bottom = (170, 140) if kinds else (110, 90)
+    return finish(fig, title, side + 95 + bottom, "the diagonal is left out: a feature always fires with itself",
+                  margin=dict(l=left, r=WIDTH - left - side, b=bottom))  # fmt: skip
 
 
 def coactivation_network(
     edges: pd.DataFrame, nodes: pd.DataFrame, seed: int = 0, title: str = "Features that fire together",
 ) -> go.Figure:  # fmt: skip
     """A graph of co-active features in a spring layout: near and thickly joined means often together.
+
+    Features without a partner are not drawn (unless none has one); the subtitle counts them.
 
     Args:
         edges: columns `source`, `target` (features), `jaccard` (0 to 1) and, if at hand, `count` (tokens together).
@@ -61,6 +74,9 @@ def coactivation_network(
     missing = set(edges["source"]) | set(edges["target"])
     if missing := sorted(missing - set(graph)):
         raise ValueError(f"edges name features that are not among the nodes: {missing[:5]}; add them to `nodes`")
+    joined = set(edges["source"]) | set(edges["target"]) or set(graph)
+    graph.remove_nodes_from(set(graph) - joined)
+    nodes, alone = nodes[nodes["feature"].isin(joined)], int((~nodes["feature"].isin(joined)).sum())
     graph.add_weighted_edges_from(edges[["source", "target", "jaccard"]].itertuples(index=False), weight="jaccard")
     place = _spread(nx.spring_layout(graph, weight="jaccard", seed=seed, iterations=200))
     fig = go.Figure()
@@ -69,7 +85,8 @@ def coactivation_network(
     axis = dict(showgrid=False, zeroline=False, showticklabels=False, ticks="", title_font_size=13)
     fig.update_xaxes(title="position has no unit: the layout pulls joined features together", **axis)
     fig.update_yaxes(title="", **axis)
-    return finish(fig, title, 680, f"{len(nodes)} features, {len(edges)} pairs", margin=dict(l=30, r=210, b=50),
+    subtitle = f"{len(edges)} pairs among {len(nodes)} features; {alone} features without a partner are not drawn"
+    return finish(fig, title, 420 + 8 * min(len(nodes), 32), subtitle, margin=dict(l=30, r=210, b=50),
                    legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))  # fmt: skip
 
 
@@ -79,7 +96,7 @@ def _spread(place: dict, rounds: int = 300) -> dict:
         return place
     points = np.array(list(place.values()))
     points = (points - points.mean(0)) / max(np.abs(points - points.mean(0)).max(), 1e-9)
-    near = min(0.2, 1.3 / np.sqrt(len(points)))
+    near = min(0.3, 1.3 / np.sqrt(len(points)))
     for _ in range(rounds):
         apart = points[:, None] - points[None]
         distance = np.maximum(np.linalg.norm(apart, axis=-1), 1e-6)
@@ -99,11 +116,11 @@ def _edge_traces(fig: go.Figure, edges: pd.DataFrame, place: dict, steps: int = 
     for step in range(steps):
         part = edges[bucket == step]
         ends = [(place[a], place[b]) for a, b in zip(part["source"], part["target"], strict=True)]
-        fig.add_scatter(x=[x for a, b in ends for x in (a[0], b[0], None)], mode="lines", hoverinfo="skip",
-                        y=[y for a, b in ends for y in (a[1], b[1], None)], visible=bool(ends), legendgroup="edges",
+        fig.add_scatter(x=[x for a, b in ends for x in (a[0], b[0], None)] or [None], mode="lines", hoverinfo="skip",
+                        y=[y for a, b in ends for y in (a[1], b[1], None)] or [None], legendgroup="edges",
                         legendgrouptitle_text="Jaccard overlap",
                         name=f"{bounds[step]:.{digits}f} – {bounds[step + 1]:.{digits}f}",
-                        line=dict(width=1 + 2.2 * step, color="rgba(90,97,105,0.45)"))  # fmt: skip
+                        line=dict(width=2 + 2.5 * step, color="rgba(90,97,105,0.6)"))  # fmt: skip
     middles = np.array([(place[a] + place[b]) / 2 for a, b in zip(edges["source"], edges["target"], strict=True)])
     counts = [f"<br>{c:,} tokens together" for c in edges["count"]] if "count" in edges else [""] * len(edges)
     hover = [f"{a} – {b}<br>Jaccard {j:.3f}{c}" for a, b, j, c in

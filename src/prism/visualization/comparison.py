@@ -12,9 +12,11 @@ from plotly.subplots import make_subplots
 
 from prism.visualization.style import (
     BLUE,
+    DIVERGING,
     GREY,
+    INK,
     OKABE_ITO,
-    SEQUENTIAL,
+    PALE,
     category_order,
     category_title,
     colour_bar,
@@ -22,43 +24,61 @@ from prism.visualization.style import (
     short_label,
 )
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 
 
 def fidelity_figure(
-    table: pd.DataFrame, groups: Mapping[str, str] | None = None,
-    title: str = "What a reconstruction keeps, at how many active features",
+    table: pd.DataFrame, groups: Mapping[str, str] | None = None, highlight: str | None = None,
+    elsewhere: Sequence[str] = (), title: str = "What a reconstruction keeps, and at how many active features",
 ) -> go.Figure:  # fmt: skip
-    """Explained variance and ΔCE over L0, a point an SAE, with intervals. Better is up on the left, down on the right.
+    """Explained variance, ΔCE and L0, a row an SAE, with intervals: the more EV and the less ΔCE, the better.
 
     Args:
         table: from `evaluation.evaluation_table`.
-        groups: name -> group; a group shares colour and symbol. By default all are of one.
+        groups: name -> group; a group shares a colour and stands together. By default all are of one.
+        highlight: a row to hold the others against: its values are drawn as lines down the panels.
+        elsewhere: rows measured on another model, whose ΔCE cannot be compared and is not drawn.
         title: the figure's title.
     """
-    measures = {"explained_variance": "explained variance (share)", "delta_ce": "ΔCE (nats per token)"}
-    fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    wide = bool(table["l0"].max() > 4 * table["l0"].min())  # too narrow a range leaves a log axis without ticks
-    kinds = [(groups or {}).get(name, "SAE") for name in table.index]
+    measures = {"explained_variance": "explained variance (share)", "delta_ce": "ΔCE (nats per token)",
+                "l0": "L0 (active features per token)"}  # fmt: skip
+    kinds = pd.Series([(groups or {}).get(name, "SAE") for name in table.index], index=table.index)
+    order = [name for kind in dict.fromkeys(kinds) for name in table.index[kinds == kind]]
+    rows = dict(zip(order, range(len(order)), strict=True))
+    fig = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.03)
     for column, (measure, words) in enumerate(measures.items(), start=1):
+        shown = table.drop(index=list(elsewhere)) if measure == "delta_ce" else table
+        log = measure != "explained_variance" and _spans(shown, measure)
         for i, kind in enumerate(dict.fromkeys(kinds)):
-            part = table[[k == kind for k in kinds]]
-            y, x = part[measure], part["l0"]
+            part = shown[kinds[shown.index] == kind]
             fig.add_scatter(
-                x=x, y=y, row=1, col=column, mode="markers", name=short_label(kind), legendgroup=kind,
-                showlegend=column == 1, marker=dict(size=10, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
-                text=[short_label(name) for name in part.index], error_y=_bars(part, measure),
-                error_x=_bars(part, "l0"), hovertemplate="%{text}: L0 %{x:.1f}, %{y:.3f}<extra></extra>",
+                x=part[measure], y=[rows[name] for name in part.index], row=1, col=column, mode="markers",
+                name=short_label(kind), legendgroup=kind, showlegend=column == 1, error_x=_bars(part, measure),
+                marker=dict(size=[14 if name == highlight else 9 for name in part.index], color=OKABE_ITO[i % 7],
+                            symbol=["star" if name == highlight else "circle" for name in part.index]),
+                text=[short_label(name) for name in part.index], hovertemplate="%{text}: %{x:.3f}<extra></extra>",
             )  # fmt: skip
-        fig.update_xaxes(title=f"L0 (active features per token{', log scale' * wide})", row=1, col=column,
-                         type="log" if wide else "linear")  # fmt: skip
-        fig.update_yaxes(title=words, row=1, col=column)
-    return finish(fig, title, 430, "bars: 95 % bootstrap over sequences", margin=dict(t=110))
+        if highlight in shown.index:
+            fig.add_vline(float(shown.loc[highlight, measure]), line=dict(color=GREY, dash="dot"), layer="below",
+                          row=1, col=column)  # fmt: skip
+        fig.update_xaxes(title=f"{words}{', log scale' * log}", title_font_size=13, row=1, col=column, nticks=5,
+                         **(dict(type="log", dtick="D2", minor_showgrid=False) if log else {}))  # fmt: skip
+    names = [f"<b>{short_label(n, 26)}</b>" if n == highlight else short_label(n, 26) for n in order]
+    fig.update_yaxes(tickvals=list(range(len(order))), ticktext=names, range=[len(order) - 0.4, -0.6], ticks="",
+                     tickfont=dict(size=12))  # fmt: skip
+    return finish(fig, title, 180 + 22 * len(order), "bars: 95 % bootstrap over sequences", margin=dict(t=112))
 
 
-def _bars(part: pd.DataFrame, measure: str) -> dict:
-    return dict(type="data", symmetric=False, array=part[f"{measure}_high"] - part[measure], thickness=1.5, width=3,
-                arrayminus=part[measure] - part[f"{measure}_low"])  # fmt: skip
+def _spans(table: pd.DataFrame, measure: str, factor: float = 4.0) -> bool:
+    """Whether a measure deserves a log axis: all above 0, and far enough apart for the axis to have ticks."""
+    low, high = table[f"{measure}_low"].min(), table[f"{measure}_high"].max()
+    return bool(low > 0 and high > factor * low)
+
+
+def _bars(part: pd.DataFrame, measure: str, prefix: str | None = None) -> dict:
+    prefix = f"{measure}_" if prefix is None else prefix
+    return dict(type="data", symmetric=False, array=part[f"{prefix}high"] - part[measure], thickness=1.5, width=3,
+                arrayminus=part[measure] - part[f"{prefix}low"])  # fmt: skip
 
 
 def density_curves(
@@ -103,14 +123,19 @@ def specialist_grid(
     text = [["" if np.isnan(v) else f"{v:+.0f}{' ●' if m else ''}" for v, m in zip(*row, strict=True)]
             for row in zip(values, marks, strict=True)]  # fmt: skip
     names = [short_label(name, 34) for name in scores.index]
-    fig = go.Figure(go.Heatmap(z=values, x=[category_title(c) for c in order], y=names, text=text, zmin=0,
-                               zmax=max(float(np.nanmax(values, initial=1)), 1.0),
-                               texttemplate="%{text}", colorscale=SEQUENTIAL, xgap=2, ygap=2, hoverongaps=False,
-                               colorbar=colour_bar("held-out score (texts)"),
+    limit = max(float(np.nanmax(np.abs(values), initial=1)), 1.0)
+    fig = go.Figure(go.Heatmap(z=values, x=[category_title(c) for c in order], y=names, text=text, zmin=-limit,
+                               zmax=limit, texttemplate="%{text}", colorscale=DIVERGING, xgap=2, ygap=2,
+                               hoverongaps=False, colorbar=colour_bar("held-out score (texts)"),
                                hovertemplate="%{y}, %{x}: %{z:+.0f}<extra></extra>"))  # fmt: skip
+    blank = [(category_title(order[j]), names[i]) for i, j in np.argwhere(np.isnan(values))]
+    fig.add_scatter(x=[x for x, _ in blank], y=[y for _, y in blank], mode="text", text=["–"] * len(blank),
+                    hoverinfo="skip", showlegend=False)  # fmt: skip
+    subtitle = "●: beats the search's null and holds on fresh texts"
+    subtitle += "; –: no feature scores above 0 on the texts searched" * bool(blank)
     fig.update_xaxes(title="category", showgrid=False, ticks="")
     fig.update_yaxes(title="SAE", autorange="reversed", showgrid=False, ticks="")
-    return finish(fig, title, 190 + 38 * len(names), "●: beats the search's null and holds on fresh texts",
+    return finish(fig, title, 190 + 38 * len(names), subtitle,
                   margin=dict(l=150, b=90))  # fmt: skip
 
 
@@ -151,10 +176,10 @@ def splitting_graph(
     return finish(fig, title, int(130 + 22 * place), "thicker: fires on a larger share of the parent's firings")
 
 
-def probing_bars(
+def probing_dots(
     table: pd.DataFrame, title: str = "Reading a concept off one column, five columns, or all of them",
 ) -> go.Figure:  # fmt: skip
-    """Held-out AUC by concept, one bar a source, one panel a number of columns; dense probes stand in every panel.
+    """Held-out AUC by concept, a dot a source, one panel a number of columns; dense probes stand in every panel.
 
     Args:
         table: from `evaluation.probe_table`.
@@ -162,21 +187,33 @@ def probing_bars(
     """
     sizes = [k for k in dict.fromkeys(table["k"]) if k > 0] or [-1]
     heads = [f"{k} column{'s' * (k > 1)}" if k > 0 else "all columns" for k in sizes]
-    fig = make_subplots(rows=len(sizes), cols=1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=heads)
-    for i, source in enumerate(dict.fromkeys(table["source"])):
+    sources, concepts = list(dict.fromkeys(table["source"])), category_order(table["concept"])
+    fig = make_subplots(rows=1, cols=len(sizes), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=heads)
+    for i, source in enumerate(sources):
         name, first = short_label(source), True
+        shift = 0.7 * ((i + 0.5) / len(sources) - 0.5)
         for panel, k in enumerate(sizes, start=1):
             part = table[(table["source"] == source) & table["k"].isin((k, -1))]
             if part.empty:
                 continue
-            bars = dict(type="data", symmetric=False, array=part["high"] - part["auc"], thickness=1, width=2,
-                        arrayminus=part["auc"] - part["low"])  # fmt: skip
-            fig.add_bar(x=[category_title(c) for c in part["concept"]], y=part["auc"], name=name, error_y=bars,
-                        marker_color=OKABE_ITO[i % 7], showlegend=first, legendgroup=source, row=panel, col=1,
-                        hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>")  # fmt: skip
+            fig.add_scatter(
+                x=part["auc"], y=[concepts.index(c) + shift for c in part["concept"]], mode="markers", name=name,
+                error_x=_bars(part, "auc", ""), showlegend=first, legendgroup=source, row=1, col=panel,
+                cliponaxis=False,
+                marker=dict(color=OKABE_ITO[i % 7], size=8, symbol=SYMBOLS[i % 5]),
+                text=[category_title(c) for c in part["concept"]],
+                hovertemplate=f"%{{text}}, {name}: %{{x:.3f}}<extra></extra>",
+            )  # fmt: skip
             first = False
-    fig.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
-    fig.update_xaxes(title="concept", row=len(sizes))
-    fig.update_yaxes(title="AUC (chance: 0.5)", range=[0.4, 1.02])
-    return finish(fig, title, 170 + 210 * len(sizes), "on held-out units; bars: 95 % bootstrap over texts",
-                  barmode="group", margin=dict(t=135), legend=dict(y=1.07))  # fmt: skip
+    for i in range(1, len(concepts)):
+        fig.add_hline(i - 0.5, line=dict(color=PALE, width=1), layer="below")
+    fig.add_vline(0.5, line=dict(color=GREY, dash="dot"))
+    lowest = float(table["low"].min()) if len(table) else 0.5
+    fig.update_xaxes(title="AUC (chance: 0.5)", range=[min(0.5, lowest) - 0.02, 1.02])
+    fig.update_yaxes(tickvals=list(range(len(concepts))), ticktext=[category_title(c) for c in concepts], ticks="",
+                     range=[len(concepts) - 0.5, -0.5], showgrid=False)  # fmt: skip
+    fig.update_yaxes(title="concept", col=1).update_annotations(font=dict(size=14, color=INK))
+    plot = max(14 * len(sources) * len(concepts), 120)  # pixels
+    legend = dict(orientation="h", x=0.5, xanchor="center", y=-62 / plot, yanchor="top")
+    return finish(fig, title, plot + 235, "on held-out units; bars: 95 % bootstrap over texts",
+                  margin=dict(t=115, b=120), legend=legend)  # fmt: skip

@@ -152,7 +152,8 @@ def category_bars(
         ), panel // columns + 1, panel % columns + 1)  # fmt: skip
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="", tickfont=dict(size=13))
     fig.update_xaxes(rangemode="tozero", showticklabels=True, tickfont=dict(size=12), nticks=4)
-    fig.update_xaxes(title=dict(text=value, font=dict(size=13)), row=rows)
+    middle = (len(frame) - (rows - 1) * columns + 1) // 2  # once: four would run into each other
+    fig.update_xaxes(title=dict(text=value, font=dict(size=13)), row=rows, col=middle)
     subtitle = "" if shared else "each panel has its own scale"
     return _panel_titles(finish(fig, title, height, subtitle, showlegend=False))
 

@@ -66,56 +66,62 @@ def density_histogram(
 
     Args:
         density: share of tokens on which each feature fires.
-        n_tokens: tokens in the sample, without which 'dead' means nothing.
+        n_tokens: tokens in the sample, without which 'dead' means nothing. The axis begins at one firing among them;
+            the bound of 'ultralow' is drawn only where the sample is large enough to see it.
         title: the figure's title.
     """
     density = as_array(density).astype(float)
     live, dead = density[density > 0], int((density == 0).sum())
-    left = min(np.log10(ULTRALOW), -np.log10(n_tokens)) - 1.1
-    counts, edges = np.histogram(np.log10(live), np.linspace(left, 0, 60))
-    fig = go.Figure(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), marker_color=BLUE,
+    rarest = -np.log10(n_tokens)
+    edges = np.arange(rarest - 0.125, 0.26, 0.25)  # no bin without a possible count
+    counts = np.histogram(np.log10(live), edges)[0]
+    fig = go.Figure(go.Bar(x=edges[:-1] + 0.125, y=counts, width=0.25, marker_color=BLUE,
                            hovertemplate="density around 10^%{x:.2f}: %{y} features<extra></extra>"))  # fmt: skip
-    marks = {"ultralow: < 10<sup>−6</sup>": (np.log10(ULTRALOW), VERMILLION),
-             f"one token in {n_tokens:,}": (-np.log10(n_tokens), GREY)}  # fmt: skip
-    lowest = min(x for x, _ in marks.values())
-    for text, (x, colour) in marks.items():  # the left mark's words stand to its left, so that the two never meet
-        side = dict(xanchor="right", xshift=-5) if x == lowest else dict(xanchor="left", xshift=5)
+    marks = {f"one token in {n_tokens:,}": (rarest, GREY)}
+    if 1 / n_tokens < ULTRALOW:  # a smaller sample cannot see such features
+        marks["ultralow: < 10<sup>−6</sup>"] = (np.log10(ULTRALOW), VERMILLION)
+    for text, (x, colour) in marks.items():
         fig.add_vline(x, line=dict(color=colour, dash="dash", width=2))
-        fig.add_annotation(x=x, y=1, yref="paper", yanchor="top", text=text, showarrow=False,
-                           font=dict(color=colour, size=13), **side)  # fmt: skip
-    fig.update_xaxes(title="log10 density (share of tokens on which a feature fires)", range=[left, 0.05], dtick=1)
+        fig.add_annotation(x=x, y=1.02, yref="paper", yanchor="bottom", xanchor="left", text=text, showarrow=False,
+                           font=dict(color=colour, size=13))  # fmt: skip
+    fig.update_xaxes(title="log10 density (share of tokens on which a feature fires)", range=[rarest - 0.3, 0.2],
+                     dtick=1)  # fmt: skip
     fig.update_yaxes(title="features")
     share = dead / max(density.size, 1)
     subtitle = (f"{dead:,} of {density.size:,} features ({share:.1%}) are dead: they fire on none of {n_tokens:,} "
                 f"tokens; median density of the others {np.median(live) if live.size else 0:.2g}")  # fmt: skip
-    return finish(fig, title, 420, subtitle, bargap=0)
+    return finish(fig, title, 420, subtitle, bargap=0, margin=dict(t=112))
 
 
 def pooling_trap_figure(
     frame: pd.DataFrame, published_l0: float | None = None, title: str = "Active features, by what the SAE is fed",
 ) -> go.Figure:  # fmt: skip
-    """Active features per input, on a log scale, by what the SAE was fed.
+    """Active features per input, by what the SAE was fed: bars from 0, or dots on a log scale if they differ widely.
 
     Args:
         frame: columns `variant` ('token by token', 'mean-pooled first', …) and `active_features` (mean per input).
         published_l0: the L0 that the SAE's publisher reports, drawn as a line.
         title: the figure's title.
     """
-    values = frame["active_features"].astype(float)
-    colours = [BLUE] + [VERMILLION] * (len(frame) - 1)
+    values = frame["active_features"].to_numpy(float)
     names = [short_label(variant) for variant in frame["variant"]]
-    fig = go.Figure(go.Bar(x=names, y=values, marker_color=colours, width=0.55,
-                           hovertemplate="%{x}: %{y:,.1f} active features<extra></extra>"))  # fmt: skip
+    wide = bool(values.max() > 12 * max(values.min(), 1))  # a bar on a log axis has no foot, so its length says nothing
+    style = dict(x=names, y=values, hovertemplate="%{x}: %{y:,.1f} active features<extra></extra>")
+    colours = [BLUE] + [VERMILLION] * (len(frame) - 1)
+    dots = go.Scatter(mode="markers", marker=dict(color=colours, size=18), cliponaxis=False, **style)
+    fig = go.Figure(dots if wide else go.Bar(marker_color=colours, width=0.55, **style))
+    high = max(*values, published_l0 or 1, 1)
+    place = (lambda value: float(np.log10(max(value, 1)))) if wide else float
     for name, value in zip(names, values, strict=True):  # annotations, so that the line below never runs through them
-        fig.add_annotation(x=name, y=np.log10(max(value, 1)), yanchor="bottom", yshift=2, showarrow=False,
+        fig.add_annotation(x=name, y=place(value), yanchor="bottom", yshift=12 if wide else 2, showarrow=False,
                            text=f"{value:,.0f}" if value >= 10 else f"{value:.1f}", font=dict(size=16),
                            bgcolor="white", borderpad=1)  # fmt: skip
-    top = max(values.max(), published_l0 or 1, 10)
     if published_l0:
         fig.add_hline(published_l0, line=dict(color=INK, dash="dash", width=1.5), layer="below")
-        fig.add_annotation(x=1, xref="paper", xanchor="left", y=np.log10(published_l0), xshift=6, align="left",
+        fig.add_annotation(x=1, xref="paper", xanchor="left", y=place(published_l0), xshift=6, align="left",
                            text=f"published<br>L0: {published_l0:g}", showarrow=False, font=dict(size=13))  # fmt: skip
+    reach = [0, np.log10(high) + 0.35] if wide else [0, 1.15 * high]
+    scale = dict(type="log", dtick=1) if wide else {}
+    fig.update_yaxes(title=f"active features per input{', log scale' * wide}", range=reach, **scale)
     fig.update_xaxes(title="what the SAE is fed", tickfont=dict(size=15))
-    fig.update_yaxes(title="active features per input (log scale)", type="log", dtick=1)
-    fig.update_yaxes(range=[0, np.log10(top) + 0.25])
     return finish(fig, title, 440, margin=dict(r=100 if published_l0 else 30))

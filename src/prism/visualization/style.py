@@ -21,6 +21,7 @@ INK, GREY, PALE = "#222222", "#7f8790", "#e3e6ea"
 BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE, YELLOW = OKABE_ITO = (
     "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")  # fmt: skip
 CATEGORY_COLOURS = dict(zip(CATEGORIES, OKABE_ITO, strict=True))
+DIVERGING = [[0.0, VERMILLION], [0.5, "#ffffff"], [1.0, BLUE]]  # for numbers on both sides of 0
 SEQUENTIAL = [[0.0, "#f4f6f8"], [0.15, "#cfe4f3"], [0.45, "#56B4E9"], [0.75, "#0072B2"], [1.0, "#002b45"]]
 
 

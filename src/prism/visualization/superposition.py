@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from prism.visualization.style import (
     BLUE,
+    DIVERGING,
     GREY,
     INK,
     OKABE_ITO,
@@ -23,7 +24,6 @@ from prism.visualization.style import (
     short_label,
 )
 
-DIVERGING = [[0.0, VERMILLION], [0.5, "#ffffff"], [1.0, BLUE]]
 PHASES = ("not represented: feature 1 alone", "superposition: one axis, opposite ends",
           "dedicated dimension: feature 2 alone", "none of these")  # fmt: skip
 PHASE_COLOURS = ("#dfe3e8", "#E69F00", "#0072B2", "#222222")
@@ -215,7 +215,7 @@ def _decades(values: Float[np.ndarray, " n"]) -> dict:
 
 def matched_cosines(
     cosines: Mapping[str, Float[np.ndarray, " directions"]],
-    title: str = "How near does each true direction have a partner?",
+    title: str = "How close is each true direction's partner?",
 ) -> go.Figure:  # fmt: skip
     """One line a method: the cosine of each true direction with its partner, the best first.
 
