@@ -8,6 +8,7 @@ from collections import Counter
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from exercise_answers import RIGHT, WRONG
@@ -107,6 +108,12 @@ def as_lists(value):
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def labelled(values):
+    """A table whose labels are not its places."""
+    labels = np.arange(len(values)) + 0.025
+    return pd.Series(values, index=labels) if np.ndim(values) == 1 else pd.DataFrame(values, index=labels)
+
+
 STYLES = {
     "lists": as_lists,
     "array": lambda value: np.asarray(as_lists(value)),
@@ -115,6 +122,7 @@ STYLES = {
     "double tensor": lambda value: torch.tensor(as_lists(value), dtype=torch.float64),
     "tensor with a gradient": lambda value: torch.tensor(as_lists(value), dtype=torch.float64, requires_grad=True),
     "list of tensors": lambda value: [torch.tensor(v) for v in as_lists(value)] if np.shape(value) else value,
+    "pandas": lambda value: labelled(as_lists(value)) if np.ndim(value) else value,
     "tuple of fractions": lambda value: tuple(map(Fraction, as_lists(value))) if np.ndim(value) == 1 else value,
 }  # fmt: skip
 
@@ -128,7 +136,11 @@ def test_a_right_answer_may_return_any_kind_of_number(checker, capsys, monkeypat
         assert "✓" in capsys.readouterr().out, name
         for case in cases:
             got, wanted = going_on(*copies(case)), reference(*copies(case))
-            assert isinstance(wanted, list | tuple) or kind(got) == kind(wanted), (name, got)
+            if isinstance(wanted, list | tuple):
+                places = range(-1, len(wanted))
+                assert all(np.allclose(as_lists(got[i]), wanted[i]) for i in places), (name, got)
+            else:
+                assert kind(got) == kind(wanted), (name, got)
 
 
 def spoil(value):
@@ -194,6 +206,12 @@ def test_an_untouched_stub_falls_back_and_says_so(checker, stub, capsys):
     assert out.startswith("…") and "not written yet" in out
 
 
+def test_what_torch_cannot_do_is_no_stub(capsys):
+    """It raises NotImplementedError for a dtype that a function does not support."""
+    assert phase_4.check_density(lambda f: (f > 0).median(0).values) is phase_4.density
+    assert capsys.readouterr().out.startswith("✗ <lambda>: NotImplementedError on case 1: ")
+
+
 @each_check
 @pytest.mark.parametrize(
     ("answer", "says"),
@@ -218,6 +236,11 @@ def test_what_cannot_be_right_is_told_and_fails_nothing(checker, answer, says, c
 def test_every_case_counts(capsys):
     answer = check(lambda x: abs(x), lambda x: x, [(1,), (-1,)])
     assert answer(-1) == -1 and "wrong on case 2" in capsys.readouterr().out
+
+
+def test_a_single_wrong_number_is_shown(capsys):
+    check(lambda x: np.float64(x), lambda x: x + 1, [(0.10945273631840796,)])
+    assert "Your function returned 0.109453; that is not right here." in capsys.readouterr().out
 
 
 def test_a_wrong_shape_and_a_wrong_place_are_named(capsys):
@@ -277,6 +300,15 @@ class TestDiagnosis:
         answer = dict(phase_4.KEY)
         assert phase_4.check_diagnosis(answer) == phase_4.KEY
         assert "all 6 diagnoses are right" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("answer", [{f"{k.lower()} ": v for k, v in phase_4.KEY.items()}, pd.Series(phase_4.KEY)])
+    def test_runs_in_lower_case_and_a_series_are_right_too(self, answer, capsys):
+        assert phase_4.check_diagnosis(answer) == phase_4.KEY
+        assert "all 6 diagnoses are right" in capsys.readouterr().out
+
+    def test_a_gap_in_a_series_says_nothing_yet(self, capsys):
+        phase_4.check_diagnosis(pd.Series({"A": phase_4.KEY["A"], "B": None}))
+        assert "… B: nothing said yet" in (out := capsys.readouterr().out) and "1 of 6 right" in out
 
     @pytest.mark.parametrize("answer", [["A"], "BOS", 3, phase_4.check_diagnosis])
     def test_what_is_no_dictionary_is_told(self, answer, capsys):

@@ -77,6 +77,15 @@ def rows_in_turn(likeness):
     return total
 
 
+def struck_with_zeros(likeness):
+    total = 0.0
+    for _ in range(min(likeness.shape)):
+        i, j = divmod(int(np.argmax(likeness)), likeness.shape[1])
+        total += likeness[i, j]
+        likeness[i, :] = likeness[:, j] = 0
+    return total
+
+
 def rows_struck_only(likeness):
     return float(np.sort(likeness.max(1))[::-1][: min(likeness.shape)].sum())
 
@@ -111,5 +120,6 @@ WRONG = [
     (phase_6c.check_greedy_total, lambda m: rows_struck_only(m.T), "A feature is matched twice"),
     (phase_6c.check_greedy_total, lambda m: m[linear_sum_assignment(-m)].sum(), "best assignment"),
     (phase_6c.check_greedy_total, lambda m: sorted_greedy(m) / min(m.shape), "mean likeness"),
+    (phase_6c.check_greedy_total, struck_with_zeros, "−inf, not 0"),
     (phase_6c.check_greedy_total, lambda m: m.sum(), "Your function returned"),
 ]  # fmt: skip

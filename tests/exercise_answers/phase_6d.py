@@ -57,9 +57,18 @@ def list_by_pattern(answer, n):
     return np.array([float(c) for c in found[0] if c in "01"]) if good else -np.ones(n)
 
 
+def numbers_of_list(answer, n):
+    found = re.findall(r"\[([^\[\]]*)\]", answer)
+    items = [int(part) for part in found[0].split(",")] if len(found) == 1 else []
+    return items if len(items) == n and set(items) <= {0, 1} else [-1] * n
+
+
 def list_by_json(answer, n):
     found = re.findall(r"\[[^\[\]]*\]", answer)
-    items = json.loads(found[0]) if len(found) == 1 else []
+    try:
+        items = json.loads(found[0]) if len(found) == 1 else []
+    except json.JSONDecodeError:
+        items = []
     return torch.tensor(items if len(items) == n and set(items) <= {0, 1} else [-1] * n)
 
 
@@ -104,6 +113,7 @@ EXERCISES = {
          "what would 2 mean": lambda a, n: [int(c) for c in re.findall(r"\d", a)]
          if a.count("[") == 1 and len(re.findall(r"\d", a)) == n else [-1] * n,
          "which one did you believe": lambda a, n: list_by_split("[" + a.split("[")[-1] if "[" in a else a, n),
+         "'yes'": numbers_of_list,
          "from anywhere": lambda a, n: [int(c) for c in re.findall("[01]", a)][:n]},
     ),
 }  # fmt: skip

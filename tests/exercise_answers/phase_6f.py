@@ -41,6 +41,7 @@ WRONG = [
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][int(r * y.sum()) - 1], "One positive short"),
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][min(math.ceil(r * y.sum()), y.sum() - 1)],
      "index 0"),
+    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][int(r * y.sum())], "index 0"),
     (phase_6f.check_threshold, lambda s, y, r: np.quantile(s[y], 1 - r), "interpolates"),
     (phase_6f.check_threshold, lambda s, y, r: 1 / 0, "ZeroDivisionError"),
     (phase_6f.check_precision, lambda r, f, p: r / (r + f), "how rare"),
@@ -62,4 +63,5 @@ WRONG = [
      "axis 1"),
     (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + len(e)),
      "number of flips plus one"),
+    (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s * e).mean(1), np.inf) >= e.mean()), "last digit"),
 ]  # fmt: skip

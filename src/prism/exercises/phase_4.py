@@ -262,20 +262,22 @@ def symptom_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fault")
 
 
-def check_diagnosis(answer: Mapping[str, str | None] | None) -> dict[str, str]:
+def check_diagnosis(answer: Mapping[str, str | None] | pd.Series | None) -> dict[str, str]:
     """Check exercise 4: says of each run whether its fault is the one named, and which columns to look at if not.
 
     Args:
-        answer: run -> one of `FAULTS`, or None where nothing is said yet.
+        answer: run, in either case -> one of `FAULTS`, or None where nothing is said yet.
 
     Returns:
         The answer if it is right on every run, else the key.
     """
+    if isinstance(answer, pd.Series):
+        answer = answer.dropna().to_dict()
     if not isinstance(answer, Mapping | None):
         print(f"✗ diagnosis: give a dictionary, {{'A': 'one of phase_4.FAULTS', …}}, not {type(answer).__name__}.")
         progress.record("4", "diagnosis", progress.TRIED)
         return dict(KEY)
-    answer = dict(answer or {})
+    answer = {str(run).strip().upper(): fault for run, fault in (answer or {}).items()}
     if not any(answer.get(run) for run in KEY):
         print("… diagnosis is not written yet. Going on with the reference answer.")
         return dict(KEY)

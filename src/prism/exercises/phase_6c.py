@@ -83,6 +83,15 @@ def _rows_in_turn(likeness: np.ndarray) -> float:
     return total
 
 
+def _struck_with_zeros(likeness: np.ndarray) -> float:
+    left, total = np.array(likeness, dtype=float), 0.0
+    for _ in range(min(left.shape)):
+        i, j = np.unravel_index(left.argmax(), left.shape)
+        total += left[i, j]
+        left[i], left[:, j] = 0, 0
+    return total
+
+
 def _best_total(likeness: np.ndarray) -> float:
     from scipy.optimize import linear_sum_assignment
 
@@ -96,6 +105,7 @@ def check_greedy_total(answer: Callable) -> Callable:
         (np.array([[0.8, 0.75, 0.1], [0.9, 0.1, 0.3], [0.3, 0.85, 0.7]]),),
         (rng.random((5, 5)),),
         (rng.random((4, 6)),),
+        (rng.normal(size=(5, 5)) - 1,),
     ]
     mistakes = {
         "You took the rows in turn; take the most alike pair of the whole matrix each time.": _rows_in_turn,
@@ -106,6 +116,7 @@ def check_greedy_total(answer: Callable) -> Callable:
             lambda m: np.sort(m.max(0))[::-1][: min(m.shape)].sum()
         ),
         "That is the best assignment; greedy takes the most alike pair first and never takes it back.": _best_total,
+        "A struck-out place must never win again: use −inf, not 0; a likeness may be negative.": _struck_with_zeros,
         "That is the mean likeness of the pairs; give the total.": lambda m: greedy_total(m) / min(m.shape),
     }
     return check(answer, greedy_total, cases, mistakes)

@@ -60,8 +60,9 @@ def in_kind_of(reference: Callable, answer: Callable, case: tuple) -> Callable:
         case: arguments to try both on.
 
     Returns:
-        `answer` if it returns the reference's kind (tensor, array, whole or other number; lists and tuples count as one
-        kind with anything) and leaves its input alone; else a function that gives it copies and converts its result.
+        `answer` if it returns the reference's kind (tensor, array, whole or other number; for a list or tuple, whatever
+        is indexed by place, or a set) and leaves its input alone; else a function that gives it copies and converts its
+        result.
     """
     given, wanted = copies(case), reference(*copies(case))
     if _converted(got := answer(*given), wanted) is got and all(map(_unchanged, given, case)):
@@ -88,6 +89,8 @@ def _converted(got: object, like: object) -> object:
         return like.new_tensor(array)
     if isinstance(like, np.ndarray):
         return array.astype(like.dtype)
+    if isinstance(like, list | tuple):
+        return type(like)(array.astype(np.asarray(like).dtype).tolist())
     if array.shape:
         return got
     return round(float(array)) if isinstance(like, int | np.integer) else float(array)
@@ -103,4 +106,6 @@ def _alike(got: object, like: object) -> bool:
         return isinstance(got, int | np.integer)
     if isinstance(like, float | np.floating):
         return isinstance(got, int | float | np.number)
+    if isinstance(like, list | tuple):  # a table of pandas is indexed by its labels
+        return isinstance(got, list | tuple | set | frozenset | np.ndarray) or _is_tensor(got)
     return True
