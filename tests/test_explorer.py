@@ -30,6 +30,19 @@ from prism.models import get_spec
 SENTENCE = "The cat sat on the mat, and the dog looked at it."
 
 
+class Letters:
+    """A tokenizer of letters; texts of up to three are one token."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(c) for c in text.strip()] if len(text) > 3 else [0]}
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def convert_ids_to_tokens(self, token):
+        return chr(token)
+
+
 @pytest.fixture(scope="module")
 def explorer() -> Explorer:
     return Explorer("mini")
@@ -49,9 +62,7 @@ def small() -> Reading:
         "category": np.array([*CATEGORIES[:2] * 3, "corpus", "corpus"])[text],
     })  # fmt: skip
     matrix = FeatureMatrix(sp.csr_matrix(dense), table)
-    tokenizer = SimpleNamespace(tokenize=lambda text: list(text.strip()) if len(text) > 3 else [text],
-                                convert_tokens_to_string="".join)  # fmt: skip
-    return Reading(None, SimpleNamespace(tokenizer=tokenizer), None, Sample(matrix, text < 6, text % 2 == 1), None)
+    return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), None)
 
 
 def test_features_are_described_by_their_strongest_tokens(small):
@@ -78,6 +89,19 @@ def test_tokens_that_are_rare_or_several_are_refused_with_what_would_do(small):
         by_token(small, "theb")
     with pytest.raises(ValueError, match="Near to it are 'the'"):
         by_token(small, "teh")
+
+
+def test_parts_of_characters_can_be_searched_for(explorer):
+    with pytest.raises(ValueError, match=r"'🦊' is \d tokens for this model \('‹F09F›', '‹A6›', '‹8A›'\)"):
+        by_token(explorer.reading(), "🦊")
+    found = by_token(explorer.reading(), "‹F09F›").table
+    assert found["recall"].iloc[0] > 0
+
+
+def test_the_name_of_a_special_token_is_text(explorer):
+    matrix, end = explorer.texts(["Hello <|endoftext|> there"]), explorer.reading().model.tokenizer.eos_token_id
+    assert end not in matrix.table["token_id"].tolist()
+    assert "".join(matrix.table["token"].astype(str)) == "Hello <|endoftext|> there"
 
 
 def test_search_by_category_takes_names_and_titles(small):

@@ -41,6 +41,8 @@ def widget(shared):
         pin.unpin.click()
     shared.look("2-res", 12)
     shared.search.way.value = "number"
+    for way in ("number", "token", "concept"):
+        shared.search.queries[way].value = ""
     return shared
 
 
@@ -124,6 +126,19 @@ def test_another_sae_keeps_the_sentence_and_the_search(explorer, widget):
     widget.view.back.click()
     assert widget.sae.value == "2-res" and shown(widget.view.page) == 12, "the way back leads to the other SAE"
     assert widget.search.rows.features == before
+
+
+def test_nothing_of_the_former_sae_stays(explorer, widget, monkeypatch):
+    ask(widget, "number", "700")
+    read(widget, "")
+    widget.sae.value = "1-res"
+    assert widget.search.rows.features == [] and widget.steer.sae == "1-res"
+    assert said(widget.view.note) == "This page is still of 2-res."
+    ask(widget, "token", "the")
+    asked = []
+    monkeypatch.setattr("prism.explorer.panels.search", lambda *a: asked.append(a))
+    widget.search.button.click()
+    assert asked == [], "the field has asked it already"
 
 
 # the sentence

@@ -1,6 +1,7 @@
 """`prism gallery` on the embedded model: which features, which files, which links, which errors."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 from prism import cli, gallery
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
+from prism.models import get_spec, load_model, load_sae
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,10 @@ def test_neurons_reach_the_logits_through_the_output_weights(mini):
         assert gallery._unembedding(mini, sae).shape == (d_in, mini.cfg.d_vocab)
     odd = SimpleNamespace(cfg=SimpleNamespace(d_in=7, metadata=SimpleNamespace(hook_name="blocks.0.attn.hook_z")))
     assert gallery._unembedding(mini, odd) is None
+
+
+def test_a_context_that_is_too_short_is_said():
+    spec = get_spec("mini")
+    model, sae = load_model(spec), load_sae(spec)
+    with pytest.raises(ValueError, match="mini cannot read the labelled texts: text 0 has .* fits is 63"):
+        gallery.read_sample(replace(spec, context=64), model, sae)

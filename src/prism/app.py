@@ -75,7 +75,7 @@ class Page:
                     self.about = gr.HTML(answers.about(explorer, explorer.default), elem_id="about")
                 self.sae = gr.Dropdown(explorer.names, value=explorer.default, label="SAE", elem_id="sae",
                                        min_width=200)  # fmt: skip
-            self.read = gr.State(("", explorer.default))  # the sentence last read, and by which SAE
+            self.read = gr.State((answers.SENTENCE, explorer.default))  # the sentence last read, and by which SAE
             self.visited = gr.State([])
             with gr.Tabs(selected="sentence") as self.tabs:
                 for name, title, fill in (("sentence", "Your sentence", self._sentence),
@@ -190,8 +190,10 @@ class Page:
     def _read_text(self, text: str, sae: str, rare: bool) -> tuple:
         return *answers.read_text(self.explorer, text, sae, rare), (text, sae)
 
-    def _read_token(self, read: tuple[str, str], rare: bool, event: gr.EventData) -> str:
-        text, sae = read if read[0] else (answers.SENTENCE, self.explorer.default)
+    def _read_token(self, read: tuple[str, str], rare: bool, event: gr.EventData):
+        text, sae = read
+        if event._data.get("read") != answers.digest(text):  # another sentence has been read meanwhile
+            return gr.skip()
         return answers.read_token(self.explorer, text, _whole(event._data.get("row")), sae, rare)
 
     def _show(self, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
@@ -207,7 +209,7 @@ class Page:
         return *self._show(feature, sae, read, visited), feature
 
     def _pin(self, feature: int | None, sae: str) -> tuple:
-        return answers.read_feature(self.explorer, feature, sae), gr.Column(visible=True)
+        return safely(answers.read_feature)(self.explorer, feature, sae), gr.Column(visible=True)
 
     def _pick(self, read: tuple[str, str], visited: list, event: gr.EventData) -> tuple:
         return self._open(event._data, read, visited)
@@ -236,8 +238,12 @@ class Page:
 
     def _example(self, way: str):
         titles = categories(self.explorer.reading())
-        label = {"number": "A feature's number", "token": "A token, such as a frequent word",
-                 "category": "One of: " + ", ".join(titles), "concept": "Texts that share a concept, one a line"}
+        label = {
+            "number": "A feature's number",
+            "token": "A token, such as a frequent word",
+            "category": "One of: " + ", ".join(titles),
+            "concept": "Texts that share a concept, one a line",
+        }
         value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
         return gr.Textbox(value=value, label=label[way])
 
@@ -247,7 +253,11 @@ class Page:
     def _changed(self, sae: str, text: str, rare: bool) -> tuple:
         about = answers.about(self.explorer, sae)
         words = sentence(f"Choose a feature of {sae}: type its number above.")
-        return about, *safely(self._read_text, 3)(text, sae, rare), words
+        try:
+            shown = self._read_text(text, sae, rare)
+        except Exception as error:  # nothing of the former SAE stays
+            shown = problem(error), "", ("", sae)
+        return about, *shown, words
 
 
 def _textbox(label: str, value: str, name: str, lines: int = 1) -> gr.Textbox:

@@ -133,6 +133,11 @@ class TokenBatch:
         return TokenBatch(self.tokens[rows], self.keep[rows])
 
 
+def token_ids(tokenizer, text: str) -> list[int]:
+    """The ids of a text, without BOS; the name of a special token in it is text like any other."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
 def tokenize(texts: Sequence[str], tokenizer, context: int) -> TokenBatch:
     """Tokenise texts: BOS in front, padding at the end.
 
@@ -149,7 +154,7 @@ def tokenize(texts: Sequence[str], tokenizer, context: int) -> TokenBatch:
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"text {i} is empty; give at least one character that is not a space")
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(tokenizer, text)
         if len(ids) > context - 1:
             raise ValueError(f"text {i} has {len(ids)} tokens; the longest that fits is {context - 1} (and BOS)")
         rows.append(ids)

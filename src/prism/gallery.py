@@ -108,6 +108,9 @@ def read_sample(spec: ModelSpec, model, sae) -> Sample:
     """All labelled texts and some documents of the model's corpus, through the SAE.
 
     Explanations are made from the texts to discover with and the documents that SAEs train on, and scored on others.
+
+    Raises:
+        ValueError: the model's context is too short for the labelled texts.
     """
     tokenizer, batches, categories, held = model.tokenizer, [], [], []
     for split, documents in (
@@ -115,8 +118,11 @@ def read_sample(spec: ModelSpec, model, sae) -> Sample:
         ("confirm", held_out_documents(spec.corpus).head(SCORE_DOCUMENTS)),
     ):
         texts = load_texts(split)
-        batches += [tokenize(list(texts["text"]), tokenizer, spec.context),
-                    corpus_batch(documents, tokenizer, spec.context)]  # fmt: skip
+        try:
+            batches.append(tokenize(list(texts["text"]), tokenizer, spec.context))
+        except ValueError as error:
+            raise ValueError(f"{spec.name} cannot read the labelled texts: {error}") from None
+        batches.append(corpus_batch(documents, tokenizer, spec.context))
         categories += [*texts["category"], *[CORPUS] * len(batches[-1])]
         held += [split == "confirm"] * (len(texts) + len(batches[-1]))
     batch = _joined(batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from html import escape
 from urllib.parse import quote
@@ -32,10 +33,15 @@ def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tup
     """A text as shaded buttons, and the table of its strongest features, all of them or the rare ones only."""
     matrix = explorer.texts([text], sae)
     tokens = matrix.table["token"].astype(str).tolist()
-    buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae)
+    buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae, digest(text))
     note = "Shade: how near a rare feature comes to its maximum in the sample."
     found = explorer.in_text(matrix, STRONGEST, sae, rare)
     return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
+
+
+def digest(text: str) -> str:
+    """A short name of a text, to tell a click on its tokens from one on the tokens of another."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _features(found: pd.DataFrame, sae: str | None, title: str, rare: bool) -> str:

@@ -38,10 +38,11 @@ def sentence(text: str, kind: str = "note") -> str:
     return inert(f'<p class="prism-{kind}"{role}>{escape(text)}</p>')
 
 
-def token_buttons(tokens: Sequence[str], shares: Float[np.ndarray, " tokens"], sae: str) -> str:
-    """A text as a row of buttons, one a token, shaded by a share of 0 to 1."""
+def token_buttons(tokens: Sequence[str], shares: Float[np.ndarray, " tokens"], sae: str, read: str = "") -> str:
+    """A text as a row of buttons, one a token, shaded by a share of 0 to 1; `read` goes with a click on any of them."""
+    whose = f'type="button" data-sae="{escape(sae)}" data-read="{escape(read)}"'
     buttons = "".join(
-        f'<button type="button" data-sae="{escape(sae)}" data-row="{row}" aria-pressed="false" '
+        f'<button {whose} data-row="{row}" aria-pressed="false" '
         f'style="background:rgba(230,159,0,{0.6 * share:.2f})">{viz.visible(token)}</button>'
         for row, (token, share) in enumerate(zip(tokens, np.clip(shares, 0, 1), strict=True))
     )  # fmt: skip

@@ -234,6 +234,7 @@ class SearchPanel(widgets.VBox):
 
     def __init__(self, explorer: Explorer, pick: Callable[[int], None]) -> None:
         self.explorer, self.sae, self.pick, self.found = explorer, explorer.default, pick, False
+        self.last: tuple[str, str] | None = None
         self.queries = {
             "number": widgets.Text(placeholder="12", layout=WIDE, continuous_update=False),
             "category": widgets.Dropdown(layout=WIDE),
@@ -251,17 +252,23 @@ class SearchPanel(widgets.VBox):
         self._turned()
 
     def use(self, sae: str) -> None:
-        """Search another SAE; what was found in the one before is searched for again."""
-        self.sae, again = sae, self.found and self.way.value != "number"
+        """Search another SAE; what was found in the one before is searched for again, but for a number."""
+        self.sae, self.last, again = sae, None, self.found and self.way.value != "number"
         if not (choice := self.queries["category"]).options:  # every SAE reads the same texts: the same categories
             choice.options = list(categories(self.explorer.reading(sae)))
             choice.index = 0
         if again:
             self.search()
+        elif self.way.value == "number":
+            self._turned()
 
     def search(self) -> None:
         """Fill the list with what is found; a number goes to its page at once."""
+        question = self.way.value, self.queries[self.way.value].value
+        if question == self.last and question[0] != "number":
+            return  # Enter or leaving the field has asked it already
         self.found = attempt(self.note, self._search)
+        self.last = question if self.found else None
         if not self.found:
             self.rows.fill(pd.DataFrame({"feature": []}))
 
@@ -277,7 +284,7 @@ class SearchPanel(widgets.VBox):
             self.search()
 
     def _turned(self, _: dict | None = None) -> None:
-        self.found = False
+        self.found, self.last = False, None
         self.asked.children = (self.queries[self.way.value],)
         self.note.value = words(ASKED[self.way.value])
         self.rows.fill(pd.DataFrame({"feature": []}))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from prism import visualization as viz
 from prism.analysis import find_features_for_concept, specialists
+from prism.data import token_ids, token_text
 from prism.explorer.session import COMMON, MAX_CHARACTERS, Explorer, Reading
 
 WAYS = ("number", "category", "token", "concept")
@@ -116,8 +117,8 @@ def by_token(reading: Reading, query: str, k: int = 10) -> Found:
 def _rare(reading: Reading, query: str, n: int, plain: np.ndarray) -> str:
     """Why a token cannot be searched for, and what could be."""
     tokenizer = reading.model.tokenizer
-    pieces = min((tokenizer.tokenize(text) for text in (query.strip(), " " + query.strip())), key=len)
-    shown = ", ".join(f"'{tokenizer.convert_tokens_to_string([piece]).strip()}'" for piece in pieces[:6])
+    pieces = min((token_ids(tokenizer, text) for text in (query.strip(), " " + query.strip())), key=len)
+    shown = ", ".join(f"'{token_text(tokenizer, piece).strip()}'" for piece in pieces[:6])
     if len(pieces) > 1:
         return (f"'{_short(query)}' is {len(pieces)} tokens for this model ({shown}); search for one of them, or for "
                 "texts that share the concept.")  # fmt: skip

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from prism import gallery
 from prism import visualization as viz
-from prism.data import TokenBatch, token_table, tokenize
+from prism.data import TokenBatch, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
@@ -153,7 +153,7 @@ class Explorer:
             raise ValueError(f"The text has {length:,} characters; at most {MAX_CHARACTERS:,} are read here.")
         tokenizer, longest = self._pair(name)[0].tokenizer, self.spec.context - 1
         for text in texts:
-            if (n := len(tokenizer(text, add_special_tokens=False)["input_ids"])) > longest:
+            if (n := len(token_ids(tokenizer, text))) > longest:
                 raise ValueError(f"The text has {n} tokens; {self.spec.name} reads at most {longest}: shorten it.")
         return tokenize(texts, tokenizer, self.spec.context)
 

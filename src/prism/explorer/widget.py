@@ -121,6 +121,7 @@ class ExplorerWidget(widgets.VBox):
         self.sentence.follow(None)
         self.sentence.read(name)
         self.search.use(name)
+        self.steer.sae = name
         self.status.value = words(f"{self.explorer.spec.title}: {name} is ready; maxima, densities and examples come "
                                   f"from a sample of {reading.matrix.n_tokens:,} tokens.")  # fmt: skip
 
@@ -134,6 +135,8 @@ class ExplorerWidget(widgets.VBox):
         """Show the feature that is nearest to its maximum on the sentence, of those that no quarter of texts share."""
         rows, reading = self.sentence.rows.features, self.explorer.reading(self.current)
         if self.sentence.matrix is None or not rows:
+            if self.view.seen and (before := self.view.seen[self.view.at][0]) != self.current:
+                self.view.note.value = words(f"This page is still of {before}.")
             return
         table = self.explorer.in_text(self.sentence.matrix, len(rows), self.current)
         rare = table[~reading.common[table["feature"]]]
