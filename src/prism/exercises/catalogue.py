@@ -13,7 +13,7 @@ class Exercise:
         phase: such as '6a'.
         number: within its phase, from 1.
         name: what the notebook calls the answer.
-        level: easy, medium, hard(er).
+        level: easy, medium or hard.
         minutes: what it takes a reader.
         checks: names of its checks in `prism.exercises.phase_<phase>`, without `check_`.
     """
@@ -73,7 +73,7 @@ _TABLE = """
 6e  byte_cost              easy    5   bits_per_byte
 6e  equal_l0               easy    3   relative_l0
 6e  common_ends            medium  8   shared_ends
-6e  largest_correlations   harder  10  best_partner
+6e  largest_correlations   hard    10  best_partner
 6f  threshold_for          easy    5   threshold
 6f  share_of_alarms_right  easy    4   precision
 6f  effect_of_swap         medium  5   swap_effect
