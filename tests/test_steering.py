@@ -320,5 +320,6 @@ def test_figures():
 def test_samples_are_escaped():
     shown = samples_table({"way": ["<script>alert(1)</script>"]}, ["<b>"])
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "<b>" not in shown
+    assert samples_table({"prompt": ["x"]}, ["y"]).count(">prompt<") == 1  # what was continued is called 'opening'
     with pytest.raises(ValueError, match="one for each"):
         samples_table({"way": []}, ["x"])

@@ -141,7 +141,7 @@ def samples_table(samples: dict[str, Sequence[str]], prompts: Sequence[str], lim
     """Generated texts side by side as an HTML table: a row a prompt, a column a way to steer. Everything is escaped.
 
     Args:
-        samples: way -> its texts, one for each prompt.
+        samples: way -> its texts, one for each opening (a way may itself be called "prompt").
         prompts: what was continued.
         limit: characters to show of each.
 
@@ -152,7 +152,7 @@ def samples_table(samples: dict[str, Sequence[str]], prompts: Sequence[str], lim
         if len(texts) != len(prompts):
             raise ValueError(f"{len(texts)} texts for '{way}' but {len(prompts)} prompts; give one for each")
     cell = 'style="text-align:left;vertical-align:top;font-size:12px;overflow-wrap:anywhere;{}"'
-    head = "".join(f"<th {cell.format('')}>{short_label(name)}</th>" for name in ("prompt", *samples))
+    head = "".join(f"<th {cell.format('')}>{short_label(name)}</th>" for name in ("opening", *samples))
     body = ""
     for i, prompt in enumerate(prompts):
         texts = [prompt, *(texts[i] for texts in samples.values())]
