@@ -83,6 +83,6 @@ def match_curves(
                 hovertemplate=f"{words}, {kind}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
             )  # fmt: skip
     fig.update_xaxes(title="correlation with the best partner (over tokens)", range=[0, 1])
-    fig.update_yaxes(title="share of units with at least that", tickformat=".0%", range=[0, 1.02])
+    fig.update_yaxes(title="share of units whose best partner reaches this", tickformat=".0%", range=[0, 1.02])
     return finish(fig, title, 470, "dashed: partners shuffled among equal tokens", margin=dict(r=230),
                   legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"))  # fmt: skip
