@@ -60,8 +60,9 @@ def roc_figure(
                             hovertemplate=f"{short_label(name)}: %{{y:.2f}} at %{{x:.2f}}<extra></extra>")  # fmt: skip
         fig.update_xaxes(title="false-positive rate", range=[-0.02, 1.02], row=1, col=column)
         fig.update_yaxes(title="recall" if column == 1 else "", range=[-0.02, 1.04], row=1, col=column)
-    return finish(fig, title, 460, "marks: the threshold set on the first source; band: 95 % bootstrap over documents",
-                  margin=dict(t=125), legend=dict(y=1.1))  # fmt: skip
+    banded = short_label(next(iter(next(iter(bands.values())))))
+    note = f"marks: the threshold set on the first source; band ({banded}): 95 % bootstrap over documents"
+    return finish(fig, title, 460, note, margin=dict(t=125), legend=dict(y=1.1))
 
 
 def promise_figure(
@@ -175,5 +176,5 @@ def edit_figure(
     labels = [f"→ {category_title(c)}" if c == target else category_title(c) for c in order]
     fig.update_yaxes(tickvals=list(range(len(order))), ticktext=labels, autorange="reversed")
     fig.update_xaxes(title="cost of the edit (nats per token)")
-    return finish(fig, title, 640, "→: what the edit is meant for; held-out texts; bars: 95 % bootstrap over texts",
-                  margin=dict(t=130))  # fmt: skip
+    return finish(fig, title, 660, "→: what the edit is meant for; held-out texts; bars: 95 % bootstrap over texts",
+                  margin=dict(t=150))  # fmt: skip
