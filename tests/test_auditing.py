@@ -304,7 +304,7 @@ class TestFigures:
         scores, labels = sample()
         band, points = ev.roc_band(scores, labels, 11, 20), (0.9, 0.2)
         fig = viz.roc_figure({"home": {"a": band, "b": band}}, {"home": {"a": points, "b": points}})
-        assert isinstance(fig, go.Figure) and len(fig.data) == 5 and "band (a): 95 %" in str(fig.layout)
+        assert isinstance(fig, go.Figure) and len(fig.data) == 5 and "band (a)" in fig.layout.title.subtitle.text
         row = {"recall": 0.8, "recall_low": 0.6, "recall_high": 0.9, "fpr": 0.2, "fpr_low": 0.1, "fpr_high": 0.3}
         table = pd.DataFrame([{"input": n, "category": c} | row for n in "ab" for c in CATEGORIES[:3]])
         assert len(viz.promise_figure(table).data) == 4
