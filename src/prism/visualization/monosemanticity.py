@@ -72,17 +72,19 @@ def _strips(parts: Mapping[str, pd.DataFrame], score: str, pair: Pair | None) ->
     units = [level for kind, level in levels.items() if kind != CONTROL] or list(levels.values())
     most = max(np.unique(level, return_counts=True)[1].max() for level in units)  # the control would make these thin
     for place, (kind, part) in enumerate(parts.items()):
-        values, names = part[score].to_numpy(float), [f"{kind} {unit}" for unit in part["unit"]]
+        values, units = part[score].to_numpy(float), part["unit"].to_numpy(np.int32)
         x, middle = place + 0.4 * _spread(levels[kind], most), float(np.median(values))
-        yield go.Scatter(x=x, y=values, mode="markers", text=names, name=kind, hovertemplate="%{text}: %{y:.3g}",
+        yield go.Scatter(x=x, y=values, mode="markers", customdata=units, name=kind,  # numbers are smaller than texts
+                         hovertemplate=f"{kind} %{{customdata}}: %{{y:.3g}}",
                          marker=dict(size=4, color=KIND_COLOURS[kind], opacity=0.6), cliponaxis=False)  # fmt: skip
         yield go.Scatter(x=[place - 0.42, place + 0.42], y=[middle] * 2, mode="lines", name=f"{kind}: median",
                          line=dict(color=INK, width=3), hovertemplate="median %{y:.3g}")  # fmt: skip
         chosen = np.flatnonzero(part["unit"] == getattr(pair, kind, None))
         if chosen.size:
             ring = dict(size=12, symbol="circle-open", color=INK, line=dict(width=2.5))
-            yield go.Scatter(x=x[chosen], y=values[chosen], mode="markers", name="the pair", marker=ring,
-                             text=[names[at] for at in chosen], hovertemplate="%{text}: %{y:.3g}")  # fmt: skip
+            words = [f"{kind} {unit}" for unit in units[chosen]]
+            yield go.Scatter(x=x[chosen], y=values[chosen], mode="markers", name="the pair", marker=ring, text=words,
+                             hovertemplate="%{text}: %{y:.3g}")  # fmt: skip
 
 
 def _spread(levels: np.ndarray, most: int) -> np.ndarray:

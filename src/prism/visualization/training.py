@@ -38,7 +38,9 @@ def _ev_range(values: pd.Series) -> list[float]:
     return [max(LOWEST_EV, float(values.min()) - 0.05), min(1.05, float(values.max()) + 0.05)]
 
 
-def training_curves(logs: Mapping[str, pd.DataFrame], title: str = "How the runs went") -> go.Figure:
+def training_curves(
+    logs: Mapping[str, pd.DataFrame], title: str = "Loss, sparsity, fit and dead features over training",
+) -> go.Figure:  # fmt: skip
     """Loss, L0, explained variance and dead features over the steps; one line a run.
 
     Args:
@@ -63,7 +65,7 @@ def training_curves(logs: Mapping[str, pd.DataFrame], title: str = "How the runs
         values = np.concatenate([_drawable(log[name], name).dropna() for log in logs.values()])
         fig.update_yaxes(**_log_axis(values), row=axis[0], col=axis[1])
     fig.update_yaxes(range=_ev_range(pd.concat([log["explained_variance"] for log in logs.values()])), row=2, col=1)
-    fig.update_yaxes(rangemode="tozero", row=2, col=2)
+    fig.update_yaxes(**_count_axis(max(log["dead"].max() for log in logs.values())), row=2, col=2)
     fig.update_xaxes(title=dict(text="step", font=dict(size=13)), row=2)
     legend = dict(x=0, xanchor="left", y=-0.13, yanchor="top")
     cut = any(log["explained_variance"].min() < LOWEST_EV for log in logs.values())
@@ -92,6 +94,11 @@ def _log_axis(values: Float[np.ndarray, " n"]) -> dict:
     marks = [m * 10.0**e for e in range(-9, 13) for m in digits if low <= np.log10(m * 10.0**e) <= high]
     edge = 0.06 * (high - low)
     return dict(type="log", range=[low - edge, high + edge], tickvals=marks, ticktext=[f"{m:,.10g}" for m in marks])
+
+
+def _count_axis(most: float) -> dict:
+    """An axis from 0 for whole numbers: no ticks between them."""
+    return dict(range=[0, 1.08 * max(most, 1)], dtick=1) if most < 5 else dict(rangemode="tozero")
 
 
 def diagnosis_figure(
@@ -128,7 +135,9 @@ def diagnosis_figure(
     fig.update_yaxes(tickfont=dict(size=11), automargin=False)
     fig.update_xaxes(tickfont=dict(size=11), nticks=4)
     fig.update_xaxes(title=dict(text="step", font=dict(size=13)), row=len(names))
-    return finish(fig, title, 130 + 95 * len(names), "one scale along each row", margin=dict(t=105, l=105))
+    cut = "explained_variance" in frame and frame["explained_variance"].min() < LOWEST_EV
+    note = "one scale along each row" + (f"; explained variance is cut off below −{-LOWEST_EV:g}" if cut else "")
+    return finish(fig, title, 130 + 95 * len(names), note, margin=dict(t=105, l=105))
 
 
 def _measure_axis(values: pd.Series, name: str) -> dict:
