@@ -93,10 +93,9 @@ class Page:
 
     def _sentence(self) -> None:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
-        with gr.Row(elem_classes="prism-row"):
-            self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
-            self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
-                                    container=False, elem_id="rare", min_width=300)  # fmt: skip
+        self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
+        self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
+                                container=False, elem_id="rare")  # fmt: skip
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=PICK, elem_id="tokens")
         self.found = self._pickable(strongest, "found")

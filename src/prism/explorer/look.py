@@ -73,6 +73,7 @@ nav .prism-pick{margin:0 4px 4px 0}
 .prism-table td.words{overflow-wrap:anywhere;min-width:80px}
 .prism-three{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(260px,100%),1fr));gap:4px 24px}
 .prism-own{border-bottom:1px solid var(--border-color-primary);margin-bottom:6px}
+#rare{border:0!important;padding:0!important;background:none!important;box-shadow:none!important}
 #page iframe,#pinned iframe{width:100%;height:1200px;border:0;display:block}
 .prism-row{align-items:end}.prism-go{align-self:flex-start;min-width:180px!important;width:auto!important}
 @media(max-width:480px){.prism-table table{font-size:13px}.prism-table th{white-space:normal}
