@@ -127,6 +127,35 @@ def test_dead_kernel_is_a_failure(folder: Path, capsys) -> None:
     assert "cell 3, which ends 'import os; os._exit(3)'" in capsys.readouterr().out
 
 
+def test_kernel_that_does_not_start_stops_no_other_notebook(folder: Path, monkeypatch, capsys) -> None:
+    flag = folder.parent / "failed-once"
+    launcher = f"""from pathlib import Path
+if not Path({str(flag)!r}).exists():
+    Path({str(flag)!r}).touch()
+    raise SystemExit(3)
+from ipykernel import kernelapp
+kernelapp.launch_new_instance()
+"""
+    (folder.parent / "first").mkdir()
+    (folder.parent / "first" / "ipykernel_launcher.py").write_text(launcher)
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent / "first"))
+    for name in ("phase_1_a", "phase_2_b"):
+        _write(folder / f"{name}.ipynb", "print('here')")
+    assert cli.main(["run"]) == 1
+    shown = capsys.readouterr().out
+    assert "the kernel failed: RuntimeError: Kernel died" in shown and "1 of 2 notebooks" in shown
+
+
+@pytest.mark.parametrize("out", ["a-file", "a-file/below"])
+@pytest.mark.parametrize("command", [["run"], ["site", "--features", "0"]])
+def test_folder_that_cannot_be_written_is_one_line(folder: Path, capsys, command: list[str], out: str) -> None:
+    _write(folder / "phase_1_a.ipynb")
+    (folder.parent / "a-file").touch()
+    assert cli.main([*command, "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prism: ") and "a-file" in error and error.count("\n") == 1
+
+
 def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
     path = folder / "phase_1_a.ipynb"
     figure = _show({notebooks.PLOTLY: FIGURE, "image/png": "iVBORw0KGgo="})

@@ -110,10 +110,28 @@ def test_notebook_without_cards_is_an_error(tmp_path: Path) -> None:
         documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb"))
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"nbformat": 9}', "\udcff"])
+def test_notebook_that_cannot_be_read_is_named(tmp_path: Path, capsys, text: str) -> None:
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD)
+    (folder / "phase_2_b.ipynb").write_text(text, errors="surrogateescape")
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "prism: phase_2_b.ipynb is not a readable notebook: " in error and error.count("\nprism") == 0
+
+
+@pytest.mark.parametrize("text", ["{0}{0}{1}", "{0}{1}{1}", "{1}{0}", "{0}", "{1}"])
+def test_marks_must_be_there_once_and_in_order(tmp_path: Path, text: str) -> None:
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb")
+    with pytest.raises(ValueError, match="once and in order"):
+        documents.with_exercises(text.format(documents.BEGIN, documents.END), folder)
+
+
 def test_command_writes_both_or_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(documents, "PAPER_CLAIMS", (ENTRY,))
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD)
     teaching = tmp_path / "docs" / "TEACHING.md"
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 1
+    assert str(teaching) in capsys.readouterr().err and not teaching.parent.exists()
     teaching.parent.mkdir()
     teaching.write_text("no marks")
     assert cli.main(["docs", "--notebooks", str(folder)]) == 2

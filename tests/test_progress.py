@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import SoftFileLock
 
 from prism import cli
 from prism.exercises import catalogue, phase_2, phase_4, progress
@@ -120,6 +121,24 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_no_failure(monkeypatch,
     assert phase_2.check_p_value(right) is right
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2 and "✓" in shown[0] and "progress is not kept" in shown[1]
+
+
+def test_two_kernels_that_write_at_once_lose_nothing(path):
+    code = "import sys\nfrom prism.exercises import progress\n"
+    code += "for i in range(40): progress.record(sys.argv[1], str(i), progress.SOLVED)"
+    kernels = [subprocess.Popen([sys.executable, "-c", code, phase]) for phase in "12"]
+    assert [kernel.wait() for kernel in kernels] == [0, 0]
+    assert set(progress.load()) == {f"{phase}/{i}" for phase in "12" for i in range(40)}
+    assert [p.name for p in path.parent.iterdir()] == ["progress.json"], "no lock stays"
+
+
+def test_a_lock_that_is_not_given_up_is_one_line_and_no_failure(path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    with SoftFileLock(f"{path}.lock"):
+        assert phase_2.check_p_value(right) is right
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 and "progress is not kept" in shown[1] and "progress.json.lock" in shown[1]
+    assert not path.exists()
 
 
 def test_what_is_no_plain_file_stays_as_it_is(monkeypatch, tmp_path, capsys):

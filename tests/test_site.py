@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from prism import cli, site
+from prism import cli, notebooks, site
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = re.compile(r"(https?:)?//")
@@ -136,6 +136,51 @@ def test_link_that_leads_nowhere_stops_the_build(project: Path, capsys, link: st
     assert cli.main(["site", "--notebooks", str(project / "notebooks"), "--out", str(project / "o")]) == 2
     assert f"README.md links '{link}', which is no file of the project" in capsys.readouterr().err
     assert not (project / "o").exists()
+
+
+def test_code_is_no_link_and_no_formula() -> None:
+    fenced = '```python\ny = table[how](value)\n\nprice = "$5$"\n```'
+    wrapped = "`a[b](c)\n<a href='d'>` ``e`[f](g)``"
+    text = f"{fenced}\n{wrapped} [`name`](target) $x$\n\none ` tick\n\n[h](i) `j`"
+    page = notebooks.markdown_page(text, "t", lambda link: f"to/{link}")
+    assert set(re.findall(r'(?<=href=")to/[^"]*', page)) == {"to/target", "to/i"} and page.count("<math") == 1
+    assert "a[b](c) &lt;a href=" in page.replace("\n", " ") and "e`[f](g)" in page and "to/value" not in page
+
+
+def test_links_may_have_spaces_and_titles(project: Path) -> None:
+    (project / "docs" / "a b.md").write_text("# A b\n")
+    (project / "docs" / "c d.txt").write_text("text")
+    (project / "README.md").write_text('# P\n\n<a id="x"></a>[x](docs/a%20b.md "a title") [y](docs/c%20d.txt)')
+    out = project / "o"
+    site.build(project / "notebooks", out)
+    assert 'href="docs/a%20b.html" title="a title"' in (out / "README.html").read_text()
+    assert _problems(out) == [] and (out / "docs" / "c d.txt").read_text() == "text"
+
+
+def test_nothing_is_written_for_more_features_than_there_are(project: Path, capsys) -> None:
+    arguments = ["--notebooks", str(project / "notebooks"), "--out", str(project / "o"), "--features", "99999"]
+    assert cli.main(["site", *arguments]) == 2
+    assert "99,999 pages" in capsys.readouterr().err and not (project / "o").exists()
+
+
+def test_a_notebook_that_cannot_be_read_is_named(project: Path, capsys) -> None:
+    (project / "notebooks" / "phase_2_b.ipynb").write_text("{")
+    assert cli.main(["site", "--notebooks", str(project / "notebooks"), "--out", str(project / "o")]) == 2
+    assert "phase_2_b.ipynb is not a readable notebook" in capsys.readouterr().err and not (project / "o").exists()
+
+
+def test_a_copy_that_fails_leaves_the_old_file(project: Path, monkeypatch) -> None:
+    def half(source: Path, target: Path) -> None:
+        target.write_text("hal")
+        raise OSError("disk full")
+
+    out = project / "o"
+    site.build(project / "notebooks", out)
+    monkeypatch.setattr(site.shutil, "copyfile", half)
+    with pytest.raises(OSError, match="disk full"):
+        site.build(project / "notebooks", out)
+    assert (out / "LICENSE").read_text() == "free" and (out / "docs" / "p.png").read_text() == "picture"
+    assert not list(out.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "gradio", "tqdm"),
+    *("plotly", "ipywidgets", "gradio", "tqdm", "filelock"),
     *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"prism: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be written, a file that is missing, a network that is not there
+        print(f"prism: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nprism: stopped", file=sys.stderr)
         return 130
@@ -277,11 +280,7 @@ def _gallery(options: argparse.Namespace) -> int:
     spec = _valid(get_spec, options.model)
     sae = _valid(spec.sae, options.sae)
     print(f"{options.n} pages about features of {sae.name}, {spec.title}", flush=True)
-    try:
-        index = _valid(write_gallery, spec, sae, options.n, options.out)
-    except OSError as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
+    index = _valid(write_gallery, spec, sae, options.n, options.out)
     print(f"Open {index.resolve()}")
     return 0
 
@@ -293,11 +292,7 @@ def _app(options: argparse.Namespace) -> int:
     print("Starting the explorer …", flush=True)
     from prism import app
 
-    try:
-        _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
-    except OSError as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
+    _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
     return 0
 
 
@@ -307,11 +302,7 @@ def _app(options: argparse.Namespace) -> int:
 def _site(options: argparse.Namespace) -> int:
     from prism import site
 
-    try:
-        pages = _valid(site.build, options.notebooks, options.out, options.features)
-    except OSError as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
+    pages = _valid(site.build, options.notebooks, options.out, options.features)
     features = f" and {options.features} about features" if options.features else ""
     print(f"{len(pages)} pages{features}. Open {(options.out / 'index.html').resolve()}")
     return 0
@@ -345,9 +336,6 @@ def _fetch(options: argparse.Namespace) -> int:
         if not options.no_corpus:
             data.fetch_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
-    except OSError as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\nprism: stopped; `prism fetch {spec.name}` goes on where it stopped", file=sys.stderr)
         return 130

@@ -8,9 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
-from prism.notebooks import find_notebooks, phase_of, title_of, write_atomically
+from prism.notebooks import find_notebooks, phase_of, read, title_of, write_atomically
 from prism.papers import PAPER_CLAIMS, PaperClaim
 
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
@@ -33,7 +31,7 @@ class Card:
 def cards_of(path: Path) -> dict[str, Card]:
     """The claim cards in an executed notebook's outputs, by their claim as plain text; the last of equal ones."""
     cards = {}
-    for cell in nbformat.read(path, as_version=4).cells:
+    for cell in read(path).cells:
         for output in cell.get("outputs", []):
             rows = dict(_ROW.findall(output.get("data", {}).get("text/markdown", "")))
             if {"claim", "verdict"} <= set(rows):
@@ -80,7 +78,7 @@ def _paper_row(entry: PaperClaim, card: Card, path: Path) -> str:
 
 
 def _phase_list(path: Path, cards: dict[str, Card]) -> str:
-    title = title_of(nbformat.read(path, as_version=4), path.stem)
+    title = title_of(read(path), path.stem)
     rows = [f"| {c.claim} | {c.effect} | {c.interval} | {c.control} | {c.verdict} |" for c in cards.values()]
     head = "| claim | effect | interval | held against | verdict |\n|:--|:--|:--|:--|:--|"
     return "\n".join([f"### [{title}](../notebooks/{path.name})\n", head, *rows])
@@ -121,7 +119,7 @@ def exercise_table(folder: Path) -> str:
     """
     lines = ["| phase | exercise | level | minutes | it asks | reference answer |", "|:--|--:|:--|--:|:--|:--|"]
     for path in find_notebooks(folder):
-        cells = nbformat.read(path, as_version=4).cells
+        cells = read(path).cells
         prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         exercises = _EXERCISE.findall(prose)
         if not exercises:
@@ -145,10 +143,10 @@ def with_exercises(text: str, folder: Path) -> str:
     Raises:
         ValueError: the marks are not both there, once and in order.
     """
-    before, begin, rest = text.partition(BEGIN)
+    before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the marks '{BEGIN}' and '{END}' are not both in the text")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or not end:
+        raise ValueError(f"the marks '{BEGIN}' and '{END}' are not both in the text, once and in order")
     return f"{before}{BEGIN}\n{exercise_table(folder)}\n{END}{after}"
 
 
@@ -160,6 +158,7 @@ def write(folder: Path) -> list[Path]:
 
     Raises:
         ValueError: see `claims_page` and `with_exercises`; then nothing is written.
+        OSError: there is no `docs/TEACHING.md`, or one of the files cannot be written.
     """
     docs = folder.resolve().parent / "docs"
     teaching = docs / "TEACHING.md"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import difflib
+import functools
 import html
 import json
 import os
@@ -32,6 +34,8 @@ _TEMPLATE = """{% extends 'index.html.j2' %}{%- block html_head_js_mathjax -%}{%
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block extra_css -%}<style>.jp-RenderedMarkdown, .jp-RenderedHTML { overflow-x: auto; }</style>{%- endblock -%}"""
 
+# Markdown's code: fenced, or a span that may wrap but not beyond its paragraph.
+_CODE = re.compile(r"(```.*?```|``.+?``|`(?:[^`\n]|\n(?!\s*\n))+`)", re.DOTALL)
 _FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
 # A tag's or a Markdown link's target that is neither a whole address nor an anchor; text that looks like one is left.
 _TARGET = r"""(?P<target>(?![a-zA-Z][\w+.-]*:|[/#])[^)\s"'#<>]+)"""
@@ -84,6 +88,20 @@ def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
     return [found[phase] for phase in phases if not only or phase in only]
 
 
+def read(path: Path) -> NotebookNode:
+    """The notebook in a file.
+
+    Raises:
+        ValueError: the file holds none; names it.
+        OSError: the file cannot be read.
+    """
+    text = path.read_bytes()
+    try:
+        return nbformat.reads(text.decode("utf-8"), as_version=4)
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:  # AttributeError: JSON, but no table
+        raise ValueError(f"{path.name} is not a readable notebook: {str(error).splitlines()[0]}") from None
+
+
 def title_of(notebook: NotebookNode, default: str) -> str:
     """The text of the first level-1 heading."""
     for cell in notebook.cells:
@@ -123,6 +141,11 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
         client.execute(env={**os.environ, **environment})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
         error = _failure(notebook, failure)
+    except Exception as failure:  # whatever keeps this kernel from starting, the other notebooks are run
+        reason = (str(failure).strip().splitlines() or ["no reason given"])[0]
+        error = f"the kernel failed: {type(failure).__name__}: {reason}"
+        if client.km is None:  # shut down already: nbclient's own attempt at exit would end in a traceback
+            atexit.unregister(client._cleanup_kernel)
     return Run(path, title_of(notebook, path.stem), notebook, time.perf_counter() - start, error)
 
 
@@ -179,13 +202,23 @@ def to_html(notebook: NotebookNode, title: str, link: Callable[[str], str], plot
     page.metadata["title"] = title
     for number, cell in enumerate(page.cells):
         if cell.cell_type == "markdown":
-            cell.source = formulas(relink(relink(cell.source, link), link, _TEXT_LINK))
+            cell.source = _outside_code(cell.source, functools.partial(_prose, link=link))
         for i, output in enumerate(cell.get("outputs", [])):
             if "data" in output:
                 output.data = _page_data(output.data, f"figure-{number}-{i}", link)
     # plotly.js takes the place of require.js, which would keep it from being a global (and comes from a network).
     exporter = HTMLExporter(require_js_url=plotly, exclude_anchor_links=True, raw_template=_TEMPLATE)
     return exporter.from_notebook_node(page)[0]
+
+
+def _outside_code(text: str, change: Callable[[str], str]) -> str:
+    """A Markdown text changed everywhere but in its code."""
+    parts = _CODE.split(text)  # code at every second place
+    return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
+
+
+def _prose(text: str, link: Callable[[str], str]) -> str:
+    return formulas(relink(relink(text, link), link, _TEXT_LINK))
 
 
 def formulas(text: str) -> str:

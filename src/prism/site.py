@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import nbformat
 from nbformat import NotebookNode
 
-from prism.notebooks import find_notebooks, title_of, to_html, write_atomically
+from prism.notebooks import find_notebooks, read, title_of, to_html, write_atomically
 
 PLOTLY_JS = "plotly.min.js"
 GALLERY = "gallery"  # folder of the pages about features
@@ -37,7 +38,8 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
         The pages, the index first; without those about features.
 
     Raises:
-        ValueError: there is no notebook, or a link leads nowhere; names the file and the link.
+        ValueError: there is no notebook, one cannot be read, a link leads nowhere (names the file and the link), or
+            the SAE has fewer features; then nothing is written.
     """
     from plotly.offline import get_plotlyjs
 
@@ -54,16 +56,16 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
         texts[pages[path]] = _page(path, root, pages, copies)
     for path in sorted(copies & set(sources)):
         texts[pages[path]] = _page(path, root, pages, copies)
-    write_atomically(out / PLOTLY_JS, get_plotlyjs())
-    for path in copies - set(pages):
-        _copy(path, out / path.relative_to(root))
-    for page, text in texts.items():
-        write_atomically(out / page, text)
     if n_features:
         from prism.gallery import write_gallery
         from prism.models import get_spec
 
         write_gallery(get_spec("mini"), get_spec("mini").sae(), n_features, out / GALLERY)
+    write_atomically(out / PLOTLY_JS, get_plotlyjs())
+    for path in copies - set(pages):
+        _copy(path, out / path.relative_to(root))
+    for page, text in texts.items():
+        write_atomically(out / page, text)
     write_atomically(out / "index.html", _index(paths, documents, pages, n_features))
     return [out / "index.html", *(out / page for page in texts)]
 
@@ -76,7 +78,12 @@ def _documents(root: Path) -> list[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) -> str:
@@ -94,9 +101,9 @@ def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) ->
 def _as_notebook(path: Path) -> NotebookNode:
     """A notebook as it is; a document, or a source file under its name, as a new notebook."""
     new = nbformat.v4
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        return nbformat.reads(text, as_version=4)
+        return read(path)
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return new.new_notebook(cells=[new.new_markdown_cell(f"# {path.name}"), new.new_code_cell(text)])
     return new.new_notebook(cells=[new.new_markdown_cell(text)])
@@ -104,14 +111,14 @@ def _as_notebook(path: Path) -> NotebookNode:
 
 def _link(link: str, path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) -> str:
     """The site's link for a relative link in the file `path`."""
-    target = (path.parent / link).resolve()
+    target = (path.parent / unquote(link)).resolve()
     if target.is_relative_to(root / "outputs"):
         return UNAVAILABLE + link
     if not target.is_file() or not target.is_relative_to(root):
         raise ValueError(f"{path.relative_to(root)} links '{link}', which is no file of the project")
     linked.add(target)
     place = root / pages.get(target, target.relative_to(root))
-    return Path(os.path.relpath(place, path.parent)).as_posix()
+    return quote(Path(os.path.relpath(place, path.parent)).as_posix())
 
 
 # --- index -----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from filelock import SoftFileLock  # removes its file, and one that a dead process left
+
 from prism.exercises.catalogue import EXERCISES, NOTEBOOKS, Exercise
 
 TRIED, SOLVED, UNTOUCHED = "tried", "solved", "untouched"
+PATIENCE = 5.0  # s to wait for another kernel that is writing, which takes milliseconds
 Marks = dict[str, dict[str, str]]  # '<phase>/<check>' -> state -> when: the first right answer, the last wrong one
 Look = Callable[[Exercise], tuple[str, str]]  # exercise -> its state, and when
 
@@ -35,20 +38,28 @@ def record(phase: str, name: str, state: str) -> None:
         name: the check's name without `check_`.
         state: `TRIED` or `SOLVED`.
     """
-    try:
-        try:
-            marks = load()
-        except DamagedProgress as error:
-            print(f"  ({error})")
-            marks = {}
-        mark = marks.setdefault(f"{phase}/{name}", {})
-        if SOLVED not in mark:
-            mark[state] = datetime.now().astimezone().isoformat(timespec="seconds")
-            from prism.notebooks import write_atomically  # here: showing the progress needs none of its libraries
+    from prism.notebooks import write_atomically  # here: showing the progress needs none of its libraries
 
-            write_atomically(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
-    except OSError as error:
+    try:
+        with SoftFileLock(f"{progress_file()}.lock", timeout=PATIENCE):  # another kernel may read and write it too
+            if marks := _marked(f"{phase}/{name}", state):
+                write_atomically(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
+    except OSError as error:  # filelock's Timeout is one
         print(f"  (progress is not kept: {progress_file()}: {error.strerror or error})")
+
+
+def _marked(exercise: str, state: str) -> Marks | None:
+    """What is kept, with this beside it; None if it was solved before."""
+    try:
+        marks = load()
+    except DamagedProgress as error:
+        print(f"  ({error})")
+        marks = {}
+    mark = marks.setdefault(exercise, {})
+    if SOLVED in mark:
+        return None
+    mark[state] = datetime.now().astimezone().isoformat(timespec="seconds")
+    return marks
 
 
 def load() -> Marks:
