@@ -219,9 +219,10 @@ def token_text(tokenizer, token: int) -> str:
 
     Decoding would write the same question mark for all of them, and different tokens would look alike.
     """
-    text, piece = tokenizer.decode([int(token)]), tokenizer.convert_ids_to_tokens(int(token))
+    text = tokenizer.decode([int(token)])
     if "\ufffd" not in text:
         return text
+    piece = tokenizer.convert_ids_to_tokens(int(token))
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's letters for the 256 bytes
     if not set(piece) <= set(byte_of):
         return piece  # Llama's vocabulary has names for bytes: <0xF0>

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from scipy.sparse import csr_matrix
 
 from prism import gallery
@@ -183,7 +183,9 @@ class Explorer:
         frame.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[rows])
         return frame
 
-    def _strongest(self, values: csr_matrix, k: int, name: str | None, rare: bool):
+    def _strongest(
+        self, values: csr_matrix, k: int, name: str | None, rare: bool
+    ) -> tuple[pd.DataFrame, Int[np.ndarray, " features"]]:
         """The table of the features that are strongest in `values`, and the row where each is."""
         reading, active = self.reading(name), values.tocoo()
         row, column = active.coords
