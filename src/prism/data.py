@@ -35,6 +35,7 @@ CATEGORY_TITLES = {
 }
 CATEGORIES = tuple(CATEGORY_TITLES)
 SPLITS = ("discover", "confirm")
+BYTES = re.compile("‹[0-9A-F]+›|<0x[0-9A-F]{2}>")  # in a token's text: a part of a character, as `token_text` has it
 
 
 def load_texts(split: str = "discover") -> pd.DataFrame:

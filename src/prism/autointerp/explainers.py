@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from prism.autointerp.examples import FIRING, LEFT, OUTSIDE, Examples, Windows
+from prism.data import BYTES
 
 PRIOR = 2.0  # occurrences that a term is given beforehand, at the rate of what it refines
 SHOWN = 5  # terms that a sentence names; the rule has them all
@@ -32,7 +33,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
     "white space": lambda t: t.isspace(),
     "a letter that English lacks": lambda t: any(c.isalpha() and not c.isascii() for c in t),
     "an emoji or symbol": lambda t: any(unicodedata.category(c) == "So" for c in t),
-    "part of a character": lambda t: "‹" in t and "›" in t,  # as `token_text` writes its bytes
+    "part of a character": lambda t: BYTES.search(t) is not None,
     "part of a web address": lambda t: any(part in t for part in ("http", "www", "//", ".com", ".org")),
 }
 

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse import csr_matrix, issparse
 
+from prism.data import BYTES
 from prism.evaluation.metrics import bootstrap_counts
 
 Values = csr_matrix | Float[np.ndarray, "units columns"]
@@ -56,7 +57,7 @@ def tokens_matching(table: pd.DataFrame, pattern: str) -> Bool[np.ndarray, " tok
     Bytes that are only a part of a character have no text: the digits of their hexadecimal names are not digits.
     """
     names = table["token"].astype("category")  # each different token is looked at once
-    texts = [re.sub("‹[0-9A-F]+›|<0x[0-9A-F]{2}>", "\ufffd", str(name)) for name in names.cat.categories]
+    texts = [BYTES.sub("\ufffd", str(name)) for name in names.cat.categories]
     found = np.array([re.search(pattern, text) is not None for text in texts], dtype=bool)
     return found[names.cat.codes.to_numpy()]
 
