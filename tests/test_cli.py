@@ -290,7 +290,7 @@ def test_doctor_has_nothing_to_fetch_when_all_is_there(gpt2_only, repos, tmp_pat
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     cli.main(["doctor"])
     shown = capsys.readouterr().out
-    assert "prism fetch" not in shown and "not cached" not in shown and "HF_HUB_OFFLINE is set" in shown
+    assert "prism fetch gpt2" not in shown and "not cached" not in shown and "HF_HUB_OFFLINE is set" in shown
 
 
 def test_fetch_of_the_embedded_model(capsys) -> None:

@@ -1,14 +1,12 @@
 """The registry, loading, and harvesting."""
 
 import json
-import tempfile
 from dataclasses import replace
 
 import pytest
 import torch
 from sae_lens import SAE
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from prism import models
 from prism.data import DATA, tokenize
@@ -28,7 +26,7 @@ class TestRegistry:
         assert get_spec("mini").name == "mini"
 
     def test_unknown_model_names_the_nearest(self):
-        with pytest.raises(ValueError, match="did you mean 'gpt2-small'.*choose from mini, gpt2-small"):
+        with pytest.raises(ValueError, match="did you mean 'gpt2-small'.*choose from mini, smollm2, gpt2-small"):
             get_spec("gpt2")
 
     def test_unknown_sae_names_the_nearest(self):
@@ -111,7 +109,7 @@ class TestLoading:
 class TestHarvest:
     @pytest.mark.parametrize("hook", ["blocks.2.hook_resid_pre", "blocks.2.hook_mlp_out", "blocks.2.mlp.hook_post"])
     def test_hooks_give_exactly_what_run_with_cache_gives(self, mini, hook, monkeypatch):
-        monkeypatch.setattr(harvesting, "_is_plain_gpt2", lambda model: False)  # the quick pass has tests of its own
+        monkeypatch.setattr(harvesting, "stripped", lambda model: None)  # the quick pass has tests of its own
         tokens = tokenize(["one two three", "def f(): pass", "x"], mini.tokenizer, 256).tokens
         _, cache = mini.run_with_cache(tokens)
         streamed = torch.cat(list(harvest(mini, tokens, hook, batch_size=2)))
@@ -225,144 +223,6 @@ class TestLocalModel:
         path.write_text(json.dumps({k: v for k, v in settings.items() if k != "bos_token"} | {"eos_token": end}))
         tokenizer = load_model(get_spec(str(folder))).tokenizer
         assert tokenizer.bos_token_id == tokenizer.eos_token_id is not None
-
-
-def tiny_gpt2(processing=None, **settings):
-    """Three blocks of random weights, biases and layer norms included, behind hook points."""
-    config = GPT2Config(vocab_size=50, n_positions=64, n_embd=48, n_layer=3, n_head=4, **settings)
-    torch.manual_seed(0)
-    hf_model = GPT2LMHeadModel._from_config(config, attn_implementation="eager")
-    for name, parameter in hf_model.named_parameters():
-        if "ln_" in name or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        model = TransformerBridge.boot_transformers(folder, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-    wanted = {step: step in processing for step in steps} if processing else {"no_processing": True}
-    model.enable_compatibility_mode(disable_warnings=True, **wanted)
-    return model.eval()
-
-
-ALL_SITES = [f"blocks.{layer}.{site}" for layer in range(3) for site in harvesting.SITES]
-SOME = torch.randint(0, 50, (5, 40), generator=torch.Generator().manual_seed(0))
-
-
-def assert_harvests_equal_the_cache(model, tokens, hooks):
-    """Each hook streams what `run_with_cache` keeps, within 1e-5 of its norm and of its largest entry."""
-    _, cache = model.run_with_cache(tokens)
-    for hook in hooks:
-        streamed = torch.cat(list(harvest(model, tokens, hook, batch_size=2)))
-        assert streamed.shape == cache[hook].shape and streamed.dtype == cache[hook].dtype
-        difference = streamed - cache[hook]
-        assert difference.norm() <= 1e-5 * cache[hook].norm(), hook
-        assert difference.abs().max() <= 1e-5 * cache[hook].abs().max(), hook
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """How often the quick pass was taken, as a list that grows."""
-    taken, quick = [], harvesting._gpt2_pass
-    monkeypatch.setattr(harvesting, "_gpt2_pass", lambda *arguments: taken.append(1) or quick(*arguments))
-    return taken
-
-
-class TestQuickPass:
-    @pytest.mark.parametrize(
-        "processing",
-        [
-            (),
-            ("fold_ln",),
-            ("center_writing_weights",),
-            ("fold_value_biases",),
-            ("fold_ln", "center_writing_weights", "center_unembed"),
-            ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"),
-        ],
-        ids=lambda steps: "+".join(steps) or "none",
-    )
-    def test_equals_the_cache_at_every_site_under_every_processing(self, processing, passes):
-        model = tiny_gpt2(processing, layer_norm_epsilon=1e-3)
-        assert_harvests_equal_the_cache(model, SOME, ALL_SITES)
-        assert len(passes) == 3 * len(ALL_SITES)
-
-    def test_equals_the_cache_on_mini(self, mini, passes):
-        tokens = tokenize(["one two three", "def f(): pass", "x"], mini.tokenizer, 256).tokens
-        assert_harvests_equal_the_cache(mini, tokens, [f"blocks.3.{site}" for site in harvesting.SITES])
-        assert passes
-
-    def test_padding_changes_nothing_before_it(self, mini, passes):
-        batch = tokenize(["a much longer text than the other", "x = 1"], mini.tokenizer, 256)
-        hook = "blocks.3.hook_resid_post"
-        both = next(harvest(mini, batch.tokens, hook))
-        alone = next(harvest(mini, tokenize(["x = 1"], mini.tokenizer, 256).tokens, hook))[0]
-        torch.testing.assert_close(both[1, : len(alone)], alone, rtol=1e-4, atol=1e-4)
-        assert len(passes) == 2
-
-    def test_stops_right_after_the_hook(self, monkeypatch):
-        model, attended = tiny_gpt2(), []
-        attention = harvesting.F.scaled_dot_product_attention
-        monkeypatch.setattr(
-            harvesting.F, "scaled_dot_product_attention", lambda *a, **k: attended.append(1) or attention(*a, **k)
-        )
-        for blocks, hook in enumerate(("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.mlp.hook_post")):
-            attended.clear()
-            next(harvest(model, SOME, hook))
-            assert len(attended) == blocks
-
-    def test_several_hooks_from_one_pass(self, mini, llama, passes):
-        hooks = ["blocks.2.hook_mlp_out", "blocks.1.hook_resid_pre", "blocks.2.mlp.hook_post", "blocks.1.attn.hook_z"]
-        for model in (mini, load_model(get_spec(str(llama)))):
-            for some in (hooks[:1], hooks[:3], hooks):
-                caught, cache = models.activations_at(model, SOME, some), model.run_with_cache(SOME)[1]
-                assert set(caught) == set(some)
-                for hook in some:
-                    torch.testing.assert_close(caught[hook], cache[hook], atol=1e-4, rtol=1e-4)
-        assert len(passes) == 2
-
-    def test_another_architecture_runs_itself(self, llama, passes):
-        hooks = [f"blocks.1.{site}" for site in harvesting.SITES]
-        assert_harvests_equal_the_cache(load_model(get_spec(str(llama))), SOME, hooks)
-        assert not passes
-
-    @pytest.mark.parametrize(
-        "settings", [{"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}], ids=str
-    )
-    def test_an_unusual_gpt2_runs_itself(self, settings, passes):
-        assert_harvests_equal_the_cache(tiny_gpt2(**settings), SOME, ALL_SITES)
-        assert not passes
-
-    def test_hooks_that_the_reader_attached_are_honoured(self, passes):
-        model, hook = tiny_gpt2(), "blocks.1.hook_resid_post"
-        plain = next(harvest(model, SOME, hook))
-        model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: torch.zeros_like(pattern))
-        assert_harvests_equal_the_cache(model, SOME, [hook])
-        assert not torch.allclose(next(harvest(model, SOME, hook)), plain, atol=1e-2)
-        model.reset_hooks()
-        assert len(passes) == 1
-        assert torch.equal(next(harvest(model, SOME, hook)), plain)
-        handle = model.blocks[0].ln2.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0] + 1,))
-        assert_harvests_equal_the_cache(model, SOME, [hook])
-        handle.remove()
-        assert len(passes) == 2
-
-    def test_dropout_is_honoured(self, passes):
-        model = tiny_gpt2(resid_pdrop=0.5)
-        model.train()
-        first, second = (next(harvest(model, SOME, "blocks.2.hook_resid_pre")) for _ in range(2))
-        assert not passes and not torch.allclose(first, second)
-
-    def test_weights_changed_later_are_seen(self):
-        model, hook = tiny_gpt2(), "blocks.2.hook_resid_pre"
-        before = next(harvest(model, SOME, hook))
-        with torch.no_grad():
-            model.blocks[1].mlp.out.original_component.weight.mul_(2)
-        assert_harvests_equal_the_cache(model, SOME, [hook])
-        assert not torch.allclose(next(harvest(model, SOME, hook)), before, atol=1e-2)
-
-    def test_no_graph_is_kept(self):
-        x = next(harvest(tiny_gpt2(), SOME, "blocks.2.hook_resid_pre"))  # its parameters do require gradients
-        assert not x.requires_grad
 
 
 class TestSharing:

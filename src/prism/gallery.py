@@ -267,7 +267,7 @@ def _vocabulary(model) -> list[str]:
 
 def _unembedding(model, sae) -> Float[np.ndarray, "d_in d_vocab"] | None:
     """From the SAE's space to logits: directly, or by the way of the MLP's output weights for an SAE on neurons."""
-    unembed, hook = model.W_U.float(), sae.cfg.metadata.hook_name
+    unembed, hook = model.W_U.float().cpu(), sae.cfg.metadata.hook_name
     if sae.cfg.d_in == len(unembed):
         return unembed.numpy()
     if not hook.endswith("mlp.hook_post"):

@@ -102,6 +102,17 @@ def read(path: Path) -> NotebookNode:
         raise ValueError(f"{path.name} is not a readable notebook: {str(error).splitlines()[0]}") from None
 
 
+def default_model(path: Path) -> str | None:
+    """The model that a notebook names in its metadata (`{"prism": {"model": …}}`) as its own; None if it names none.
+
+    A file that cannot be read names none; running it says what is wrong with it.
+    """
+    try:
+        return read(path).metadata.get("prism", {}).get("model")
+    except (OSError, ValueError):
+        return None
+
+
 def title_of(notebook: NotebookNode, default: str) -> str:
     """The text of the first level-1 heading."""
     for cell in notebook.cells:
@@ -305,12 +316,16 @@ def markdown_page(text: str, title: str, link: Callable[[str], str], plotly: str
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """Takes out, in place, all that differs from run to run without meaning: timing, widget ids, local kernel names.
 
+    Of the notebook's own metadata, what the project keeps there stays (`prism`: its default model).
+
     The picture beside each figure is given its text for those who do not see it.
     """
+    own = {"prism": notebook.metadata["prism"]} if "prism" in notebook.metadata else {}
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
+            **own,
         }
     )
     for cell in notebook.cells:

@@ -32,7 +32,7 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
     Args:
         notebooks: folder of the executed notebooks; the documents are looked for in the folder above it.
         out: folder to write.
-        n_features: pages about as many features of `mini`, made by `gallery.write_gallery`.
+        n_features: pages about as many features of the default model, made by `gallery.write_gallery`.
 
     Returns:
         The pages, the index first; without those about features.
@@ -60,7 +60,8 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
         from prism.gallery import write_gallery
         from prism.models import get_spec
 
-        write_gallery(get_spec("mini"), get_spec("mini").sae(), n_features, out / GALLERY)
+        spec = get_spec()
+        write_gallery(spec, spec.sae(), n_features, out / GALLERY)
     write_atomically(out / PLOTLY_JS, get_plotlyjs())
     for path in copies - set(pages):
         _copy(path, out / path.relative_to(root))
@@ -132,7 +133,7 @@ def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path]
 
     gallery = f"""<h2>Feature pages</h2>
 <ul>
-<li><a href="{GALLERY}/index.html">{n_features} features of the embedded model</a>
+<li><a href="{GALLERY}/index.html">{n_features} features of a model</a>
 <p>What each of them fires on, what it writes, and an automatic explanation with its score on other text.</p></li>
 </ul>
 """
@@ -149,7 +150,7 @@ a:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
 </style></head><body>
 <h1>Prism</h1>
 <p>A hands-on curriculum that splits a language model's activations into readable features. The notebooks are shown as
-they were run on the embedded model; to run them yourself, begin with the README, the first of the documents.</p>
+they were run, on the model beside each name; to run them yourself, begin with the README, first of the documents.</p>
 <h2>Notebooks</h2>
 <ul>
 {items(notebooks)}
@@ -169,4 +170,6 @@ def _item(notebook: NotebookNode, stem: str, address: str) -> str:
     does, takes = re.search(r"\*\*What you'll do\.\*\* (.+)", first), re.search(r"about [^·]+ on a laptop CPU", first)
     words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) if does else ""
     about = f"<p>{html.escape(words)} ({takes[0]})</p>" if does and takes else f"<p>{html.escape(words)}</p>"
-    return f'<li><a href="{address}">{title}</a>{about if does else ""}</li>'
+    model = html.escape(notebook.metadata.get("prism", {}).get("model", ""))
+    on = f" <small>on <code>{model}</code></small>" if model else ""
+    return f'<li><a href="{address}">{title}</a>{on}{about if does else ""}</li>'

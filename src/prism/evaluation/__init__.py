@@ -36,6 +36,7 @@ from prism.evaluation.monitoring import (
     silent_share,
     threshold_at_recall,
 )
+from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, sequence_nats, splice
 from prism.evaluation.preflight import PreflightError, preflight
 from prism.evaluation.probing import (
     ProbeScore,
@@ -54,8 +55,5 @@ from prism.evaluation.streaming import (
     Sums,
     evaluate,
     evaluate_all,
-    logit_rows,
-    sequence_nats,
-    splice,
     splice_check,
 )

@@ -15,7 +15,9 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.streaming import Evaluation, evaluate, logit_rows
+from prism.evaluation.predictions import logit_rows
+from prism.evaluation.results import Evaluation
+from prism.evaluation.streaming import evaluate
 
 ROWS = (  # ours, the group and the name in SAELens' results, why the two differ ("" where they do not)
     ("l0", "sparsity", "l0", ""),

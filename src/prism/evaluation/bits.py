@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 
 from prism.data import tokenize
+from prism.evaluation.predictions import Predictions, logit_rows
 from prism.evaluation.results import Evaluation
-from prism.evaluation.streaming import logit_rows, sequence_nats
 
 
 @torch.no_grad()
@@ -38,7 +38,8 @@ def text_bits(model, texts: Sequence[str], context: int, batch_size: int | None 
     for rows in lengths.argsort().split(batch_size or logit_rows(model, batch)):  # alike in length: little padding
         width = 1 + int(lengths[rows].max())
         tokens, keep = batch.tokens[rows, :width], batch.keep[rows, :width]
-        nats[rows.numpy()] = sequence_nats(model(tokens, return_type="logits"), tokens, keep[:, 1:])
+        seen = Predictions(model, tokens)
+        nats[rows.numpy()] = seen.nats(seen.clean, keep[:, 1:])
     sizes = [len(text.encode()) for text in texts]
     return pd.DataFrame({"bits": nats / math.log(2), "tokens": lengths.numpy(), "bytes": sizes})
 

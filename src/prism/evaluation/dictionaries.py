@@ -18,7 +18,7 @@ from prism.evaluation.streaming import ENCODE_TOKENS
 from prism.models import kept_activations
 
 
-class Dictionary:
+class Dictionary(torch.nn.Module):
     """Unit directions of which the `k` largest coordinates of each token are kept: `x̂ = scale · f W_dec + b_dec`.
 
     Activations are never negative, as an SAE's. A direction that may count both ways stands in `W_dec` twice, once
@@ -43,7 +43,10 @@ class Dictionary:
         if k < 1 or directions.shape[1] != len(centre):
             raise ValueError(f"k = {k}, directions of width {directions.shape[1]}, a centre of width {len(centre)}; "
                              "need k of at least 1 and one width")  # fmt: skip
-        self.W_dec, self.b_dec, self.scale, self.title = directions.float(), centre.float(), scale, title
+        super().__init__()
+        self.register_buffer("W_dec", directions.float())
+        self.register_buffer("b_dec", centre.float())
+        self.scale, self.title = scale, title
         self.k = min(k, len(directions))
         self.cfg = SimpleNamespace(d_in=directions.shape[1], d_sae=len(directions), metadata=metadata)
 
@@ -51,7 +54,7 @@ class Dictionary:
     def encode(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
         """The `k` largest coordinates, where they are above zero."""
         value, index = ((x - self.b_dec) @ self.W_dec.T).topk(self.k, dim=-1)
-        return self.scale * torch.zeros(*x.shape[:-1], self.cfg.d_sae).scatter(-1, index, value.relu())
+        return self.scale * x.new_zeros(*x.shape[:-1], self.cfg.d_sae).scatter(-1, index, value.relu())
 
     @torch.no_grad()
     def decode(self, f: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_in"]:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.metrics import ce_recovered, explained_share, kl, paired_bootstrap
+from prism.device import beside
+from prism.evaluation.metrics import ce_recovered, explained_share, paired_bootstrap
+from prism.evaluation.predictions import Predictions, logit_rows
 from prism.evaluation.results import Evaluation
-from prism.models import check_hook, harvest_kept
+from prism.models import harvest_kept
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
+CLEAN = ("clean", "")  # stands for the model as it is
 
 
 class Sums:
@@ -35,7 +38,7 @@ class Sums:
         """Add some tokens: activations, reconstructions `[tokens, d_in]` and features `[tokens, d_sae]`."""
         if not len(x):
             return
-        x, x_hat, fires = x.double(), x_hat.double(), f > 0
+        x, x_hat, fires = x.cpu().double(), x_hat.cpu().double(), (f > 0).cpu()
         self.active += int(fires.sum())
         self.fires += fires.sum(0)
         self.residual += (x - x_hat).pow(2).sum().item()
@@ -72,10 +75,10 @@ class SequenceSums:
 
     def add(self, rows: Tensor, x: Tensor, x_hat: Tensor, f: Tensor) -> None:
         """Add some tokens; `rows` says which sequence each is of."""
-        x, x_hat = x.double(), x_hat.double()
+        x, x_hat = x.cpu().double(), x_hat.cpu().double()
         self.sum.index_add_(0, rows, x)
         for total, values in (
-            (self.tokens, torch.ones(len(x), dtype=torch.float64)), (self.active, (f > 0).sum(1).double()),
+            (self.tokens, torch.ones(len(x), dtype=torch.float64)), (self.active, (f > 0).sum(1).cpu().double()),
             (self.residual, (x - x_hat).pow(2).sum(1)), (self.power, x.pow(2).sum(1)),
         ):  # fmt: skip
             total.index_add_(0, rows, values)
@@ -87,31 +90,12 @@ class SequenceSums:
         return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
 
-def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits `[batch, pos, d_vocab]` with one hook's activations changed at kept positions.
-
-    Args:
-        change: maps the kept activations `[tokens, d_in]` to what takes their place.
-    """
-
-    check_hook(model, hook_name)
-
-    def hook(activation: Tensor, hook) -> Tensor:
-        spliced = activation.clone()
-        spliced[keep] = change(activation[keep]).to(activation.dtype)
-        return spliced
-
-    return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, hook)], return_type="logits")
-
-
-def sequence_nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
-    """Cross-entropy summed over each sequence's masked predictions, float64 `[batch]`."""
-    picked = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
-    return -(picked.double() * mask).sum(1).numpy()
-
-
 def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.cat([sae.decode(sae.encode(part)) for part in x.split(ENCODE_TOKENS)])
+    def rebuilt(x: Tensor) -> Tensor:
+        here = beside(sae, x.device)
+        return torch.cat([here.decode(here.encode(part)) for part in x.split(ENCODE_TOKENS)])
+
+    return rebuilt
 
 
 @torch.no_grad()
@@ -124,16 +108,12 @@ def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -
     hook_name, rebuild = sae.cfg.metadata.hook_name, _reconstruct(sae)
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
-        clean = sequence_nats(model(part.tokens, return_type="logits"), part.tokens, mask)
-        same = splice(model, part.tokens, hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))
-        change = np.abs(sequence_nats(same, part.tokens, mask) - clean) / np.maximum(mask.sum(1).numpy(), 1)
+        seen = Predictions(model, part.tokens, [hook_name])
+        same = seen.changed(hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))
+        nats, _ = seen.measure({"clean": seen.clean, "same": same}, mask)
+        change = np.abs(nats["same"] - nats["clean"]) / np.maximum(mask.sum(1).numpy(), 1)
         worst = max(worst, float(change.max()))
     return worst
-
-
-def logit_rows(model, batch: TokenBatch) -> int:
-    """Sequences whose logits fill 128 MB (at least 1, at most 16): a large vocabulary needs small batches."""
-    return max(1, min(16, 2**25 // (batch.tokens.shape[1] * model.cfg.d_vocab)))
 
 
 def _parts(batch: TokenBatch, batch_size: int) -> Iterator[TokenBatch]:
@@ -215,14 +195,17 @@ def _with_ce(
 def _stream(model, sae, batch: TokenBatch, batch_size: int) -> tuple[Sums, SequenceSums]:
     """First pass: everything that needs activations but no logits."""
     sums, sequences = Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)
+    where = torch.device(model.cfg.device)
+    here = beside(sae, where)
     sequence, start = batch.keep.nonzero()[:, 0], 0
     for x in harvest_kept(model, sae.cfg.metadata.hook_name, batch, batch_size):
         rows, start = sequence[start : start + len(x)], start + len(x)
         if x.shape[-1] != sae.cfg.d_in:
             raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
         for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
-            f = sae.encode(part)
-            x_hat = sae.decode(f)
+            part = part.to(where)
+            f = here.encode(part)
+            x_hat = here.decode(f)
             sums.add(part, x_hat, f)
             sequences.add(of, part, x_hat, f)
     return sums, sequences
@@ -232,19 +215,22 @@ def _cross_entropies(
     model, changes: dict[tuple[str, str], tuple[str, Callable]], batch: TokenBatch, batch_size: int, with_kl: bool
 ) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray], dict[str, float], np.ndarray]:
     """Second pass: nats `[batch]` of the clean model and under each change, KL of each SAE, predictions `[batch]`."""
-    clean_nats, weights = [], []
-    nats: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in changes}
-    divergence = {name: 0.0 for kind, name in changes if kind == "sae" and with_kl}
+    hooks = {hook_name for hook_name, _ in changes.values()}
+    nats: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in (CLEAN, *changes)}
+    divergence = {key: 0.0 for key in changes if key[0] == "sae" and with_kl}
+    weights = []
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
-        clean = model(part.tokens, return_type="logits")
-        clean_nats.append(sequence_nats(clean, part.tokens, mask))
         weights.append(mask.sum(1).double().numpy())
-        for (kind, name), (hook_name, change) in changes.items():
-            logits = splice(model, part.tokens, hook_name, part.keep, change)
-            nats[kind, name].append(sequence_nats(logits, part.tokens, mask))
-            if kind == "sae" and with_kl and mask.any():
-                divergence[name] += kl(clean[:, :-1], logits[:, :-1], mask) * int(mask.sum())
-    weight = np.concatenate(weights)
-    whole = {key: np.concatenate(parts) for key, parts in nats.items()}
-    return np.concatenate(clean_nats), whole, {name: x / weight.sum() for name, x in divergence.items()}, weight
+        seen = Predictions(model, part.tokens, hooks)
+        for some in [list(changes)] if seen.quick else [[key] for key in changes]:  # whole logits: one at a time
+            states = {key: seen.changed(changes[key][0], part.keep, changes[key][1]) for key in some}
+            if some[0] == next(iter(changes)):
+                states[CLEAN] = seen.clean
+            found, apart = seen.measure(states, mask, [key for key in some if key in divergence])
+            for key, values in found.items():
+                nats[key].append(values)
+            for key, value in apart.items():
+                divergence[key] += value
+    weight, whole = np.concatenate(weights), {key: np.concatenate(parts) for key, parts in nats.items()}
+    return whole.pop(CLEAN), whole, {name: x / weight.sum() for (_, name), x in divergence.items()}, weight

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from prism.data import TokenBatch, token_table, token_text
+from prism.evaluation import Predictions
 from prism.explorer.session import Explorer, Reading
 from prism.features import encode_features
 from prism.interventions import Change, add, clamp, generate, project_out, suppress
@@ -121,7 +122,8 @@ def _read_back(
     batch = TokenBatch(tokens, keep)
     matrix = encode_features(model, reading.sae, batch, token_table(batch, model.tokenizer))
     column = matrix.column(feature).reshape(len(tokens), -1)[:, -n_tokens:]
-    log_p = model(tokens, return_type="logits").float().log_softmax(-1)[:, :-1]
-    nats = -log_p.gather(-1, tokens[:, 1:, None])[:, -n_tokens:, 0].mean(1)
+    counted = torch.arange(1, tokens.shape[1]).expand(len(tokens), -1) >= tokens.shape[1] - n_tokens
+    seen = Predictions(model, tokens)
+    nats = seen.nats(seen.clean, counted) / n_tokens
     written = [[token_text(model.tokenizer, i) for i in row[-n_tokens:]] for row in tokens]
     return [Continuation(*row) for row in zip(labels, written, column, nats.tolist(), strict=True)]

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from prism.data import TokenBatch
+from prism.device import beside, device
 from prism.features.matrix import FeatureMatrix, SparseRows
 from prism.models import harvest_kept
 
@@ -52,10 +53,11 @@ def encode_activations(sae, activations: Iterable[Float[Tensor, "tokens d_in"]],
     Args:
         activations: blocks of any length, together one row for each of the table's.
     """
-    rows, encode = SparseRows(sae.cfg.d_sae), _encoder(sae)
+    where = device()
+    rows, encode = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where))
     for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
-            features = encode(chunk).numpy()
+            features = encode(chunk.to(where)).cpu().numpy()
             if np.isnan(features).any():
                 raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
             rows.add(features)
@@ -70,7 +72,7 @@ def _encoder(sae) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tok
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
     if type(sae) not in (StandardSAE, JumpReLUSAE) or type(sae.activation_fn) is not torch.nn.ReLU or hooked:
         return lambda x: sae.encode(x).float()
-    buffer = torch.empty(ENCODE_TOKENS, sae.cfg.d_sae, dtype=sae.W_enc.dtype)
+    buffer = sae.W_enc.new_empty(ENCODE_TOKENS, sae.cfg.d_sae)
 
     def encode(x: Tensor) -> Tensor:
         features = torch.mm(sae.process_sae_in(x), sae.W_enc, out=buffer[: len(x)]).add_(sae.b_enc).relu_()

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from prism.device import beside
+from prism.evaluation.predictions import hooks_for
 from prism.interventions.attribution import (
     METHODS,
     Nodes,
@@ -58,10 +60,10 @@ def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -
 
     def score(x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, " batch"]:
         logits = model.run_with_hooks(
-            tokens[None], fwd_hooks=[(hook_name, lambda activation, hook: x.to(activation.dtype))],
+            tokens[None], fwd_hooks=hooks_for(hook_name, lambda activation: x.to(activation)),
             return_type="logits", logits_to_keep=1,
         )  # fmt: skip
-        return metric(logits[:, -1].float())
+        return metric(logits[:, -1].float().cpu())
 
     return score
 
@@ -136,10 +138,11 @@ def ablate(sae, features: Sequence[int], off: Float[Tensor, " features"]) -> Cha
     chosen = torch.as_tensor(features, dtype=torch.long)
 
     def change(x: Tensor) -> Tensor:
-        f = sae.encode(x)
+        here = beside(sae, x.device)
+        f = here.encode(x)
         moved = f.clone()
         moved[:, chosen] = torch.where(f[:, chosen] > 0, off.to(f), 0.0)
-        return x + sae.decode(moved).to(x) - sae.decode(f).to(x)
+        return x + here.decode(moved).to(x) - here.decode(f).to(x)
 
     return change
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -11,10 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.streaming import logit_rows, sequence_nats, splice
+from prism.device import beside
+from prism.evaluation.predictions import Change, Predictions, at_kept, hooks_for, logit_rows
 from prism.models import check_hook
-
-Change = Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_in"]]
 
 
 def add(direction: Float[Tensor, " d_in"], amount: float) -> Change:
@@ -45,10 +44,11 @@ def clamp(sae, features: int | Sequence[int], value: float | Sequence[float]) ->
     wanted = torch.as_tensor(value, dtype=torch.float32)
 
     def change(x: Tensor) -> Tensor:
-        f = sae.encode(x)
+        here = beside(sae, x.device)
+        f = here.encode(x)
         moved = f.clone()
         moved[:, chosen] = wanted.to(f)
-        return x + sae.decode(moved).to(x) - sae.decode(f).to(x)  # where the decoder rescales, both are rescaled alike
+        return x + here.decode(moved).to(x) - here.decode(f).to(x)  # a decoder that rescales does so to both
 
     return change
 
@@ -75,14 +75,7 @@ def edited(model, hook_name: str, change: Change, keep: Bool[Tensor, "batch pos"
         ValueError: no such hook.
     """
     check_hook(model, hook_name)
-
-    def hook(activation: Tensor, hook) -> Tensor:
-        where = torch.ones(activation.shape[:2], dtype=torch.bool) if keep is None else keep
-        out = activation.clone()
-        out[where] = change(activation[where]).to(activation.dtype)
-        return out
-
-    with model.hooks(fwd_hooks=[(hook_name, hook)]):
+    with model.hooks(fwd_hooks=hooks_for(hook_name, at_kept(keep, change))):
         yield
 
 
@@ -100,7 +93,7 @@ def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.
     rows, size = [], logit_rows(model, batch)
     for part in (batch[start : start + size] for start in range(0, len(batch), size)):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
-        clean = sequence_nats(model(part.tokens, return_type="logits"), part.tokens, mask)
-        changed = sequence_nats(splice(model, part.tokens, hook_name, part.keep, change), part.tokens, mask)
-        rows.append(pd.DataFrame({"tokens": mask.sum(1).numpy(), "clean": clean, "changed": changed}))
+        seen = Predictions(model, part.tokens, [hook_name])
+        states = {"clean": seen.clean, "changed": seen.changed(hook_name, part.keep, change)}
+        rows.append(pd.DataFrame({"tokens": mask.sum(1).numpy(), **seen.measure(states, mask)[0]}))
     return pd.concat(rows, ignore_index=True)

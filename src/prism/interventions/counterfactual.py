@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,7 @@ from scipy.stats import permutation_test
 from torch import Tensor
 
 from prism.data import DATA, TokenBatch
-from prism.evaluation.streaming import logit_rows
-from prism.interventions.changes import Change, edited
+from prism.evaluation.predictions import Change, Predictions, logit_rows
 
 CONTROLS = {"agreement": "a swap that grammar says must matter", "placebo": "a swap that should not matter"}
 COLUMNS = ["template", "kind", "text_a", "text_b", "target_a", "target_b"]
@@ -83,12 +81,9 @@ def _logprobs(model, pairs: list[tuple[list[int], list[int]]], hook_name, change
         tokens[row, 1:stop] = torch.tensor(prompt + target)
         keep[row, 1:stop] = True
         counted[row, 1 + len(prompt) : stop] = True
-    with nullcontext() if change is None else edited(model, hook_name, change, keep):
-        logits = model(tokens, return_type="logits")[:, :-1]
-    row, place = counted[:, 1:].nonzero(as_tuple=True)
-    logits = logits[row, place]  # of the targets' tokens alone
-    picked = logits.gather(-1, tokens[row, place + 1, None])[:, 0] - logits.logsumexp(-1)
-    return np.bincount(row.numpy(), picked.double().numpy(), len(pairs))
+    seen = Predictions(model, tokens, [] if change is None else [hook_name])
+    states = seen.clean if change is None else seen.changed(hook_name, keep, change)
+    return -seen.nats(states, counted[:, 1:])  # of the targets' tokens alone
 
 
 def swap_effects(

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prism.evaluation.metrics import bootstrap_counts
-from prism.interventions.changes import Change, add, edited
+from prism.evaluation.predictions import Change, Predictions
+from prism.interventions.changes import add, edited
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +75,8 @@ def generate(
             if cache:
                 logits, past = _cached_step(model, step, past)
             else:
-                logits = model(step, return_type="logits")
-        chosen, log_prob = _pick(logits[:, -1].float(), temperature, noise)
+                logits = model(step, return_type="logits", logits_to_keep=1)
+        chosen, log_prob = _pick(logits[:, -1].float().cpu(), temperature, noise)
         tokens, log_probs = torch.cat([tokens, chosen[:, None]], dim=1), [*log_probs, log_prob]
     return Generation(tokens, torch.stack(log_probs, dim=1))
 
@@ -83,7 +84,7 @@ def generate(
 def _cached_step(model, step: Tensor, past) -> tuple[Tensor, object]:
     """Logits of the step's tokens, and the cache that now holds them too."""
     past = {} if past is None else {"past_key_values": past}
-    return model(step, return_type="logits_and_cache", use_cache=True, **past)
+    return model(step, return_type="logits_and_cache", use_cache=True, logits_to_keep=1, **past)
 
 
 def _pick(logits: Tensor, temperature: float, noise: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def _pick(logits: Tensor, temperature: float, noise: torch.Generator) -> tuple[T
     log_p = logits.log_softmax(-1)
     scores = log_p
     if temperature > 0:
-        race = torch.empty(logits.shape).exponential_(generator=noise).clamp_min(1e-30).to(log_p.device)
+        race = torch.empty(logits.shape).exponential_(generator=noise).clamp_min(1e-30)
         scores = (log_p / temperature).softmax(-1) / race
     chosen = scores.argmax(-1)
     return chosen, log_p.gather(-1, chosen[:, None])[:, 0]
@@ -133,13 +134,17 @@ def respond(
     before = 0 if prefix is None else prefix.shape[1]
     whole = tokens if prefix is None else torch.cat([tokens[:, :1], prefix, tokens[:, 1:]], dim=1)
     keep = torch.arange(whole.shape[1]).expand(whole.shape) > 0
-    with edited(model, hook_name, change, keep) if change else nullcontext():
-        logits = model(whole, return_type="logits")[:, before + 1 : -1].float()
-    total = logits.logsumexp(-1)
-    nats = total - logits.gather(-1, tokens[:, 2:, None])[..., 0]
-    members = targets.any(1).nonzero()[:, 0]  # the other tokens need no probability
-    share = (logits[..., members] - total[..., None]).exp() @ targets[members].to(logits)
-    return Response(share.mean(1).numpy(), nats.mean(1).numpy())
+    seen = Predictions(model, whole, [hook_name] if change else [])
+    states = (seen.changed(hook_name, keep, change) if change else seen.clean)[:, before + 1 : -1].flatten(0, 1)
+    wanted, members = tokens[:, 2:].flatten(), targets.any(1).nonzero()[:, 0]  # the other tokens need no probability
+    share, nats = [], []
+    for rows in seen.parts(len(states)):
+        logits = seen.logits(states[rows]).cpu()
+        total = logits.logsumexp(-1)
+        nats.append(total - logits.gather(-1, wanted[rows, None])[:, 0])
+        share.append((logits[:, members] - total[:, None]).exp() @ targets[members].to(logits))
+    means = (torch.cat(parts).unflatten(0, (len(tokens), -1)).mean(1).numpy() for parts in (share, nats))
+    return Response(*means)
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,7 +159,7 @@ def lens_tokens(model, direction: Float[Tensor, "... d_in"], k: int = 20) -> Int
     """
     if direction.shape[-1] != model.W_U.shape[0]:
         raise ValueError(f"a direction of {direction.shape[-1]} numbers; the residual stream has {model.W_U.shape[0]}")
-    return (direction.to(model.W_U) @ model.W_U).topk(k, dim=-1).indices
+    return (direction.to(model.W_U) @ model.W_U).topk(k, dim=-1).indices.cpu()
 
 
 @torch.no_grad()
@@ -186,8 +186,8 @@ def output_scores(
     total = torch.zeros(len(directions))
     for prompt in prompts:
         with edited(model, hook_name, lambda x: x + directions.to(x), last):  # a row a direction
-            logits = model(prompt.expand(len(directions), -1), return_type="logits")[:, -1]
-        p = logits.float().softmax(-1)
+            logits = model(prompt.expand(len(directions), -1), return_type="logits", logits_to_keep=1)[:, -1]
+        p = logits.float().cpu().softmax(-1)
         best = p.gather(1, lens).max(1).values
         rank = (p > best[:, None]).sum(1)
         total += (1 - rank / p.shape[1]) * best

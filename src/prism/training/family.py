@@ -98,7 +98,7 @@ def training_activations(
     Args:
         n_tokens: how many at most; fewer if the corpus holds fewer.
     """
-    model = random_model(spec) if random_weights else load_model(spec)
+    model = random_model(spec) if random_weights else load_model(spec, bulk=True)
     batch = first_sequences(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context), n_tokens)
     return np.concatenate([x.half().numpy() for x in harvest_kept(model, hook_name, batch)])[:n_tokens]
 

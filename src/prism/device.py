@@ -1,0 +1,106 @@
+"""Where models run, and in which number format: the environment variables PRISM_DEVICE and PRISM_DTYPE.
+
+A model lies on the device; what leaves a harvest is on the CPU, in float32. The number format is that of *bulk work*
+alone (activations to train on, text sampled in bulk). What a printed number rests on is float32, always.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import weakref
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def device() -> torch.device:
+    """What `PRISM_DEVICE` names; by default, or for `auto`, CUDA where there is a GPU, else MPS, else the CPU.
+
+    Raises:
+        ValueError: no such device, or this PyTorch or this machine has none of that kind.
+    """
+    wanted = _choice("PRISM_DEVICE", DEVICES, also=("cuda:",))
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    kind = wanted.partition(":")[0]
+    number = wanted.partition(":")[2] or "0"
+    if not there[kind] or (kind == "cuda" and int(number if number.isdigit() else 10**6) >= torch.cuda.device_count()):
+        usable = ", ".join(name for name, found in there.items() if found)
+        raise ValueError(f"PRISM_DEVICE is '{wanted}', and this machine or its PyTorch has no such device; "
+                         f"choose from auto, {usable}")  # fmt: skip
+    return torch.device(wanted)
+
+
+def bulk_dtype() -> torch.dtype:
+    """Number format of bulk work: what `PRISM_DTYPE` names; for `auto`, bfloat16 where the hardware is made for it.
+
+    That is a GPU that knows the format, or a processor with matrix units for it (AMX), on which its products are 4 to 8
+    times faster than float32; on other processors they are slower. The processor's flags decide, not a measurement, so
+    the same machine always decides alike.
+
+    Raises:
+        ValueError: no such format.
+    """
+    wanted = _choice("PRISM_DTYPE", ("auto", *DTYPES))
+    return DTYPES[wanted if wanted != "auto" else "bfloat16" if _made_for_bfloat16(device()) else "float32"]
+
+
+_COPIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # module -> (its state, its copy)
+
+
+def beside(module: torch.nn.Module, where: torch.device) -> torch.nn.Module:
+    """The module itself if it lies on that device, else a copy of it there, which is kept until its weights change.
+
+    What only looks like a module, such as an SAE written by hand, has to see to its device itself.
+    """
+    if not isinstance(module, torch.nn.Module):
+        return module
+    weights = [*module.parameters(), *module.buffers()]
+    if all(tensor.device == where for tensor in weights):
+        return module
+    state = (where, *((tensor.data_ptr(), tensor._version) for tensor in weights))
+    if _COPIES.get(module, (None,))[0] != state:
+        _COPIES[module] = (state, copy.deepcopy(module).to(where))
+    return _COPIES[module][1]
+
+
+def describe() -> str:
+    """Device and formats in a line, for people."""
+    low = dtype_name(bulk_dtype())
+    why = "" if low == "float32" else ", bulk work in " + low
+    return f"{device()} (float32{why})"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _made_for_bfloat16(where: torch.device) -> bool:
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return where.type == "cpu" and _has_amx(str(CPUINFO))
+
+
+@lru_cache
+def _has_amx(cpuinfo: str) -> bool:
+    try:
+        return "amx_bf16" in Path(cpuinfo).read_text(encoding="utf-8", errors="replace").split()
+    except OSError:  # no Linux
+        return False
+
+
+def _choice(variable: str, choices: tuple[str, ...], also: tuple[str, ...] = ()) -> str:
+    wanted = os.environ.get(variable, "").strip().lower() or "auto"
+    if wanted not in choices and not wanted.startswith(also or ("\0",)):
+        near = difflib.get_close_matches(wanted, choices, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{variable} is '{wanted}'; did you mean '{near}'? Choose from {', '.join(choices)}")
+    return wanted
