@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prism import hub
+from prism.device import device
 
 DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
 CACHE = Path(os.environ.get("PRISM_CACHE") or DATA.parent / "outputs" / "cache")
@@ -259,9 +260,13 @@ def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None =
     return table
 
 
-def cache_key(**parts: object) -> str:
-    """A readable key of whatever decides the contents of a cache file: sorted JSON of the parts."""
-    return json.dumps(parts, sort_keys=True, default=str)
+def cache_key(dtype: str = "float32", **parts: object) -> str:
+    """A readable key of whatever decides the contents of a cache file: sorted JSON of the parts, the device among them.
+
+    Args:
+        dtype: number format that the contents were computed in; bulk work may be in another (see `device.bulk_dtype`).
+    """
+    return json.dumps({**parts, "dtype": dtype, "device": device().type}, sort_keys=True, default=str)
 
 
 def save_activations(path: str | Path, tensors: dict[str, Tensor], key: str) -> Path:

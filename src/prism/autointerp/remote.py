@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prism.autointerp.prompts import Ask
+from prism.device import device
 
 BASE, KEY, MODEL, EXPLAINER = "PRISM_API_BASE", "PRISM_API_KEY", "PRISM_API_MODEL", "PRISM_EXPLAINER"
 HOW = (f"No language model explains here. To turn one on, set {EXPLAINER} to an instruction model's folder or hub "
@@ -156,7 +157,6 @@ class LocalModel:
         Raises:
             FileNotFoundError: no such model here, and the hub has none or cannot be reached.
         """
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.source, self.tokens = str(source), tokens
@@ -169,7 +169,7 @@ class LocalModel:
                 f"{EXPLAINER}: no model at '{self.source}' ({reason}). Give a folder with a model and its tokenizer, "
                 "or a hub name that is cached or can be fetched"
             ) from None
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.model = model.to(device()).eval()
 
     def __call__(self, prompt: str) -> str:
         """The answer to one prompt, without sampling; a chat template is used where there is one.

@@ -57,7 +57,7 @@ def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Change) 
     """
     check_hook(model, hook_name)
     hooks = hooks_for(hook_name, at_kept(keep, change))
-    return model.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    return model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=hooks, return_type="logits")
 
 
 def sequence_nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:

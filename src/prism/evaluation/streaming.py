@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,10 @@ class SequenceSums:
         return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
 
+def _constant(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(x).expand_as(x)
+
+
 def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
     def rebuilt(x: Tensor) -> Tensor:
         here = beside(sae, x.device)
@@ -166,7 +171,7 @@ def evaluate_all(
         changes["sae", name] = (hook_name, _reconstruct(sae))
         if ablations:
             changes["zero", hook_name] = (hook_name, torch.zeros_like)
-            changes["mean", hook_name] = (hook_name, sums.mean.float().expand_as)
+            changes["mean", hook_name] = (hook_name, partial(_constant, sums.mean.float()))
     if not with_ce:
         return found
     clean, nats, divergence, weight = _cross_entropies(model, changes, batch, batch_size, with_kl)

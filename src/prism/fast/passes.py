@@ -25,7 +25,7 @@ from transformers.activations import NewGELUActivation, SiLUActivation
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
-LIBRARIES = ("transformers.", "transformer_lens.model_bridge.")  # attach hooks that only observe (and no hook point's)
+LIBRARIES = ("transformers.", "transformer_lens.model_bridge.", "prism.models.")  # their hooks only observe, or move
 Changes = Mapping[str, Callable[[Tensor], Tensor]]  # hook name -> what becomes of its activation
 
 
@@ -175,6 +175,7 @@ def _is_plain_llama(model: TransformerBridge) -> bool:
 
 
 def _is_watched(module: torch.nn.Module) -> bool:
-    """Whether a hook is attached other than those that the libraries attach to themselves, which only look on."""
+    """Whether a hook is attached other than those of the libraries and of our loader, which change no activation."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not getattr(hook, "__module__", "").startswith(LIBRARIES) for hook in hooks)
+    owners = (getattr(getattr(hook, "func", hook), "__module__", "") for hook in hooks)
+    return any(not owner.startswith(LIBRARIES) for owner in owners)

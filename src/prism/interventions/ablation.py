@@ -60,7 +60,7 @@ def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -
 
     def score(x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, " batch"]:
         logits = model.run_with_hooks(
-            tokens[None], fwd_hooks=hooks_for(hook_name, lambda activation: x.to(activation)),
+            tokens[None].to(model.cfg.device), fwd_hooks=hooks_for(hook_name, lambda activation: x.to(activation)),
             return_type="logits", logits_to_keep=1,
         )  # fmt: skip
         return metric(logits[:, -1].float().cpu())

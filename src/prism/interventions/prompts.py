@@ -98,6 +98,7 @@ def predictions(
         hooks = hooks_for(hook_name, changed)
     rows = max(1, POSITIONS // tokens.shape[1])
     for ids, wanted in zip(tokens.split(rows), truth.split(rows), strict=True):
+        ids = ids.to(model.cfg.device)
         logits = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits", logits_to_keep=1)[:, -1].float().cpu()
         log_p = logits.log_softmax(-1)
         best, nats = log_p.topk(2), -log_p.gather(1, wanted[:, None])[:, 0]

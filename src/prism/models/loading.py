@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -75,7 +75,7 @@ def _lowered(
     """A copy of the model in another number format; says so."""
     print(f"{spec.name}: bulk work runs in {dtype_name(dtype)} on this {where.type.upper()} (PRISM_DTYPE=float32 turns "
           "that off)", flush=True)  # fmt: skip
-    model = _boot.__wrapped__(spec, processing, None, where).to(dtype)
+    model = _boot.__wrapped__(spec, processing, None, where).to(dtype, print_details=False)
     model.cfg.dtype = dtype
     return model
 
@@ -105,12 +105,20 @@ def _boot(
     if seed is not None:
         torch.manual_seed(seed)
         hf_model = type(hf_model)._from_config(hf_model.config, attn_implementation="eager").eval()
+    hf_model.to(where)  # the bridge takes a model as it is
     bridge = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device=str(where))
     bridge.enable_compatibility_mode(disable_warnings=True, **dict(processing))
     bridge.weight_processing = dict(processing)
+    if where.type != "cpu":
+        bridge.register_forward_pre_hook(partial(_to_its_device, where))
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
     return bridge.eval()
+
+
+def _to_its_device(where: torch.device, module: torch.nn.Module, inputs: tuple) -> tuple:
+    """Tokens from the CPU are taken as well: the bridge moves text alone."""
+    return tuple(value.to(where) if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 @contextmanager

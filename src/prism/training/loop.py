@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prism.device import device as default_device
 from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, fold_scale, make_sae
 from prism.sae.architectures import FIRST_THRESHOLD
 from prism.training.monitor import Monitor
@@ -71,20 +72,20 @@ class Trainer:
 
     def __init__(
         self, sae: SaeConfig | SparseAutoencoder, config: TrainConfig, sample: Float[Tensor, "sample d_in"],
-        way: str | None = None, device: str = "cpu",
+        way: str | None = None, device: str | torch.device = "cpu",
     ):  # fmt: skip
-        self.config, self.way, self.device = config, way, device
+        self.config, self.way, self.device = config, way, torch.device(device)
         self.scale = float(sample.shape[1] ** 0.5 / sample.norm(dim=1).mean())
-        self.sample = sample.to(device) * self.scale
+        self.sample = sample.to(self.device) * self.scale
         self.variance = float((self.sample - self.sample.mean(0)).pow(2).sum(1).mean())
         self.sae = make_sae(sae) if isinstance(sae, SaeConfig) else sae
         self.sae.b_dec.data = self.sample.mean(0).cpu()
-        self.sae.to(device).train()
+        self.sae.to(self.device).train()
         weights = dict(self.sae.named_parameters())
         thresholds = [weights.pop("log_threshold")] if "log_threshold" in weights else []
         groups = [{"params": list(weights.values()), "factor": 1.0}, {"params": thresholds, "factor": THRESHOLD_RATE}]
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
-        self.quiet = torch.zeros(self.sae.config.d_sae, device=device)  # activations since each feature last fired
+        self.quiet = torch.zeros(self.sae.config.d_sae, device=self.device)  # activations since each feature last fired
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
         self.log_l0: float | None = None  # running mean of log L0
         self.quick = SparseGradients(self.sae, config.batch)
@@ -172,7 +173,7 @@ class Trainer:
             ValueError: it belongs to another run, with the settings that differ; or it is no checkpoint.
         """
         try:
-            with safe_open(path, "pt", device=self.device) as file:
+            with safe_open(path, "pt", device=str(self.device)) as file:
                 state = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except Exception as error:  # safetensors has no exception of its own
@@ -207,7 +208,7 @@ def train(
     progress: str | None = None,
     checkpoint: Path | None = None,
     way: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
 ) -> SparseAutoencoder:
     """Train an SAE on activations; inputs are scaled to mean norm `sqrt(d_in)`, and the scale folded in at the end.
 
@@ -218,7 +219,7 @@ def train(
         progress: label of the live view (curves in a notebook, a progress bar elsewhere); none without one.
         checkpoint: file written ten times in the run; if it is there, the run goes on from it, exactly.
         way: "sparse" or "dense" gradients; by default the quicker one at each step.
-        device: "cpu" or "cuda".
+        device: where to train; by default what `PRISM_DEVICE` names. The SAE that is returned is on the CPU.
 
     Raises:
         ValueError: activations of another width, or fewer than one batch; a checkpoint of another run.
@@ -230,7 +231,7 @@ def train(
     sample = source.sample()
     if sample.shape[1] != sae.d_in:
         raise ValueError(f"activations are {sample.shape[1]} wide; this SAE reads {sae.d_in}")
-    trainer = Trainer(sae, config, sample, way, device)
+    trainer = Trainer(sae, config, sample, way, device or default_device())
     if checkpoint is not None and checkpoint.is_file():
         monitor.rows = trainer.load(checkpoint)
     monitor.start(config.steps, config.batch, trainer.step)
