@@ -108,6 +108,31 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
     assert '<a href="phase_1_a.html">See bars</a>' in index and "ran to its end" in index and "some-model" in index
 
 
+def test_each_notebook_runs_on_its_own_model(folder: Path, capsys, monkeypatch) -> None:
+    """By its metadata; `PRISM_MODEL` and `--model` go before it; and `execute` keeps what the metadata says."""
+    monkeypatch.delenv("PRISM_MODEL", raising=False)
+    for phase, model in (("1", "mini-llama"), ("2", None)):
+        path = _write(folder / f"phase_{phase}_x.ipynb", "import os; print(os.environ['PRISM_MODEL'])")
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata |= {"prism": {"model": model}} if model else {}
+        nbformat.write(notebook, path)
+        assert notebooks.default_model(path) == model
+
+    def ran(*arguments: str) -> list[str]:
+        assert cli.main(["run", "--out", "out", *arguments]) == 0
+        runs = [nbformat.read(f"out/phase_{phase}_x.ipynb", as_version=4) for phase in "12"]
+        return [run.cells[1].outputs[0].text.strip() for run in runs]
+
+    assert ran() == ["mini-llama", "mini"]
+    index = Path("out/index.html").read_text(encoding="utf-8")
+    assert "<code>mini-llama</code>" in index and "<code>mini</code>" in index
+    assert ran("--model", "gpt2-small") == ["gpt2-small"] * 2
+    monkeypatch.setenv("PRISM_MODEL", "mini-small")
+    assert ran() == ["mini-small"] * 2
+    kept = notebooks.normalise(nbformat.read(folder / "phase_1_x.ipynb", as_version=4))
+    assert kept.metadata["prism"] == {"model": "mini-llama"}
+
+
 def test_failed_notebook_is_shown_and_others_run(folder: Path, capsys) -> None:
     bad = "y = x + 1\nraise ValueError('first\\nthe <last> line')"
     _write(folder / "phase_1_a.ipynb", "x = 1", bad, "print('never')")

@@ -207,3 +207,16 @@ class TestAnotherDevice:
 
         for here, there in zip(*on_both(task), strict=True):
             np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["harvest", "evaluate", "losses", "steered"])
+def test_the_script_for_a_real_gpu_runs_and_agrees(task, monkeypatch, capsys):
+    """`tests/gpu.sh` is seldom run: here its comparisons are, on the pretended device."""
+    import gpu_check
+
+    arguments = {"harvest": ("blocks.1.attn.hook_z",), "losses": ("batch_topk",)}.get(task, ())
+    monkeypatch.setattr(gpu_check, "FAILED", [])
+    monkeypatch.setenv("PRISM_DEVICE", "cpu")
+    with pretended():
+        gpu_check.compare(task, lambda: getattr(gpu_check, task)(*arguments), 2e-2, 1e-2)
+    assert not gpu_check.FAILED and "ok   " + task in capsys.readouterr().out

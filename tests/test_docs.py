@@ -93,8 +93,8 @@ def test_troubleshooting_names_what_exists() -> None:
 def test_dev_container_builds_what_make_builds() -> None:
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert container["postCreateCommand"].endswith("make .venv/.installed-dev")
-    assert "VENV := .venv" in makefile and "$(VENV)/.installed-dev:" in makefile
+    assert container["postCreateCommand"].endswith("make .venv/.installed-dev .venv/.model")
+    assert "VENV := .venv" in makefile and "$(VENV)/.installed-dev:" in makefile and "$(VENV)/.model:" in makefile
     version = container["image"].rpartition(":")[2]
     assert version in ("3.11", "3.12", "3.13")
     assert "-r ../requirements.txt" in (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
