@@ -14,6 +14,7 @@ from hub_fixture import MODEL, RES_JB, make_repos, serve, use_hub, write_cache
 
 from prism import cli, data, hub, models, notebooks
 
+REAL_MODEL_NAME = cli._model_name
 FIGURE = {
     "data": [{"type": "bar", "x": ["a", "</script><b>"], "y": [1, 2]}],
     "layout": {"title": {"text": "Bars"}},
@@ -131,6 +132,18 @@ def test_each_notebook_runs_on_its_own_model(folder: Path, capsys, monkeypatch) 
     assert ran() == ["mini-small"] * 2
     kept = notebooks.normalise(nbformat.read(folder / "phase_1_x.ipynb", as_version=4))
     assert kept.metadata["prism"] == {"model": "mini-llama"}
+
+
+@pytest.mark.parametrize("own", ["mini", {"model": 3}, {"model": ["mini"]}, {"model": "minni"}])
+def test_a_notebook_that_names_no_model_in_its_metadata_is_named(own, folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("PRISM_MODEL", raising=False)
+    monkeypatch.setattr(cli, "_model_name", REAL_MODEL_NAME)
+    path = _write(folder / "phase_1_x.ipynb", "1")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["prism"] = own
+    nbformat.write(notebook, path)
+    assert cli.main(["run", "--out", "out"]) == 2
+    assert capsys.readouterr().err.startswith("prism: phase_1_x.ipynb: ")
 
 
 def test_failed_notebook_is_shown_and_others_run(folder: Path, capsys) -> None:

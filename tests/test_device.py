@@ -89,6 +89,7 @@ class TestBulk:
         low, exact = load_model(spec, bulk=True), load_model(spec)
         assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
         assert {p.dtype for p in exact.parameters()} == {torch.float32}
+        assert low.rotary_emb.original_component.inv_freq.dtype == torch.float32  # angles stay exact
         assert load_model(spec, bulk=True) is low
         assert capsys.readouterr().out.count("bulk work runs in bfloat16 on this CPU") == 1
         batch = data.tokenize(TEXTS, exact.tokenizer, 64)

@@ -233,7 +233,7 @@ class TestPredictions:
     def test_a_model_without_a_quick_pass_gives_the_same(self, monkeypatch):
         model, hook = tiny("llama"), "blocks.1.hook_mlp_out"
         numbers = []
-        for quick in (passes.stripped, lambda model: None):
+        for quick in (passes.stripped, lambda model, hook_names=(): None):
             monkeypatch.setattr("prism.evaluation.predictions.stripped", quick)
             seen = ev.Predictions(model, SOME, [hook])
             states = {"clean": seen.clean, "x": seen.changed(hook, None, halve_and_turn)}
@@ -272,6 +272,10 @@ class TestPredictions:
         seen = ev.Predictions(tiny(), SOME)
         assert seen.nats(seen.clean, torch.zeros_like(self.mask)).tolist() == [0.0] * len(SOME)
 
+    def test_a_hook_that_was_not_named_is_refused(self):
+        with pytest.raises(ValueError, match="'blocks.2.hook_mlp_out' was not named"):
+            ev.Predictions(tiny(), SOME, ["blocks.1.hook_resid_pre"]).changed("blocks.2.hook_mlp_out", None, torch.relu)
+
     def test_unknown_hook_names_the_nearest(self):
         with pytest.raises(ValueError, match="nearest is 'blocks.1.hook_resid_pre'"):
             ev.Predictions(tiny(), SOME, ["blocks.1.hook_resid_pr"])
@@ -284,7 +288,7 @@ class TestPredictions:
 
         pca = ev.pca(x, 8, SAEMetadata(hook_name="blocks.1.hook_resid_pre"))
         quick = ev.evaluate(model, pca, batch)
-        monkeypatch.setattr("prism.evaluation.predictions.stripped", lambda model: None)
+        monkeypatch.setattr("prism.evaluation.predictions.stripped", lambda model, hook_names=(): None)
         whole = ev.evaluate(model, pca, batch)
         for name in ("ce_clean", "delta_ce", "mean_ablation_cost", "ce_recovered_mean", "ce_recovered_zero", "kl"):
             assert getattr(quick, name) == pytest.approx(getattr(whole, name), rel=1e-4), name
@@ -300,5 +304,14 @@ def test_a_change_of_the_middle_of_a_block_reaches_the_residual_stream():
     wanted = halve_and_turn(x) + block.mlp.original_component(normed)
     hooks = ev.hooks_for(hook, halve_and_turn)
     with model.hooks(fwd_hooks=hooks):
-        after = model.run_with_cache(SOME)[1]["blocks.1.hook_resid_post"]
-    torch.testing.assert_close(after, wanted, atol=1e-5, rtol=1e-5)
+        cache = model.run_with_cache(SOME)[1]
+    torch.testing.assert_close(cache["blocks.1.hook_resid_post"], wanted, atol=1e-5, rtol=1e-5)
+    mlp_out = wanted - halve_and_turn(x)  # the MLP's own share is not mixed with the change
+    torch.testing.assert_close(cache["blocks.1.hook_mlp_out"], mlp_out, atol=1e-5, rtol=1e-5)
+
+
+def test_whole_logits_take_few_sequences_and_parts_take_sixteen():
+    model, batch = tiny("llama", vocab_size=60_000), TokenBatch(SOME.repeat(4, 1), SOME.repeat(4, 1) > 0)
+    assert ev.logit_rows(model, batch) == ev.logit_rows(model, batch, ["blocks.1.hook_attn_out"]) == 16
+    few = 2**25 // (40 * 60_000)
+    assert ev.logit_rows(model, batch, ["blocks.1.attn.hook_z"]) == ev.logit_rows(model, batch, whole=True) == few

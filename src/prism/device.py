@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import re
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -26,13 +27,12 @@ def device() -> torch.device:
     Raises:
         ValueError: no such device, or this PyTorch or this machine has none of that kind.
     """
-    wanted = _choice("PRISM_DEVICE", DEVICES, also=("cuda:",))
+    wanted = _choice("PRISM_DEVICE", DEVICES, r"cuda:\d+")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
-    kind = wanted.partition(":")[0]
-    number = wanted.partition(":")[2] or "0"
-    if not there[kind] or (kind == "cuda" and int(number if number.isdigit() else 10**6) >= torch.cuda.device_count()):
+    kind, _, number = wanted.partition(":")
+    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         usable = ", ".join(name for name, found in there.items() if found)
         raise ValueError(f"PRISM_DEVICE is '{wanted}', and this machine or its PyTorch has no such device; "
                          f"choose from auto, {usable}")  # fmt: skip
@@ -98,9 +98,9 @@ def _has_amx(cpuinfo: str) -> bool:
         return False
 
 
-def _choice(variable: str, choices: tuple[str, ...], also: tuple[str, ...] = ()) -> str:
+def _choice(variable: str, choices: tuple[str, ...], also: str = "(?!)") -> str:
     wanted = os.environ.get(variable, "").strip().lower() or "auto"
-    if wanted not in choices and not wanted.startswith(also or ("\0",)):
+    if wanted not in choices and not re.fullmatch(also, wanted):
         near = difflib.get_close_matches(wanted, choices, n=1, cutoff=0.0)[0]
         raise ValueError(f"{variable} is '{wanted}'; did you mean '{near}'? Choose from {', '.join(choices)}")
     return wanted

@@ -56,7 +56,8 @@ def claims_page(folder: Path) -> str:
     total = sum(map(len, cards.values()))
     supported = sum(card.verdict == "supported" for found in cards.values() for card in found.values())
     lists = "\n\n".join(_phase_list(path, cards[phase]) for phase, path in paths.items())
-    models = " and ".join(sorted({_ABOUT.get(name, f"`{name}`") for name in map(default_model, paths.values())}))
+    names = sorted({name for path in paths.values() if (name := default_model(path))})
+    models = " and ".join(_ABOUT.get(name, f"`{name}`") for name in names)
     return _PAGE.format(rows="\n".join(rows), lists=lists, total=total, supported=supported, models=models)
 
 

@@ -103,14 +103,31 @@ def read(path: Path) -> NotebookNode:
 
 
 def default_model(path: Path) -> str | None:
-    """The model that a notebook names in its metadata (`{"prism": {"model": …}}`) as its own; None if it names none.
+    """The model that a notebook names in its metadata as its own; None if it names none.
 
     A file that cannot be read names none; running it says what is wrong with it.
+
+    Raises:
+        ValueError: something else than a name stands there.
     """
     try:
-        return read(path).metadata.get("prism", {}).get("model")
+        notebook = read(path)
     except (OSError, ValueError):
         return None
+    return model_of(notebook)
+
+
+def model_of(notebook: NotebookNode) -> str | None:
+    """The name under `{"prism": {"model": …}}` in a notebook's metadata; None if there is none.
+
+    Raises:
+        ValueError: something else than a name stands there.
+    """
+    own = notebook.metadata.get("prism", {})
+    name = own.get("model") if isinstance(own, dict) else own
+    if name is not None and not (isinstance(own, dict) and isinstance(name, str)):
+        raise ValueError(f'its metadata names the model {name!r}; write "prism": {{"model": "mini"}}, or nothing')
+    return name
 
 
 def title_of(notebook: NotebookNode, default: str) -> str:

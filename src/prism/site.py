@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 import nbformat
 from nbformat import NotebookNode
 
-from prism.notebooks import find_notebooks, read, title_of, to_html, write_atomically
+from prism.notebooks import find_notebooks, model_of, read, title_of, to_html, write_atomically
 
 PLOTLY_JS = "plotly.min.js"
 GALLERY = "gallery"  # folder of the pages about features
@@ -170,6 +170,6 @@ def _item(notebook: NotebookNode, stem: str, address: str) -> str:
     does, takes = re.search(r"\*\*What you'll do\.\*\* (.+)", first), re.search(r"about [^·]+ on a laptop CPU", first)
     words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) if does else ""
     about = f"<p>{html.escape(words)} ({takes[0]})</p>" if does and takes else f"<p>{html.escape(words)}</p>"
-    model = html.escape(notebook.metadata.get("prism", {}).get("model", ""))
+    model = html.escape(model_of(notebook) or "")
     on = f" <small>on <code>{model}</code></small>" if model else ""
     return f'<li><a href="{address}">{title}</a>{on}{about if does else ""}</li>'

@@ -55,7 +55,7 @@ def agreement_with_saelens(model, sae, batch: TokenBatch, batch_size: int | None
         ValueError: no sequence can be compared.
     """
     tokens = _comparable(model, batch)
-    size = min(batch_size or logit_rows(model, batch), len(tokens))
+    size = min(batch_size or logit_rows(model, batch, whole=True), len(tokens))
     tokens = tokens[: len(tokens) // size * size]
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[:, 0] = False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.evaluation.metrics import kl
-from prism.fast import SITES, stripped
+from prism.fast import stripped
 from prism.models import check_hook
 
 LOGITS = 2**23  # logits made at once (32 MB), by passes that can make them in parts: with copies below 128 MB
@@ -35,7 +35,7 @@ def hooks_for(hook_name: str, changed: Callable[[Tensor], Tensor]) -> list[tuple
     """The bridge's forward hooks that put `changed(activation)` in the place of a hook's activation.
 
     One, but for `hook_resid_mid`: there the bridge's hook is on what the MLP's norm reads, and the residual stream
-    would go on unchanged beside it, so the change is added behind the MLP as well.
+    would go on unchanged beside it, so the change is added at the block's end as well.
     """
     if not hook_name.endswith(".hook_resid_mid"):
         return [(hook_name, lambda x, hook: changed(x))]
@@ -46,7 +46,8 @@ def hooks_for(hook_name: str, changed: Callable[[Tensor], Tensor]) -> list[tuple
         moved[:] = [out - x]
         return out
 
-    return [(hook_name, read), (hook_name.replace("hook_resid_mid", "hook_mlp_out"), lambda x, hook: x + moved.pop())]
+    end = hook_name.replace("hook_resid_mid", "hook_resid_post")
+    return [(hook_name, read), (end, lambda x, hook: x + moved.pop())]
 
 
 def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Change) -> Tensor:
@@ -66,9 +67,14 @@ def sequence_nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
     return -(picked.double() * mask).sum(1).numpy()
 
 
-def logit_rows(model, batch: TokenBatch) -> int:
-    """Sequences to run at once: 16, or where whole logits must be held, as many of them as fill 128 MB (at least 1)."""
-    if stripped(model) is not None:
+def logit_rows(model, batch: TokenBatch, hook_names: Collection[str] = (), whole: bool = False) -> int:
+    """Sequences to run at once: 16, or where whole logits must be held, as many of them as fill 128 MB (at least 1).
+
+    Args:
+        hook_names: hooks that will be changed; `Predictions` holds whole logits for some of them.
+        whole: whether whole logits are held in any case, as another library would.
+    """
+    if not whole and stripped(model, hook_names) is not None:
         return 16
     return max(1, min(16, 2**25 // (batch.tokens.shape[1] * model.cfg.d_vocab)))
 
@@ -92,7 +98,7 @@ class Predictions:
         for name in hook_names:
             check_hook(model, name)
         self.model, self.tokens = model, tokens.to(model.cfg.device)
-        self.quick = stripped(model) if all(name.split(".", 2)[-1] in SITES for name in hook_names) else None
+        self.quick = stripped(model, hook_names)
         self.entered: dict[int, Tensor] = {}  # block that a changed pass begins with -> residual stream before it
         if self.quick is None:
             return
@@ -126,6 +132,8 @@ class Predictions:
         if self.quick is None:
             return self.model.run_with_hooks(self.tokens, fwd_hooks=hooks_for(hook_name, edit), return_type="logits")
         block, name = self._entry(hook_name)
+        if block not in self.entered:
+            raise ValueError(f"'{hook_name}' was not named when these predictions were begun")
         return self.quick.last_state(self.entered[block], block, {name: edit})
 
     def logits(self, states: Float[Tensor, "n d_state"]) -> Float[Tensor, "n d_vocab"]:
@@ -161,6 +169,6 @@ class Predictions:
                 if name in divergence:
                     every = torch.ones(1, len(rows), dtype=torch.bool)
                     divergence[name] += kl(before[None], logits[None], every) * len(rows)
-        sums = {name: np.bincount(sequence, torch.cat(parts).numpy() if parts else [], len(mask))
+        sums = {name: np.bincount(sequence, torch.cat(parts).numpy(), len(mask)) if parts else np.zeros(len(mask))
                 for name, parts in nats.items()}  # fmt: skip
         return sums, divergence

@@ -109,8 +109,8 @@ def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -
 
     It tests the plumbing: hook, positions and shapes, not the SAE's quality.
     """
-    worst, batch_size = 0.0, batch_size or logit_rows(model, batch)
-    hook_name, rebuild = sae.cfg.metadata.hook_name, _reconstruct(sae)
+    worst, hook_name, rebuild = 0.0, sae.cfg.metadata.hook_name, _reconstruct(sae)
+    batch_size = batch_size or logit_rows(model, batch, [hook_name])
     for part in _parts(batch, batch_size):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
         seen = Predictions(model, part.tokens, [hook_name])
@@ -163,7 +163,8 @@ def evaluate_all(
     """
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
-    batch_size, found, changes = batch_size or logit_rows(model, batch), {}, {}
+    hooks, found, changes = {sae.cfg.metadata.hook_name for sae in saes.values()}, {}, {}
+    batch_size = batch_size or logit_rows(model, batch, hooks)
     for name, sae in saes.items():
         hook_name = sae.cfg.metadata.hook_name
         sums, sequences = _stream(model, sae, batch, batch_size)
@@ -172,7 +173,7 @@ def evaluate_all(
         if ablations:
             changes["zero", hook_name] = (hook_name, torch.zeros_like)
             changes["mean", hook_name] = (hook_name, partial(_constant, sums.mean.float()))
-    if not with_ce:
+    if not (with_ce and saes):
         return found
     clean, nats, divergence, weight = _cross_entropies(model, changes, batch, batch_size, with_kl)
     for name, sae in saes.items():

