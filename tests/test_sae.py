@@ -266,3 +266,12 @@ class TestSettings:
         one, same, other = (make_sae(SaeConfig(4, 8, k=2, seed=s)) for s in (0, 0, 1))
         assert torch.equal(one.W_dec, same.W_dec) and not torch.equal(one.W_dec, other.W_dec)
         assert torch.equal(one.W_enc, one.W_dec)
+
+
+def test_thresholds_come_back_to_the_bit():
+    """e^(log t) is not t in float32: a value that stands at its threshold would fire there and not here."""
+    theirs = to_saelens(random_sae("jumprelu"))
+    theirs.threshold.data = torch.rand(theirs.threshold.shape, generator=torch.Generator().manual_seed(0)) * 50
+    back = from_saelens(theirs)
+    assert back.threshold.dtype == torch.float32 and torch.equal(back.threshold, theirs.threshold)
+    assert torch.equal(to_saelens(back).threshold, theirs.threshold)

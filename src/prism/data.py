@@ -62,24 +62,27 @@ HUB_CORPORA = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/ope
 CACHED_DOCUMENTS = 5_000  # of a hub corpus, kept on disk after the first use
 
 
+EMBEDDED = {"mini": DATA / "corpus" / "sampled.parquet", "smollm2": DATA / "smollm2" / "corpus.parquet"}
+
+
 def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Documents of an unlabelled corpus, shuffled.
 
     Args:
-        name: `mini` is embedded (sampled from the model itself); `tinystories` and `openwebtext` come from the
-            Hugging Face hub, once, and then from the cache.
+        name: `mini` and `smollm2` are embedded (sampled from these models themselves); `tinystories` and `openwebtext`
+            come from the Hugging Face hub, once, and then from the cache.
         n_documents: how many; all that there are when not given.
 
     Returns:
-        Columns kind, text; for `mini` also tokens (the sampled ids) and temperature.
+        Columns kind, text; for the embedded ones also opening and tokens (the sampled ids).
 
     Raises:
         ValueError: unknown corpus.
         FileNotFoundError: neither cached nor downloadable.
     """
-    if name != "mini" and name not in HUB_CORPORA:
-        raise ValueError(f"no corpus '{name}'; choose from mini, {', '.join(HUB_CORPORA)}")
-    frame = pd.read_parquet(DATA / "corpus" / "sampled.parquet" if name == "mini" else fetch_corpus(name))
+    if name not in EMBEDDED and name not in HUB_CORPORA:
+        raise ValueError(f"no corpus '{name}'; choose from {', '.join([*EMBEDDED, *HUB_CORPORA])}")
+    frame = pd.read_parquet(EMBEDDED.get(name) or fetch_corpus(name))
     return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
 
 

@@ -32,6 +32,7 @@ class Evaluation:
     relative_reconstruction_bias: float
     dead: int  # features that never fired on these tokens
     density: Float[np.ndarray, " d_sae"] = field(repr=False)
+    massive: int | None = None  # tokens that were left out (see `models.massive`); None where no token is
     ce_clean: float | None = None
     delta_ce: float | None = None
     delta_ce_interval: tuple[float, float] | None = None
@@ -62,8 +63,9 @@ class Evaluation:
     def to_frame(self) -> pd.DataFrame:
         """One row a measure, with its value and unit; densities are left out."""
         units = {
-            "n_tokens": "tokens", "d_sae": "features", "l0": "features per token", "mse": "squared units per token",
-            "explained_variance": "share", "cosine": "", "relative_reconstruction_bias": "1 is unbiased",
+            "n_tokens": "tokens", "massive": "tokens left out", "d_sae": "features", "l0": "features per token",
+            "mse": "squared units per token", "explained_variance": "share", "cosine": "",
+            "relative_reconstruction_bias": "1 is unbiased",
             "dead": "features", "ce_clean": "nats per token", "delta_ce": "nats per token",
             "delta_ce_interval": "95 %, bootstrap over sequences", "mean_ablation_cost": "nats per token",
             "mean_ablation_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
@@ -127,12 +129,14 @@ def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFram
     """One row an SAE, numbers only: what to plot, and what to write to CSV.
 
     Returns:
-        Indexed by name: d_sae, n_tokens, l0, l0_low, l0_high, the same for explained_variance and (where measured)
-        delta_ce, then ce_recovered_mean, ce_recovered_zero, kl, cosine, relative_reconstruction_bias, dead_share.
+        Indexed by name: d_sae, n_tokens, massive (where such tokens are left out), l0, l0_low, l0_high, the same for
+        explained_variance and (where measured) delta_ce, then ce_recovered_mean, ce_recovered_zero, kl, cosine,
+        relative_reconstruction_bias, dead_share.
     """
     rows = {}
     for name, one in found.items():
         row = {"d_sae": one.d_sae, "n_tokens": one.n_tokens}
+        row |= {} if one.massive is None else {"massive": one.massive}
         for measure in ("l0", "explained_variance", "delta_ce"):
             if getattr(one, measure) is not None:
                 low, high = one.interval(measure, seed=seed)
@@ -155,5 +159,6 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     for title, what in shown.items():
         if what[0] in table:
             frame[title] = [cell(row, *what) for _, row in table.iterrows()]
-    rest = [name for name in ("ce_recovered_mean", "ce_recovered_zero", "dead_share", "d_sae") if name in table]
+    wanted = ("ce_recovered_mean", "ce_recovered_zero", "dead_share", "d_sae", "massive")
+    rest = [name for name in wanted if name in table]
     return frame.join(table[rest].round(3).rename(columns=lambda name: name.replace("_", " ")))

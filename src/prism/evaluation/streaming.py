@@ -16,7 +16,7 @@ from prism.device import beside
 from prism.evaluation.metrics import ce_recovered, explained_share, paired_bootstrap
 from prism.evaluation.predictions import Predictions, logit_rows
 from prism.evaluation.results import Evaluation
-from prism.models import harvest_kept
+from prism.models import harvest_kept, massive_norm, ordinary
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
 CLEAN = ("clean", "")  # stands for the model as it is
@@ -109,6 +109,7 @@ def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -
 
     It tests the plumbing: hook, positions and shapes, not the SAE's quality.
     """
+    batch = ordinary(model, sae, batch)
     worst, hook_name, rebuild = 0.0, sae.cfg.metadata.hook_name, _reconstruct(sae)
     batch_size = batch_size or logit_rows(model, batch, [hook_name])
     for part in _parts(batch, batch_size):
@@ -132,6 +133,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Measure an SAE on tokens of its model, in bounded memory.
 
+    Massive tokens (see `models.massive`) are not measured and not replaced by anything; `massive` says how many.
+
     Args:
         batch: tokens with BOS in front (see `data.tokenize` and `data.corpus_batch`).
         batch_size: sequences at a time; by default as many as `logit_rows` says.
@@ -152,7 +155,8 @@ def evaluate_all(
     with_kl: bool = True, seed: int = 0,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """`evaluate` for several SAEs of one model: the same numbers, but the clean model runs once for all of them, and
-    each hook is ablated once, so that every further SAE costs about a third.
+    each hook is ablated once, so that every further SAE costs about a third. All are measured on the same tokens: what
+    is massive for one of them is left out for all.
 
     Args:
         saes: name -> SAE; their hooks may differ.
@@ -163,12 +167,18 @@ def evaluate_all(
     """
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
+    n_before = batch.n_tokens
+    for sae in saes.values():
+        batch = ordinary(model, sae, batch)
+    if batch.n_tokens == 0:
+        raise ValueError("every token of the batch is massive, so there is nothing to measure; give other text")
     hooks, found, changes = {sae.cfg.metadata.hook_name for sae in saes.values()}, {}, {}
     batch_size = batch_size or logit_rows(model, batch, hooks)
     for name, sae in saes.items():
         hook_name = sae.cfg.metadata.hook_name
         sums, sequences = _stream(model, sae, batch, batch_size)
-        found[name] = Evaluation(**sums.measures(), per_sequence=sequences.frame(sums.mean))
+        left_out = None if massive_norm(sae) is None else n_before - batch.n_tokens
+        found[name] = Evaluation(**sums.measures(), massive=left_out, per_sequence=sequences.frame(sums.mean))
         changes["sae", name] = (hook_name, _reconstruct(sae))
         if ablations:
             changes["zero", hook_name] = (hook_name, torch.zeros_like)

@@ -64,7 +64,7 @@ class Reading:
     @cached_property
     def rare(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on at most 1 % of the sample's tokens."""
-        return self.statistics.counts <= RARE * self.matrix.n_tokens
+        return self.statistics.counts <= RARE * (self.matrix.n_tokens - self.matrix.massive)
 
     def fires_on(self, feature: int) -> str:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
@@ -74,7 +74,7 @@ class Reading:
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
-        density = self.statistics.counts / max(self.matrix.n_tokens, 1)
+        density = self.statistics.counts / max(self.matrix.n_tokens - self.matrix.massive, 1)
         features = frame["feature"].astype(int)
         return frame.assign(density=density[features], fires_on=[self.fires_on(f) for f in features])
 

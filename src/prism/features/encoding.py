@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import JumpReLUSAE, StandardSAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from prism.data import TokenBatch
 from prism.device import beside, device
 from prism.features.matrix import FeatureMatrix, SparseRows
-from prism.models import harvest_kept
+from prism.models import harvest_kept, massive_norm, ordinary, residual_hook
 
 ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] block (48 MiB at d_sae = 24,576)
 
@@ -37,31 +37,51 @@ def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_si
     Args:
         model: from `models.load_model`.
         sae: an SAELens SAE of that model; it is fed at its own hook.
-        batch: the tokens; features are computed on kept tokens only, never on BOS or padding.
+        batch: the tokens; features are computed on kept tokens only, never on BOS or padding. On massive tokens none
+            fires, and the matrix's table says which these are (see `models.massive`).
         table: the batch's `data.token_table`.
 
     Raises:
         ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
     """
-    return encode_activations(sae, _harvest_for(table, model, sae.cfg.metadata.hook_name, batch, batch_size), table)
+    hook_name, kept = sae.cfg.metadata.hook_name, None
+    if hook_name != residual_hook(hook_name):  # else the activations tell
+        kept = ordinary(model, sae, batch).keep[batch.keep].numpy()
+    return encode_activations(sae, _harvest_for(table, model, hook_name, batch, batch_size), table, kept)
 
 
 @torch.no_grad()
-def encode_activations(sae, activations: Iterable[Float[Tensor, "tokens d_in"]], table: pd.DataFrame) -> FeatureMatrix:
+def encode_activations(
+    sae, activations: Iterable[Float[Tensor, "tokens d_in"]], table: pd.DataFrame,
+    kept: Bool[np.ndarray, " tokens"] | None = None,
+) -> FeatureMatrix:  # fmt: skip
     """Sparse features of activations that are there already, such as a cache's; otherwise as `encode_features`.
 
     Args:
         activations: blocks of any length, together one row for each of the table's.
+        kept: False on massive tokens; not needed for an SAE of the residual stream, where the activations tell.
     """
-    where = device()
-    rows, encode = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where))
+    where, limit = device(), massive_norm(sae)
+    rows, encode, below = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where)), []
     for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
             features = encode(chunk.to(where)).cpu().numpy()
+            below.append(chunk.norm(dim=-1).cpu().numpy() <= (limit or np.inf))
             if np.isnan(features).any():
                 raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
             rows.add(features)
-    return FeatureMatrix(rows.matrix(), table)
+    if limit is None:
+        return FeatureMatrix(rows.matrix(), table)
+    kept = np.concatenate(below) if kept is None else kept
+    return FeatureMatrix(_without(rows.matrix(), ~kept), table.assign(massive=~kept))
+
+
+def _without(values: csr_matrix, drop: Bool[np.ndarray, " tokens"]) -> csr_matrix:
+    """The matrix with some rows emptied."""
+    counts = np.diff(values.indptr)
+    stay = np.repeat(~drop, counts)
+    starts = np.concatenate([[0], np.cumsum(counts * ~drop)])
+    return csr_matrix((values.data[stay], values.indices[stay], starts), shape=values.shape)
 
 
 def _encoder(sae) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_sae"]]:

@@ -52,7 +52,8 @@ class FeatureMatrix:
     Attributes:
         values: `[tokens, d_sae]` activations, float32, without explicit zeros.
         table: one row a token in the same order: text (the texts' numbers, never falling), position, token_id,
-            token, and category if the texts are labelled. BOS and padding are not in it.
+            token, and category if the texts are labelled. BOS and padding are not in it. Where the SAE leaves massive
+            tokens out (see `models.massive`), `massive` is True on them, and no feature fires there.
 
     Raises:
         ValueError: values that are not above zero (NaN is not), rows of values and table that differ in number, a
@@ -79,6 +80,11 @@ class FeatureMatrix:
         return self.values.shape[0]
 
     @property
+    def massive(self) -> int:
+        """How many of the tokens are massive: no measure counts them."""
+        return int(self.table["massive"].sum()) if "massive" in self.table else 0
+
+    @property
     def d_sae(self) -> int:
         """Number of features (columns)."""
         return self.values.shape[1]
@@ -95,12 +101,12 @@ class FeatureMatrix:
         return counts
 
     def density(self) -> Float[np.ndarray, " d_sae"]:
-        """On what share of tokens each feature fires, 0 to 1."""
-        return self.firing_counts() / max(self.n_tokens, 1)
+        """On what share of tokens (but the massive) each feature fires, 0 to 1."""
+        return self.firing_counts() / max(self.n_tokens - self.massive, 1)
 
     def l0(self) -> float:
         """Features that fire on a token, on average."""
-        return self.values.nnz / max(self.n_tokens, 1)
+        return self.values.nnz / max(self.n_tokens - self.massive, 1)
 
     def max_activation(self) -> Float[np.ndarray, " d_sae"]:
         """The largest activation of each feature; 0 where it never fires."""

@@ -193,7 +193,7 @@ class JumpReLU(SparseAutoencoder):
     @property
     def threshold(self) -> Float[Tensor, "d_sae"]:
         """Activation that each feature must exceed."""
-        return self.log_threshold.exp()
+        return self.log_threshold.exp().to(self.b_enc.dtype)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Feature activations, dense; differentiable."""
@@ -220,7 +220,7 @@ class JumpReLU(SparseAutoencoder):
         threshold, width = self.threshold[entries.feature], self.config.bandwidth
         window = (entries.value - threshold).abs() < width / 2
         d_threshold = -(threshold * d_f + sparsity / len(centred)) * window / width
-        self.log_threshold.grad.index_add_(0, entries.feature, d_threshold * threshold)
+        self.log_threshold.grad.index_add_(0, entries.feature, (d_threshold * threshold).to(self.log_threshold.dtype))
         return super().entry_gradients(entries, d_f * (entries.value > threshold), centred, sparsity)
 
 

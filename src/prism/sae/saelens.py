@@ -75,7 +75,8 @@ def from_saelens(theirs: SAE) -> SparseAutoencoder:
         sae.b_mag.copy_(theirs.b_mag)
         sae.r_mag.copy_(theirs.r_mag)
     if isinstance(sae, JumpReLU):
-        sae.log_threshold.copy_(theirs.threshold.clamp(min=0).log())  # e^-inf is 0
+        exact = theirs.threshold.double().clamp(min=0).log()  # e^-inf is 0; in float32, e^(log t) need not be t
+        sae.log_threshold = torch.nn.Parameter(exact)
     return sae.eval()
 
 

@@ -15,3 +15,4 @@ from prism.training.loop import TrainConfig, Trainer, train
 from prism.training.monitor import Monitor
 from prism.training.sources import ActivationStream
 from prism.training.steps import dense_gradients, sparse_gradients
+from prism.training.together import RollingBuffer, Run, train_together

@@ -161,12 +161,14 @@ def train_for_model(spec: ModelSpec, hook_name: str, folder: Path) -> None:
 
 
 def metadata_of(
-    sae: SparseAutoencoder, config: TrainConfig, spec: ModelSpec, hook_name: str, distinct: int, text: str = ""
-) -> SAEMetadata:
+    sae: SparseAutoencoder, config: TrainConfig, spec: ModelSpec, hook_name: str, distinct: int, text: str = "",
+    massive_norm: float | None = None,
+) -> SAEMetadata:  # fmt: skip
     """What SAELens keeps beside an SAE's weights: trained without weight processing, BOS in front but left out.
 
     Args:
         distinct: different activations that it was trained on; text: what they came from, if not the spec's corpus.
+        massive_norm: of the residual stream, above which a token was left out (see `models.massive`).
     """
     return SAEMetadata(
         model_name=spec.name,
@@ -179,4 +181,5 @@ def metadata_of(
         training_samples=config.steps * config.batch,
         training_data=text or f"{distinct:,} tokens of the corpus '{spec.corpus}'",
         training_architecture=sae.config.architecture,
+        **({} if massive_norm is None else {"massive_norm": massive_norm}),
     )
