@@ -1,16 +1,22 @@
 """What the SAEs of the real model are trained on, and the corpus that it writes."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prism.build import real_text, writing
+from prism.build import real_text, smollm2, writing
+from prism.build.__main__ import PARTS
 from prism.build.corpus import MIXTURE
 from prism.build.openings import OPENINGS, openings, requests
-from prism.models import activations_at
-from prism.training import RollingBuffer
+from prism.data import DATA, load_corpus
+from prism.models import activations_at, local_spec
+from prism.training import FAMILY, RollingBuffer, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +138,43 @@ class TestWriter:
         assert len(frame) == made["kept"] and set(frame["kind"]) == set(OPENINGS)
         assert made["kept"] + sum(made[why] for why in ("short", "loop", "near-duplicate")) == made["sampled"]
         assert tokenizer.decode(frame["tokens"][0]) == frame["text"][0]
+
+
+TINY = smollm2.Plan(
+    chunk=500, rows=20, study_blocks=(1, 2), study_l0=(8,), study_rounds=2, study_passes=1, block=2, others=(1,),
+    width=2, l0=8, rounds=4, deep_rounds=2, passes=2, family_every=2, random_rounds=2, rates=(3e-3, 1e-2), rate_rounds=2,
+    corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400, config=TrainConfig(batch=128, dead_after=500),
+)  # fmt: skip
+
+
+def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
+    """Every part, on the embedded Llama and a few texts of our own."""
+    model, text = tmp_path / "model", tmp_path / "text"
+    shutil.copytree(DATA / "models" / "mini-llama", model, ignore=shutil.ignore_patterns("saes"))
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    tokenizer.save_pretrained(model)
+    text.mkdir()
+    documents = load_corpus("mini").groupby("kind")["text"].apply(list)
+    for kind in MIXTURE:
+        chat = ["User: How much is it?\nAssistant: Three coins, I think."] * 30 if kind == "conversational" else []
+        (text / f"{kind}.txt").write_text("\n<|endoftext|>\n".join([*documents[kind][:60], *chat]))
+    monkeypatch.setattr(RollingBuffer.__init__, "__defaults__", (128, 0))  # batches that fill so few activations
+    monkeypatch.setattr(writing, "SHORTEST", 4)
+    build = smollm2.Build(text, tmp_path / "work", tmp_path / "out", local_spec(model), TINY)
+    for part in PARTS:
+        getattr(build, part)()
+    made = {p.parent.relative_to(tmp_path / "out" / "saes").as_posix() for p in tmp_path.glob("out/saes/**/cfg.json")}
+    assert made == {"2-res", "1-res", "2-mlp-out", "2-mlp-post", *(f"family/{name}" for name in FAMILY)}
+    sae = SAE.load_from_disk(tmp_path / "out" / "saes" / "2-mlp-post")
+    meta = sae.cfg.metadata
+    assert meta.hook_name == "blocks.2.mlp.hook_post" and meta.massive_norm > 0 and meta.model_name == "model"
+    assert meta.training_samples == (3 + 7) * 128 and sae.cfg.d_in == 4 * 128 or sae.cfg.d_in > 128
+    measured = json.loads((tmp_path / "out" / "measurements.json").read_text())
+    assert {row["SAE"] for row in measured["real"]} == made - {"family/random-model"}
+    assert all(row["massive"] >= 0 and row["tokens"] > 0 for row in measured["corpus"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2-mlp-out" in card and "matryoshka" in card and "| nonenglish |" in card and "nan" not in card
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "corpus", "corpus.json", "default", "further", "random", "rates", "rates.csv", "study", "study.csv", "tokens",
+    ]  # fmt: skip

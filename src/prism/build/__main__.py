@@ -2,6 +2,9 @@
 
 tokenizer → pretrain → sample → saes → family → broken-runs → cards → relatives. Each step reads what the earlier ones
 wrote. The last trains the further models of phase 6e and their SAEs (about an hour on two cores; --resume goes on).
+
+`smollm2` makes `data/smollm2`: SAEs of the real model, the corpus that it wrote, and their card (hours; it goes on from
+its checkpoints in --work). --part does one of its steps.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards", "relatives")
+PARTS = ("study", "rates", "corpus", "default", "further", "random", "card")  # of the step smollm2
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
-    parser.add_argument("step", choices=("all", "hub-corpus", *STEPS))
+    parser.add_argument("step", choices=("all", "hub-corpus", "smollm2", *STEPS))
     parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
     parser.add_argument(
         "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
@@ -29,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--sample-tokens", type=int, default=1_000_000, help="size of the embedded corpus (tokens)")
     parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
+    parser.add_argument("--part", choices=PARTS, action="append", help="of the step smollm2; by default all, in order")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
     if options.corpus is None and options.step not in ("sample", "family", "broken-runs"):
@@ -200,6 +205,16 @@ def run_relatives(options: argparse.Namespace) -> None:
         train_family(spec, home, [MEMBER])
         measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
     write_card(options.data, measured)
+
+
+def run_smollm2(options: argparse.Namespace) -> None:
+    """The real model's SAEs, corpus and card, into `data/smollm2`."""
+    from prism.build.smollm2 import Build
+
+    build = Build(options.corpus, options.work / "smollm2", options.data / "smollm2")
+    for part in options.part or PARTS:
+        print(f"-- {part}", flush=True)
+        getattr(build, part)()
 
 
 if __name__ == "__main__":

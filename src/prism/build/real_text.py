@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prism.build.corpus import MIXTURE, find_kinds, split_documents, tokenise
+from prism.build.corpus import MIXTURE, encode_documents, find_kinds, split_documents, tokenise
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
 from prism.models import activations_at

@@ -19,7 +19,7 @@ MEMBER = "batch_topk"  # of the family, at the default hook
 
 def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
     """Bits per byte on the same held-out documents as `baselines.bits_per_byte`, by kind; and 'all', by bytes."""
-    end, context = tokenizer.token_to_id(END), model.config.max_position_embeddings
+    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
     rows, bits, sizes = {}, 0.0, 0
     for kind in find_kinds(corpus):
         documents = list(held_out(corpus, kind, tokenizer, max_bytes))

@@ -1,86 +1,291 @@
-"""What `data/smollm2` is made of: SAEs trained on real text, a corpus that the model wrote, and the data card."""
+"""What `data/smollm2` is made of: a study, SAEs trained on real text, a corpus that the model wrote, and their card."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
+from sae_lens import SAE
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
+from prism.build.cards import write
 from prism.build.real_text import Activations, Rows, held_out_tokens, training_tokens
-from prism.data import TokenBatch, token_table
-from prism.evaluation import Sums, evaluate_all
+from prism.build.relatives import kind_bits
+from prism.build.smollm2_card import card
+from prism.build.writing import write_corpus
+from prism.data import TokenBatch, corpus_batch, load_texts, token_table
+from prism.device import bulk_dtype
+from prism.evaluation import Sums, bits_per_byte, evaluate_all, text_bits
 from prism.features import encode_activations
-from prism.models import activations_at, get_spec, load_model, ordinary
-from prism.sae import SaeConfig, to_saelens
-from prism.training import RollingBuffer, Run, TrainConfig, metadata_of, train_together
-
-CHUNK, ROWS = 65_536, 272  # activations in a chunk; rows of 256 that surely hold so many without massive tokens
-SPEC = get_spec("smollm2")
-END = 0  # id of <|endoftext|>
-
-STUDY_BLOCKS, STUDY_L0, STUDY_KINDS = (10, 15, 20, 25), (24, 48), ("batch_topk", "matryoshka")
-STUDY_ROUNDS, STUDY_PASSES = 6, 3
+from prism.models import ModelSpec, activations_at, get_spec, load_model, random_model, residual_hook
+from prism.sae import SaeConfig, save_saelens, to_saelens
+from prism.training import FAMILY, RollingBuffer, Run, TrainConfig, metadata_of, train_together
+from prism.training.family import member_configs
 
 
-def residual(block: int) -> str:
-    """The residual stream before a block."""
-    return f"blocks.{block}.hook_resid_pre"
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of everything; the defaults are what `data/smollm2` was made with."""
+
+    chunk: int = 65_536  # activations harvested at once
+    rows: int = 272  # sequences that surely hold so many without massive tokens
+    study_blocks: tuple[int, ...] = (10, 15, 20, 25)
+    study_l0: tuple[int, ...] = (24, 48)
+    study_rounds: int = 6  # chunks in all
+    study_passes: int = 3  # times that each activation is trained on
+    block: int = 15  # of the default SAE
+    others: tuple[int, ...] = (7, 23)  # of the further ones of the residual stream
+    width: int = 8  # features a channel; the neurons' SAE has a quarter of it
+    l0: int = 48
+    rounds: int = 48  # of the default SAE
+    deep_rounds: int = 20  # of the further ones
+    passes: int = 5
+    family_width: int = 2
+    family_every: int = 4  # batches, of which the family takes one
+    random_rounds: int = 8  # of the SAE of the model with random weights
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates that are tried for each architecture
+    rate_rounds: int = 2
+    corpus_tokens: int = 700_000
+    test_rows: int = 800  # held out, for what needs no logits
+    ce_rows: int = 100  # of those, for the cross-entropies
+    bits_bytes: int = 20_000  # held-out text of each kind, for the model's bits per byte
+    config: TrainConfig = field(default_factory=lambda: TrainConfig(dead_after=200_000))
 
 
-def study(corpus: Path, work: Path) -> pd.DataFrame:
-    """Which block, architecture and L0 the default SAE should have: one stream, sixteen small runs, one table."""
-    model = load_model(SPEC, bulk=True)
-    rows = Rows(training_tokens(corpus, model.tokenizer, SPEC.folder, work), ROWS, SPEC.context, END)
-    activations = Activations(model, rows, [residual(block) for block in STUDY_BLOCKS], CHUNK)
-    config = TrainConfig(dead_after=200_000)
-    runs = {
-        f"{block}-res {kind} {k}": Run(residual(block), SaeConfig(576, 8 * 576, kind, k=k), config)
-        for block in STUDY_BLOCKS for kind in STUDY_KINDS for k in STUDY_L0
-    }  # fmt: skip
-    buffer = RollingBuffer(activations, STUDY_PASSES)
-    trained = train_together(buffer, runs, STUDY_ROUNDS, work / "study", progress="study")
-    del buffer
-    saes = {}
-    for name, sae in trained.items():
-        limit = activations.limits[runs[name].hook_name]
-        metadata = metadata_of(sae, config, SPEC, runs[name].hook_name, STUDY_ROUNDS * CHUNK, massive_norm=limit)
-        saes[name] = to_saelens(sae, metadata)
-    table = measure(saes, held_out_tokens(corpus, model.tokenizer))
-    table.to_csv(work / "study.csv", index=False)
-    return table
+class Build:
+    """One build: every step reads what the earlier ones left in `work`, and goes on where it was interrupted.
+
+    Args:
+        corpus: folder of `KIND.txt[.xz]`; work: for tokens and checkpoints; out: becomes `data/smollm2`.
+    """
+
+    def __init__(self, corpus: Path, work: Path, out: Path, spec: ModelSpec | None = None, plan: Plan | None = None):
+        self.text, self.work, self.out = corpus, work, out
+        self.spec, self.plan = spec or get_spec("smollm2"), plan or Plan()
+
+    @cached_property
+    def model(self):
+        """The model, in the number format of bulk work."""
+        return load_model(self.spec, bulk=True)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Training text."""
+        tokens = training_tokens(self.text, self.model.tokenizer, self.spec.folder, self.work)
+        return Rows(tokens, self.plan.rows, self.spec.context, self.model.tokenizer.bos_token_id)
+
+    @cached_property
+    def held_out(self) -> dict:
+        """Text that nothing was trained on, by kind."""
+        return held_out_tokens(self.text, self.model.tokenizer)
+
+    def test_batch(self, n_rows: int, seed: int) -> TokenBatch:
+        """Rows of held-out text."""
+        tokenizer = self.model.tokenizer
+        return Rows(self.held_out, n_rows, self.spec.context, tokenizer.bos_token_id, seed).batch()
+
+    def hook(self, block: int, site: str = "hook_resid_pre") -> str:
+        """A hook of a block."""
+        return f"blocks.{block}.{site}"
+
+    def train(self, name: str, runs: Mapping[str, Run], rounds: int, passes: int, model=None) -> dict:
+        """Train some SAEs on one stream; name -> SAE in SAELens' format, its metadata complete."""
+        stream = Activations(model or self.model, self.rows, {run.hook_name for run in runs.values()}, self.plan.chunk)
+        buffer = RollingBuffer(stream, passes)
+        trained = train_together(buffer, runs, rounds, self.work / name, progress=name)
+        found = {}
+        for key, sae in trained.items():
+            run = runs[key]
+            steps = sum(map(buffer.steps, range(rounds))) // run.every
+            config = replace(run.config, tokens=steps * buffer.batch, batch=buffer.batch)
+            limit = stream.limits[residual_hook(run.hook_name)]
+            text = f"{rounds * self.plan.chunk:,} tokens of nine kinds of real text and of chats, see the data card"
+            found[key] = sae, metadata_of(sae, config, self.spec, run.hook_name, 0, text, limit)
+        return found
+
+    def study(self) -> pd.DataFrame:
+        """Which block, architecture and L0 the default SAE should have: small runs on one stream, and a table."""
+        plan, d_in = self.plan, self.model.cfg.d_model
+        runs = {
+            f"{block}-res {kind} {k}": Run(self.hook(block), SaeConfig(d_in, plan.width * d_in, kind, k=k), plan.config)
+            for block in plan.study_blocks for kind in ("batch_topk", "matryoshka") for k in plan.study_l0
+        }  # fmt: skip
+        trained = self.train("study", runs, plan.study_rounds, plan.study_passes)
+        table = self.measure({name: to_saelens(*pair) for name, pair in trained.items()})
+        table.to_csv(self.work / "study.csv", index=False)
+        return table
+
+    def measure(
+        self, saes: Mapping[str, object], test: TokenBatch | None = None, small: TokenBatch | None = None
+    ) -> pd.DataFrame:
+        """A row an SAE: its quality, and the share of living features whose top 20 tokens are all one.
+
+        Args:
+            test: text for what needs no logits; small: for the cross-entropies. By default both are held-out real text.
+        """
+        test, small = test or self.test_batch(self.plan.test_rows, 2), small or self.test_batch(self.plan.ce_rows, 3)
+        found = []
+        hooks = {sae.cfg.metadata.hook_name for sae in saes.values()}
+        caught = harvest_all(self.model, test, {*hooks, *map(residual_hook, hooks)})
+        quality = evaluate_all(load_model(self.spec), dict(saes), small, with_kl=False)
+        for name, sae in saes.items():
+            x, table = ordinary_rows(caught, sae, test, self.model.tokenizer)
+            features = encode_activations(sae, x.float().split(8_192), table)
+            best = features.statistics(k=20)
+            alive = best.counts >= 20
+            ids = table["token_id"].to_numpy()[best.top_rows[alive]]
+            one = quality[name]
+            found.append({
+                "SAE": name, "l0": features.l0(), "explained_variance": explained(sae, x), "delta_ce": one.delta_ce,
+                "delta_ce_low": one.delta_ce_interval[0], "delta_ce_high": one.delta_ce_interval[1],
+                "ce_clean": one.ce_clean, "ce_recovered_mean": one.ce_recovered_mean,
+                "never_fired": int((best.counts == 0).sum()), "d_sae": sae.cfg.d_sae,
+                "median_density": float(pd.Series(features.density()[best.counts > 0]).median()),
+                "single_token": float((ids == ids[:, :1]).all(1).mean()) if len(ids) else float("nan"),
+                "tokens": len(x), "massive": test.n_tokens - len(x),
+            })  # fmt: skip
+        return pd.DataFrame(found)
 
 
-def measure(saes: dict, tokens: dict, test_rows: int = 800, ce_rows: int = 32) -> pd.DataFrame:
-    """A row an SAE: quality on held-out text, and the share of living features whose top 20 tokens are one token."""
-    model, found = load_model(SPEC), []
-    test = Rows(tokens, test_rows, SPEC.context, END, seed=2).batch()
-    small = Rows(tokens, ce_rows, SPEC.context, END, seed=3).batch()
-    bulk, hooks = load_model(SPEC, bulk=True), {sae.cfg.metadata.hook_name for sae in saes.values()}
-    caught: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
-    for tokens_ in tqdm(test.tokens.split(10), desc="test"):
-        for hook, x in activations_at(bulk, tokens_, hooks).items():
-            caught[hook].append(x.half())
-    for name, sae in saes.items():
-        x = torch.cat(caught[sae.cfg.metadata.hook_name])
-        keep = test.keep & (x.float().norm(dim=-1) <= sae.cfg.metadata.massive_norm)
-        table = token_table(TokenBatch(test.tokens, keep), model.tokenizer)
-        x = x[keep].float()
-        features = encode_activations(sae, [x], table)
-        best = features.statistics(k=20)
-        alive = best.counts >= 20
-        ids = table["token_id"].to_numpy()[best.top_rows[alive]]
-        sums = Sums(sae.cfg.d_in, sae.cfg.d_sae)
-        for part in x[:: max(1, len(x) // 50_000)].split(2_048):
-            f = sae.encode(part)
-            sums.add(part, sae.decode(f), f)
-        quality = evaluate_all(model, {name: sae}, ordinary(model, sae, small), with_kl=False)[name]
-        found.append({
-            "SAE": name, "l0": features.l0, "explained_variance": sums.measures()["explained_variance"],
-            "delta_ce": quality.delta_ce, "ce_recovered_mean": quality.ce_recovered_mean,
-            "never_fired": int((best.counts == 0).sum()), "fewer_than_20": int((best.counts < 20).sum()),
-            "single_token": float((ids == ids[:, :1]).all(1).mean()), "test_tokens": features.n_tokens,
-        })  # fmt: skip
-        print(found[-1], flush=True)
-    return pd.DataFrame(found)
+    def default(self) -> None:
+        """The default SAE, and the family beside it on the same stream."""
+        plan, d_in = self.plan, self.model.cfg.d_model
+        wide = Run(self.hook(plan.block), SaeConfig(d_in, plan.width * d_in, k=plan.l0), plan.config)
+        runs = {f"{plan.block}-res": wide} | self.family_runs()
+        self.save(self.train("default", runs, plan.rounds, plan.passes))
+
+    def further(self) -> None:
+        """Other depths, and the MLP's output and neurons at the default block."""
+        plan, d_in, d_mlp = self.plan, self.model.cfg.d_model, self.model.cfg.d_mlp
+        wide, narrow = (SaeConfig(d, d_sae, k=plan.l0)
+                        for d, d_sae in ((d_in, plan.width * d_in), (d_mlp, plan.width * d_mlp // 4)))  # fmt: skip
+        runs = {f"{block}-res": Run(self.hook(block), wide, plan.config) for block in plan.others} | {
+            f"{plan.block}-mlp-out": Run(self.hook(plan.block, "hook_mlp_out"), wide, plan.config),
+            f"{plan.block}-mlp-post": Run(self.hook(plan.block, "mlp.hook_post"), narrow, plan.config),
+        }
+        self.save(self.train("further", runs, plan.deep_rounds, plan.passes))
+
+    def random(self) -> None:
+        """The family's SAE of the model with random weights."""
+        runs = self.family_runs({"random-model"})
+        self.save(self.train("random", runs, self.plan.random_rounds, self.plan.passes, random_model(self.spec)))
+
+    def family_runs(self, names: Collection[str] | None = None) -> dict[str, Run]:
+        """The SAEs that notebooks compare: of one width and L0, each architecture at the rate that suits it."""
+        plan, d_in, rates, runs = self.plan, self.model.cfg.d_model, self.rates(), {}
+        for name, member in FAMILY.items():
+            if names is None and member.random_model or names is not None and name not in names:
+                continue
+            sae, config = member_configs(name, d_in, 1, plan.l0, plan.family_width)
+            config = replace(config, lr=rates[sae.architecture], dead_after=200_000, resample_every=200_000)
+            every = 1 if member.random_model else plan.family_every
+            runs[f"family/{name}"] = Run(self.hook(plan.block), sae, config, every)
+        return runs
+
+    def rates(self) -> dict[str, float]:
+        """Architecture -> the learning rate with the best explained variance on held-out text, after a short run each.
+
+        Runs that miss the wanted L0 by more than a fifth do not count, unless all do. The table is kept in `rates.csv`.
+        """
+        path, plan = self.work / "rates.csv", self.plan
+        if not path.is_file():
+            runs = {}
+            for name, member in FAMILY.items():
+                if member.training or member.random_model or "seed" in member.sae:
+                    continue
+                for lr in plan.rates:
+                    sae, config = member_configs(name, self.model.cfg.d_model, 1, plan.l0, plan.family_width)
+                    runs[f"{name} {lr:g}"] = Run(self.hook(plan.block), sae, replace(config, lr=lr, dead_after=200_000))
+            trained = self.train("rates", runs, plan.rate_rounds, plan.passes)
+            test = self.test_batch(plan.ce_rows, seed=4)
+            caught, rows = harvest_all(self.model, test, {self.hook(plan.block)}), []
+            for key, pair in trained.items():
+                sae = to_saelens(*pair)
+                x, _ = ordinary_rows(caught, sae, test, self.model.tokenizer)
+                l0 = float(torch.cat([(sae.encode(part.float()) > 0).sum(1) for part in x.split(2_048)]).float().mean())
+                rows.append((key.split()[0], float(key.split()[1]), l0, explained(sae, x)))
+            pd.DataFrame(rows, columns=["architecture", "lr", "l0", "explained_variance"]).to_csv(path, index=False)
+        table = pd.read_csv(path)
+        near = (table["l0"] / plan.l0 - 1).abs() < 0.2
+        table["near"] = near
+        best = table.sort_values(["near", "explained_variance"]).groupby("architecture").tail(1)
+        return dict(zip(best["architecture"], best["lr"], strict=True))
+
+    def save(self, trained: Mapping[str, tuple]) -> None:
+        """Write SAEs into `out/saes`, in SAELens' format, float16."""
+        for name, (sae, metadata) in trained.items():
+            (self.out / "saes" / name).parent.mkdir(parents=True, exist_ok=True)
+            save_saelens(sae, self.out / "saes" / name, metadata)
+
+    def corpus(self) -> None:
+        """The corpus that the model wrote; what was dropped goes into `work`."""
+        model = AutoModelForCausalLM.from_pretrained(self.spec.folder, dtype=bulk_dtype()).eval()
+        counts = write_corpus(model, self.model.tokenizer, self.out / "corpus.parquet", self.work / "corpus",
+                              self.plan.corpus_tokens)  # fmt: skip
+        (self.work / "corpus.json").write_text(json.dumps(counts))
+
+    def card(self) -> None:
+        """Measure the SAEs on real text and on the corpus, the model beside `mini`, and write the data card."""
+        model, saes = load_model(self.spec), {}
+        for folder in sorted((self.out / "saes").glob("**/cfg.json")):
+            name = folder.parent.relative_to(self.out / "saes").as_posix()
+            if name != "family/random-model":  # of another model
+                saes[name] = SAE.load_from_disk(folder.parent, dtype="float32").eval().requires_grad_(False)
+        corpus = pd.read_parquet(self.out / "corpus.parquet").sample(frac=1.0, random_state=0)
+        batches = [corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
+                   for rows in (self.plan.test_rows, self.plan.ce_rows)]  # fmt: skip
+        tables = {"real": self.measure(saes), "corpus": self.measure(saes, *batches)}
+        specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
+        bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
+        own = {name: _text_bits(spec) for name, spec in specs.items()}
+        dropped = json.loads((self.work / "corpus.json").read_text())
+        study, rates = (pd.read_csv(self.work / f"{name}.csv") for name in ("study", "rates"))
+        write(self.out / "README.md", card(tables, bits, own, corpus, dropped, study, rates, self.plan))
+        measured = {name: table.to_dict("records") for name, table in tables.items()}
+        write(self.out / "measurements.json", json.dumps(measured | {"bits_per_byte": bits, "texts": own}, indent=1))
+
+
+def harvest_all(model, batch: TokenBatch, hooks) -> dict[str, torch.Tensor]:
+    """Activations of several hooks on a whole batch, float16 `[batch, pos, d_in]`, from one pass."""
+    parts: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+    for tokens in tqdm(batch.tokens.split(10), desc="held-out text", unit="batch"):
+        for hook, x in activations_at(model, tokens, parts).items():
+            parts[hook].append(x.half())
+    return {hook: torch.cat(each) for hook, each in parts.items()}
+
+
+def ordinary_rows(caught: Mapping[str, torch.Tensor], sae, batch: TokenBatch, tokenizer):
+    """An SAE's input on the kept tokens that are not massive, and their table."""
+    hook_name = sae.cfg.metadata.hook_name
+    keep = batch.keep & (caught[residual_hook(hook_name)].float().norm(dim=-1) <= sae.cfg.metadata.massive_norm)
+    return caught[hook_name][keep], token_table(TokenBatch(batch.tokens, keep), tokenizer)
+
+
+@torch.no_grad()
+def explained(sae, x: torch.Tensor) -> float:
+    """Explained variance over activations in float16."""
+    sums = Sums(sae.cfg.d_in, sae.cfg.d_sae)
+    for part in x.split(2_048):
+        f = sae.encode(part.float())
+        sums.add(part.float(), sae.decode(f), f)
+    return sums.measures()["explained_variance"]
+
+
+def _plain(spec: ModelSpec) -> tuple:
+    """The model as transformers has it, and its tokenizer, for `kind_bits`."""
+    model = AutoModelForCausalLM.from_pretrained(spec.folder, dtype=torch.float32).eval()
+    return model, load_model(spec).tokenizer.backend_tokenizer
+
+
+def _text_bits(spec: ModelSpec) -> dict[str, float]:
+    """Bits per byte on the 140 labelled texts, by category."""
+    model = load_model(spec)
+    texts = pd.concat([load_texts(split) for split in ("discover", "confirm")], ignore_index=True)
+    found = text_bits(model, list(texts["text"]), spec.context).assign(category=texts["category"].to_numpy())
+    return {name: bits_per_byte(part) for name, part in found.groupby("category", sort=False)}

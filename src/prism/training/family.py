@@ -48,9 +48,9 @@ FAMILY: dict[str, Member] = {
 
 
 def member_configs(
-    name: str, d_in: int, tokens: int = 1_000_000, target_l0: int = TARGET_L0
+    name: str, d_in: int, tokens: int = 1_000_000, target_l0: int = TARGET_L0, width: int = WIDTH
 ) -> tuple[SaeConfig, TrainConfig]:
-    """Settings of one member of the family: all share width, tokens, batches and L0.
+    """Settings of one member of the family: all share width (features a channel), tokens, batches and L0.
 
     Raises:
         ValueError: no such member.
@@ -58,7 +58,7 @@ def member_configs(
     if name not in FAMILY:
         raise ValueError(f"no SAE '{name}' in the family; choose from {', '.join(FAMILY)}")
     member = FAMILY[name]
-    sae = replace(SaeConfig(d_in, WIDTH * d_in, k=min(target_l0, WIDTH * d_in)), **member.sae)
+    sae = replace(SaeConfig(d_in, width * d_in, k=min(target_l0, width * d_in)), **member.sae)
     config = TrainConfig(tokens=tokens, dead_after=tokens // 16, resample_every=tokens // 10)
     if sae.architecture in PENALISED:
         sae = replace(sae, sparsity=PENALISED[sae.architecture])

@@ -1,0 +1,138 @@
+"""The data card of `data/smollm2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from prism.build.cards import markdown_table
+from prism.build.openings import OPENINGS
+from prism.build.real_text import SHARES
+
+
+def quality(table: pd.DataFrame) -> str:
+    """The table of SAEs."""
+    rows = [
+        {
+            "SAE": row.SAE, "features": f"{row.d_sae:,}", "L0": f"{row.l0:.1f}", "EV": f"{row.explained_variance:.3f}",
+            "ΔCE (nats, 95 %)": f"{row.delta_ce:.3f} [{row.delta_ce_low:.3f}, {row.delta_ce_high:.3f}]",
+            "CE recovered (mean)": f"{row.ce_recovered_mean:.3f}",
+            "never fired": f"{row.never_fired:,} ({row.never_fired / row.d_sae:.1%})",
+            "median density": f"{row.median_density:.2%}", "single-token": f"{row.single_token:.1%}",
+            "massive tokens": f"{row.massive:,}",
+        }
+        for row in table.itertuples()
+    ]  # fmt: skip
+    first = table.iloc[0]
+    return (f"{markdown_table(pd.DataFrame(rows))}\n\n{first['tokens']:,} tokens; cross-entropies on a part of them, "
+            f"clean CE {first['ce_clean']:.3f} nats.")  # fmt: skip
+
+
+def side_by_side(bits: Mapping[str, Mapping[str, float]], first: str) -> str:
+    """Bits per byte of several models, one row a kind."""
+    kinds = next(iter(bits.values()))
+    return markdown_table(pd.DataFrame([
+        {first: kind} | {name: f"{one[kind]:.3f}" for name, one in bits.items()} for kind in kinds
+    ]))  # fmt: skip
+
+
+def samples(corpus: pd.DataFrame, n: int = 3, width: int = 400) -> str:
+    """The first n documents of each kind, shortened, as fenced blocks."""
+    blocks = []
+    for kind in OPENINGS:
+        for text in corpus.loc[corpus["kind"] == kind, "text"].head(n):
+            blocks.append(f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~")
+    return "\n\n".join(blocks)
+
+
+def corpus_card(corpus: pd.DataFrame, dropped: Mapping[str, int]) -> str:
+    """What the corpus is, and what was left out of it."""
+    frame = corpus.assign(n=corpus["tokens"].map(len), chat=corpus["text"].str.startswith("<|im_start|>"))
+    grouped = frame.groupby("kind", sort=False)
+    columns = {"documents": ("n", "size"), "tokens": ("n", "sum"), "openings": ("opening", "nunique")}
+    table = grouped.agg(**columns, chats=("chat", "sum")).loc[list(OPENINGS)].reset_index()
+    left = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if why not in ("sampled", "kept"))
+    return f"""{int(table["tokens"].sum()):,} tokens in {len(corpus):,} documents that the model wrote itself
+(`corpus.parquet`; columns kind, opening, text, tokens without BOS): it goes on from first words, or answers a request
+in its chat template (without a system message); we wrote both (`prism/build/openings.py`). Temperature 0.8, top-p 0.9
+of the 200 likeliest tokens, at most 255 tokens. Of {dropped["sampled"]:,} documents that were sampled, some were
+dropped: {left} (*short*: under 24 tokens of its own; *loop*: under 60 % of its 4-grams are different; *near-duplicate*:
+shares over 30 % of its 4-grams with another of its kind).
+
+{markdown_table(table)}
+
+The documents are not true and not checked. The model's French, Russian, Japanese and Arabic are poor: it was trained on
+English, and these texts show it."""
+
+
+def study_card(study: pd.DataFrame) -> str:
+    """The study's table."""
+    rows = study.assign(**{
+        "L0": study["l0"].round(1), "EV": study["explained_variance"].round(3), "ΔCE": study["delta_ce"].round(3),
+        "CE recovered (mean)": study["ce_recovered_mean"].round(3), "never fired": study["never_fired"],
+        "single-token": [f"{share:.1%}" for share in study["single_token"]],
+    })  # fmt: skip
+    names = ["SAE", "L0", "EV", "ΔCE", "CE recovered (mean)", "never fired", "single-token"]
+    return markdown_table(rows[names])
+
+
+def card(tables, bits, own, corpus, dropped, study, rates, plan) -> str:
+    """Text of `data/smollm2/README.md`.
+
+    Args:
+        tables: 'real' and 'corpus' -> `Build.measure`; bits, own: model -> bits per byte by kind, on held-out
+            documents and on the labelled texts; corpus: the written documents; dropped: from `write_corpus`.
+    """
+    mixture = ", ".join(f"{kind} {share:.3f}" for kind, share in SHARES.items())
+    tried = rates.round({"l0": 1, "explained_variance": 3})[["architecture", "lr", "l0", "explained_variance"]]
+    return f"""# SAEs and a corpus for SmolLM2-135M-Instruct
+
+Made by `python -m prism.build smollm2 --corpus DIR`. The model itself is not here: `prism fetch smollm2` brings it. The
+SAEs are in SAELens' format (float16; BatchTopK and Matryoshka as JumpReLU with one threshold):
+`SAE.load_from_disk("data/smollm2/saes/{plan.block}-res")`. Apache-2.0, as the model is; the training text is not
+included.
+
+## The SAEs on held-out real text
+
+{quality(tables["real"])}
+
+**Massive tokens** are left out of everything in these tables: those whose residual stream before the SAE's block is
+more than four times as long as the median (`<|endoftext|>` wherever it stands, and a few others). The constant is in
+each SAE's metadata (`massive_norm`). *Never fired*: on these tokens. *Single-token*: share of the features that fired
+on 20 tokens or more whose 20 strongest are one and the same token.
+
+Trained on {plan.rounds * plan.chunk:,} different tokens (`{plan.block}-res` and the family) and
+{plan.deep_rounds * plan.chunk:,} (the others), each seen up to {plan.passes} times; the family took every
+{plan.family_every}th batch. Rows of 256 tokens, one kind each, documents end to end. Shares: {mixture}.
+
+## The same SAEs on the embedded corpus
+
+{quality(tables["corpus"])}
+
+## How the default was chosen
+
+{study_card(study)}
+
+Learning rates tried for the family (the best explained variance near the wanted L0 was taken):
+
+{markdown_table(tried)}
+
+## The model, beside `mini`: bits per byte (lower is better)
+
+Held-out documents, 20,000 bytes a kind, in windows of 256 tokens:
+
+{side_by_side(bits, "kind")}
+
+The 140 labelled texts:
+
+{side_by_side(own, "category")}
+
+## The corpus
+
+{corpus_card(corpus, dropped)}
+
+## Three samples of each kind
+
+{samples(corpus)}
+"""
