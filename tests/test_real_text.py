@@ -143,7 +143,8 @@ class TestWriter:
 TINY = smollm2.Plan(
     chunk=500, rows=20, study_blocks=(1, 2), study_l0=(8,), study_rounds=2, study_passes=1, block=2, others=(1,),
     width=2, l0=8, rounds=4, deep_rounds=2, passes=2, family_every=2, random_rounds=2, rates=(3e-3, 1e-2),
-    rate_rounds=2, corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400, config=TrainConfig(batch=128, dead_after=500),
+    rate_rounds=2, corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400,
+    config=TrainConfig(batch=128, dead_after=500),
 )  # fmt: skip
 
 

@@ -155,8 +155,9 @@ def evaluate_all(
     with_kl: bool = True, seed: int = 0,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """`evaluate` for several SAEs of one model: the same numbers, but the clean model runs once for all of them, and
-    each hook is ablated once, so that every further SAE costs about a third. All are measured on the same tokens: what
-    is massive for one of them is left out for all.
+    each hook is read and ablated once, so that every further SAE costs about a third.
+
+    All are measured on the same tokens: what is massive for one of them is left out for all.
 
     Args:
         saes: name -> SAE; their hooks may differ.
@@ -174,9 +175,12 @@ def evaluate_all(
         raise ValueError("every token of the batch is massive, so there is nothing to measure; give other text")
     hooks, found, changes = {sae.cfg.metadata.hook_name for sae in saes.values()}, {}, {}
     batch_size = batch_size or logit_rows(model, batch, hooks)
+    streamed = {}
+    for hook_name in hooks:
+        of_hook = {name: sae for name, sae in saes.items() if sae.cfg.metadata.hook_name == hook_name}
+        streamed |= _stream(model, of_hook, hook_name, batch, batch_size)
     for name, sae in saes.items():
-        hook_name = sae.cfg.metadata.hook_name
-        sums, sequences = _stream(model, sae, batch, batch_size)
+        hook_name, (sums, sequences) = sae.cfg.metadata.hook_name, streamed[name]
         left_out = None if massive_norm(sae) is None else n_before - batch.n_tokens
         found[name] = Evaluation(**sums.measures(), massive=left_out, per_sequence=sequences.frame(sums.mean))
         changes["sae", name] = (hook_name, _reconstruct(sae))
@@ -208,23 +212,30 @@ def _with_ce(
     return replace(found, **out, per_sequence=found.per_sequence.assign(**columns))
 
 
-def _stream(model, sae, batch: TokenBatch, batch_size: int) -> tuple[Sums, SequenceSums]:
-    """First pass: everything that needs activations but no logits."""
-    sums, sequences = Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)
+def _stream(
+    model, saes: dict, hook_name: str, batch: TokenBatch, batch_size: int
+) -> dict[str, tuple[Sums, SequenceSums]]:
+    """First pass: everything that needs one hook's activations but no logits, for each SAE that reads it."""
     where = torch.device(model.cfg.device)
-    here = beside(sae, where)
+    found = {name: (Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in))
+             for name, sae in saes.items()}  # fmt: skip
+    here = {name: beside(sae, where) for name, sae in saes.items()}
     sequence, start = batch.keep.nonzero()[:, 0], 0
-    for x in harvest_kept(model, sae.cfg.metadata.hook_name, batch, batch_size):
+    for x in harvest_kept(model, hook_name, batch, batch_size):
         rows, start = sequence[start : start + len(x)], start + len(x)
-        if x.shape[-1] != sae.cfg.d_in:
-            raise ValueError(f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?")
+        for sae in saes.values():
+            if x.shape[-1] != sae.cfg.d_in:
+                raise ValueError(
+                    f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?"
+                )
         for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
             part = part.to(where)
-            f = here.encode(part)
-            x_hat = here.decode(f)
-            sums.add(part, x_hat, f)
-            sequences.add(of, part, x_hat, f)
-    return sums, sequences
+            for name, (sums, sequences) in found.items():
+                f = here[name].encode(part)
+                x_hat = here[name].decode(f)
+                sums.add(part, x_hat, f)
+                sequences.add(of, part, x_hat, f)
+    return found
 
 
 def _cross_entropies(
