@@ -105,7 +105,8 @@ def training_activations(
 
 def _homes(spec: ModelSpec) -> list[Path]:
     """Where a model's family may be: embedded, in the model's own folder, or trained here."""
-    beside = DATA / "saes" / "family" if spec.name == "mini" else spec.folder and spec.folder / "saes" / "family"
+    embedded = {"mini": DATA / "saes" / "family", "smollm2": DATA / "smollm2" / "saes" / "family"}
+    beside = embedded.get(spec.name) or spec.folder and spec.folder / "saes" / "family"
     return ([beside] if beside else []) + [home_folder(spec) / "family"]
 
 
