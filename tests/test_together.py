@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, fails_at):
     found = train_together(RollingBuffer(make_chunk(asked), 2, 64), RUNS, 6, tmp_path)
     assert asked == list(dict.fromkeys([0, *range(max(0, fails_at - 1), 6)]))  # only what the buffer holds, again
     assert all(equal(found[name], wanted[name]) for name in RUNS)
-    assert [path.name for path in tmp_path.glob("round-*[0-9]")] == ["round-6"]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-6"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):

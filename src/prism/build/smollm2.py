@@ -53,7 +53,7 @@ class Plan:
     rate_rounds: int = 2
     corpus_tokens: int = 700_000
     test_rows: int = 800  # held out, for what needs no logits
-    ce_rows: int = 80  # of those, for the cross-entropies
+    ce_rows: int = 40  # of those, for the cross-entropies
     bits_bytes: int = 20_000  # held-out text of each kind, for the model's bits per byte
     config: TrainConfig = field(default_factory=lambda: TrainConfig(dead_after=200_000))
 

@@ -76,8 +76,15 @@ def encode_activations(
     return FeatureMatrix(_without(rows.matrix(), ~kept), table.assign(massive=~kept))
 
 
+def _massive(table: pd.DataFrame) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens are massive, where the table tells."""
+    return table["massive"].to_numpy() if "massive" in table else np.zeros(len(table), bool)
+
+
 def _without(values: csr_matrix, drop: Bool[np.ndarray, " tokens"]) -> csr_matrix:
     """The matrix with some rows emptied."""
+    if not drop.any():
+        return values
     counts = np.diff(values.indptr)
     stay = np.repeat(~drop, counts)
     starts = np.concatenate([[0], np.cumsum(counts * ~drop)])
@@ -113,17 +120,20 @@ def channel_features(
     `[relu(z), relu(-z)]`. Half of them fire on each token. For a comparison at equal sparsity, give `l0`.
 
     Args:
+        table: the batch's `data.token_table`; or that of a matrix of the same batch, which tells massive tokens: they
+            do not count here either.
         l0: keep only the largest values, this many a token on average (one cut for all tokens); None keeps all.
 
     Raises:
         ValueError: as `encode_features`.
     """
     x = torch.cat([kept.flatten(1).float() for kept in _harvest_for(table, model, hook_name, batch, batch_size)])
-    spread = x.std(0, correction=0)
-    z = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp_min(1e-30), 0.0)
-    cut = 0.0
-    if l0 is not None and round(l0 * len(z)) < z.numel():
-        cut = z.abs().flatten().topk(round(l0 * len(z)) + 1).values[-1]  # strictly greater than it: l0 a token
+    counted = torch.from_numpy(~_massive(table))
+    spread, mean = x[counted].std(0, correction=0), x[counted].mean(0)
+    z = torch.where((spread > 0) & counted[:, None], (x - mean) / spread.clamp_min(1e-30), 0.0)
+    cut, wanted = 0.0, round((l0 or 0) * int(counted.sum()))
+    if l0 is not None and wanted < z.numel():
+        cut = z.abs().flatten().topk(wanted + 1).values[-1]  # strictly greater than it: l0 a token
     rows = SparseRows(2 * z.shape[1])
     for part in torch.where(z.abs() > cut, z, 0.0).split(ENCODE_TOKENS):
         rows.add(torch.cat([part, -part], dim=1).numpy())
@@ -144,7 +154,7 @@ def neuron_features(
         model: from `models.load_model`.
         hook_name: a hook inside a block, after the non-linearity.
         batch: the tokens; BOS and padding are left out.
-        table: the batch's `data.token_table`.
+        table: as for `channel_features`.
 
     Returns:
         `[tokens, neurons]`. Where a fifth of it is above zero, a million tokens of 768 neurons take 1.2 GB.
@@ -157,7 +167,7 @@ def neuron_features(
         x = x.flatten(1).float()
         rows = rows or SparseRows(x.shape[1])
         rows.add(x.numpy())  # keeps what is above zero
-    return FeatureMatrix(rows.matrix(), table)
+    return FeatureMatrix(_without(rows.matrix(), _massive(table)), table)
 
 
 def word_features(batch: TokenBatch, table: pd.DataFrame, vocabulary: int) -> FeatureMatrix:

@@ -142,10 +142,11 @@ def _newest(folder: Path | None) -> int:
 
 def _keep(folder: Path, done: int, trainers: Mapping[str, Trainer], logs: Mapping[str, list[dict]]) -> None:
     """Write a checkpoint beside the last one, then drop that: a kill at any moment leaves a whole one."""
-    before, part = _newest(folder), folder / f"round-{done}.part"
+    whole, part = folder / f"round-{done}", folder / f"round-{done}.part"
     shutil.rmtree(part, ignore_errors=True)
     for name, trainer in trainers.items():
         trainer.save(part / f"{name}.safetensors", logs[name])
-    os.replace(part, folder / f"round-{done}")
-    if before not in (0, done):
-        shutil.rmtree(folder / f"round-{before}")
+    os.replace(part, whole)
+    for other in folder.glob("round-*"):
+        if other != whole:
+            shutil.rmtree(other)
