@@ -21,7 +21,8 @@ from prism.build.smollm2_card import card
 from prism.build.writing import write_corpus
 from prism.data import TokenBatch, corpus_batch, load_texts, token_table
 from prism.device import bulk_dtype
-from prism.evaluation import Sums, bits_per_byte, evaluate_all, text_bits
+from prism.evaluation import bits_per_byte, evaluate_all, text_bits
+from prism.evaluation.metrics import explained_share
 from prism.features import encode_activations
 from prism.models import ModelSpec, activations_at, get_spec, load_model, random_model, residual_hook
 from prism.sae import SaeConfig, save_saelens, to_saelens
@@ -269,12 +270,13 @@ def ordinary_rows(caught: Mapping[str, torch.Tensor], sae, batch: TokenBatch, to
 
 @torch.no_grad()
 def explained(sae, x: torch.Tensor) -> float:
-    """Explained variance over activations in float16."""
-    sums = Sums(sae.cfg.d_in, sae.cfg.d_sae)
-    for part in x.split(2_048):
-        f = sae.encode(part.float())
-        sums.add(part.float(), sae.decode(f), f)
-    return sums.measures()["explained_variance"]
+    """Explained variance over activations in float16 `[tokens, d_in]`."""
+    mean, residual, total = x.double().mean(0), 0.0, 0.0
+    for part in x.split(8_192):
+        part = part.float()
+        residual += float((part - sae.decode(sae.encode(part))).pow(2).sum(dtype=torch.float64))
+        total += float((part - mean.float()).pow(2).sum(dtype=torch.float64))
+    return explained_share(residual, total)
 
 
 def _plain(spec: ModelSpec) -> tuple:
