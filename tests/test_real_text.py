@@ -125,14 +125,22 @@ class TestWriter:
         assert kept["opening"].tolist() == ["a", "c"] and dropped == {"short": 1, "loop": 1, "near-duplicate": 1}
         assert kept["tokens"][0] == [5, 6, *text]
 
+    def test_kinds_of_which_more_is_dropped_are_sampled_more(self):
+        sampled, kept = pd.Series(10, index=list(OPENINGS)), pd.Series(1_000, index=list(OPENINGS))
+        assert set(writing.shares(sampled, kept, 90).values()) == {10}
+        kept["nonenglish"] = 500
+        more = writing.shares(sampled, kept, 90)
+        assert sum(more.values()) <= 90 and more["nonenglish"] > 2 * more["web"]
+        assert min(writing.shares(sampled, kept.drop("web"), 90).values()) >= 1
+
     def test_an_interrupted_corpus_goes_on_to_the_same_file(self, tiny, tmp_path, monkeypatch):
         model, tokenizer = tiny
         monkeypatch.setattr(writing, "SHORTEST", 4)
         monkeypatch.setattr(writing, "LOOP", 0.0)
         tokenizer.eos_token = tokenizer.bos_token
-        made = writing.write_corpus(model, tokenizer, tmp_path / "a.parquet", tmp_path / "work", 5_000, rows=18)
-        (tmp_path / "work" / "part-001.parquet").unlink()  # as if it had been killed there
-        again = writing.write_corpus(model, tokenizer, tmp_path / "b.parquet", tmp_path / "work", 5_000, rows=18)
+        made = writing.write_corpus(model, tokenizer, tmp_path / "a.parquet", tmp_path / "work", 4_000, rows=18)
+        max((tmp_path / "work").iterdir()).unlink()  # as if it had been killed there
+        again = writing.write_corpus(model, tokenizer, tmp_path / "b.parquet", tmp_path / "work", 4_000, rows=18)
         assert made == again and (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
         frame = pd.read_parquet(tmp_path / "a.parquet")
         assert len(frame) == made["kept"] and set(frame["kind"]) == set(OPENINGS)
@@ -177,5 +185,5 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2-mlp-out" in card and "matryoshka" in card and "| nonenglish |" in card and "nan" not in card
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
-        "corpus", "corpus.json", "default", "further", "random", "rates", "rates.csv", "study", "study.csv", "tokens",
+        "corpus", "default", "further", "random", "rates", "study", "tokens",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ class Plan:
     random_rounds: int = 8  # of the SAE of the model with random weights
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates that are tried for each architecture
     rate_rounds: int = 2
-    corpus_tokens: int = 700_000
+    corpus_tokens: int = 520_000  # that are left of what is sampled
     test_rows: int = 800  # held out, for what needs no logits
     ce_rows: int = 40  # of those, for the cross-entropies
     bits_bytes: int = 20_000  # held-out text of each kind, for the model's bits per byte
@@ -119,8 +119,12 @@ class Build:
         }  # fmt: skip
         trained = self.train("study", runs, plan.study_rounds, plan.study_passes)
         table = self.measure({name: to_saelens(*pair) for name, pair in trained.items()})
-        table.to_csv(self.work / "study.csv", index=False)
+        self.keep(table.round(5), "study.csv")
         return table
+
+    def keep(self, table: pd.DataFrame, name: str) -> None:
+        """Write a table into `out`."""
+        write(self.out / name, table.to_csv(index=False))
 
     def measure(
         self, saes: Mapping[str, object], test: TokenBatch | None = None, small: TokenBatch | None = None
@@ -190,11 +194,11 @@ class Build:
         return runs
 
     def rates(self) -> dict[str, float]:
-        """Architecture -> the learning rate with the best explained variance on held-out text, after a short run each.
+        """Architecture -> learning rate with the best explained variance on held-out text, after a short run each.
 
-        Runs that miss the wanted L0 by more than a fifth do not count, unless all do. The table is kept in `rates.csv`.
+        Runs that miss the wanted L0 by more than a fifth do not count, unless all do. The table is kept.
         """
-        path, plan = self.work / "rates.csv", self.plan
+        path, plan = self.out / "rates.csv", self.plan
         if not path.is_file():
             runs = {}
             for name, member in FAMILY.items():
@@ -211,7 +215,8 @@ class Build:
                 x, _ = ordinary_rows(caught, sae, test, self.model.tokenizer)
                 l0 = float(torch.cat([(sae.encode(part.float()) > 0).sum(1) for part in x.split(2_048)]).float().mean())
                 rows.append((key.split()[0], float(key.split()[1]), l0, explained(sae, x)))
-            pd.DataFrame(rows, columns=["architecture", "lr", "l0", "explained_variance"]).to_csv(path, index=False)
+            columns = ["architecture", "lr", "l0", "explained_variance"]
+            self.keep(pd.DataFrame(rows, columns=columns).round(5), path.name)
         table = pd.read_csv(path)
         near = (table["l0"] / plan.l0 - 1).abs() < 0.2
         table["near"] = near
@@ -229,7 +234,7 @@ class Build:
         model = AutoModelForCausalLM.from_pretrained(self.spec.folder, dtype=bulk_dtype()).eval()
         counts = write_corpus(model, self.model.tokenizer, self.out / "corpus.parquet", self.work / "corpus",
                               self.plan.corpus_tokens)  # fmt: skip
-        (self.work / "corpus.json").write_text(json.dumps(counts))
+        write(self.out / "corpus.json", json.dumps(counts))
 
     def card(self) -> None:
         """Measure the SAEs on real text and on the corpus, the model beside `mini`, and write the data card."""
@@ -245,9 +250,10 @@ class Build:
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
         bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
         own = {name: _text_bits(spec) for name, spec in specs.items()}
-        dropped = json.loads((self.work / "corpus.json").read_text())
-        study, rates = (pd.read_csv(self.work / f"{name}.csv") for name in ("study", "rates"))
-        write(self.out / "README.md", card(tables, bits, own, corpus, dropped, study, rates, self.plan))
+        dropped = json.loads((self.out / "corpus.json").read_text())
+        read = {name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
+                for name in ("study", "readers", "rates")}  # fmt: skip
+        write(self.out / "README.md", card(tables, bits, own, corpus, dropped, read, self.plan))
         measured = {name: table.to_dict("records") for name, table in tables.items()}
         write(self.out / "measurements.json", json.dumps(measured | {"bits_per_byte": bits, "texts": own}, indent=1))
 

@@ -57,7 +57,7 @@ def corpus_card(corpus: pd.DataFrame, dropped: Mapping[str, int]) -> str:
 (`corpus.parquet`; columns kind, opening, text, tokens without BOS): it goes on from first words, or answers a request
 in its chat template (without a system message); we wrote both (`prism/build/openings.py`). Temperature 0.8, top-p 0.9
 of the 200 likeliest tokens, at most 255 tokens. Of {dropped["sampled"]:,} documents that were sampled, some were
-dropped: {left} (*short*: under 24 tokens of its own; *loop*: under 60 % of its 4-grams are different; *near-duplicate*:
+dropped: {left} (*short*: under 24 tokens of its own; *loop*: under 70 % of its 4-grams are different; *near-duplicate*:
 shares over 30 % of its 4-grams with another of its kind).
 
 {markdown_table(table)}
@@ -77,15 +77,33 @@ def study_card(study: pd.DataFrame) -> str:
     return markdown_table(rows[names])
 
 
-def card(tables, bits, own, corpus, dropped, study, rates, plan) -> str:
+def readers_card(readers: pd.DataFrame) -> str:
+    """What blind readers made of features of some of the study's SAEs."""
+    table = pd.crosstab(readers["SAE"], readers["class"]).reindex(columns=["context", "token", "none"], fill_value=0)
+    names = {"context": "more than a token", "token": "a token or spelling", "none": "no name"}
+    return markdown_table(table.rename(columns=names).reset_index())
+
+
+def card(tables, bits, own, corpus, dropped, read, plan) -> str:
     """Text of `data/smollm2/README.md`.
 
     Args:
         tables: 'real' and 'corpus' -> `Build.measure`; bits, own: model -> bits per byte by kind, on held-out
-            documents and on the labelled texts; corpus: the written documents; dropped: from `write_corpus`.
+            documents and on the labelled texts; corpus: the written documents; dropped: from `write_corpus`; read: the
+            tables 'study', 'rates' and, where there is one, 'readers'.
     """
     mixture = ", ".join(f"{kind} {share:.3f}" for kind, share in SHARES.items())
-    tried = rates.round({"l0": 1, "explained_variance": 3})[["architecture", "lr", "l0", "explained_variance"]]
+    tried = read["rates"].round({"l0": 1, "explained_variance": 3})[["architecture", "lr", "l0", "explained_variance"]]
+    seen = "" if read["readers"] is None else f"""
+The seven strongest windows of 30 random features of each of four of these SAEs, mixed, were read by two blind readers
+(language models), who named what at least six of the seven share:
+
+{readers_card(read["readers"])}
+
+Block 25 has the fewest single-token features, and also the fewest that a reader recognises: the share of single tokens
+alone is no measure of that. At block 15 Matryoshka has three single-token features in a hundred fewer than BatchTopK,
+which the readers do not notice for certain, and it explains less. So: block 15, BatchTopK.
+"""
     return f"""# SAEs and a corpus for SmolLM2-135M-Instruct
 
 Made by `python -m prism.build smollm2 --corpus DIR`. The model itself is not here: `prism fetch smollm2` brings it. The
@@ -112,8 +130,11 @@ Trained on {plan.rounds * plan.chunk:,} different tokens (`{plan.block}-res` and
 
 ## How the default was chosen
 
-{study_card(study)}
+Small runs on one stream ({plan.study_rounds * plan.chunk:,} different tokens, {plan.study_passes} passes), all of them
+with {plan.width} features a channel:
 
+{study_card(read["study"])}
+{seen}
 Learning rates tried for the family (the best explained variance near the wanted L0 was taken):
 
 {markdown_table(tried)}

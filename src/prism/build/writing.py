@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from prism.build.openings import OPENINGS, openings, requests
 
 TEMPERATURE, TOP_P, TOP_K = 0.8, 0.9, 200  # of the softmax; then what is left of its mass; and at most so many tokens
-CHATS = 0.35  # share of the documents that answer a request
-LOOP = 0.6  # a document with a smaller share of different 4-grams goes round in circles
+CHATS = 0.6  # share of the documents that answer a request
+LOOP = 0.7  # a document with a smaller share of different 4-grams goes round in circles
 ALIKE = 0.3  # share of 4-grams that two documents of a kind may have in common, of those in either
 SHORTEST = 24  # tokens that the model has to have written
 
@@ -85,46 +85,64 @@ def prompts(kind: str, tokenizer, n: int, rng: np.random.Generator) -> list[tupl
     """Opening and ids of `n` documents of a kind, BOS in front: first words, and requests in the chat template."""
     found = []
     for make, count in ((openings, n - round(n * CHATS)), (requests, round(n * CHATS))):
-        for text in rng.choice(make(kind), count, replace=False).tolist():
+        choices = make(kind)
+        for text in rng.choice(choices, count, replace=count > len(choices)).tolist():
             asked = text if make is openings else f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
             found.append((text, [tokenizer.bos_token_id, *tokenizer(asked, add_special_tokens=False)["input_ids"]]))
     return found
 
 
 def write_corpus(
-    model, tokenizer, out: Path, work: Path, n_tokens: int = 700_000, rows: int = 99, seed: int = 0
+    model, tokenizer, out: Path, work: Path, n_tokens: int = 520_000, rows: int = 297, seed: int = 0
 ) -> dict[str, int]:
-    """Sample documents of every kind until they hold `n_tokens`, drop loops and near-duplicates, and write Parquet.
+    """Sample documents until `n_tokens` are left without loops and near-duplicates, and write them as Parquet.
 
-    What is sampled is kept in `work`, part by part: an interrupted run goes on from the last one. The file has one row
-    a document: kind, opening, text, tokens (ids without BOS).
+    Of a kind of which more is dropped, more is sampled. What is sampled is kept in `work`, part by part: an interrupted
+    run goes on from the last one. The file has one row a document: kind, opening, text, tokens (ids without BOS).
 
     Args:
-        rows: documents at once, as many of each kind.
+        rows: documents at once.
 
     Returns:
         How many documents were sampled, were kept, and were dropped for which reason.
     """
-    writer, stop = Writer(model, rows, 256), (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    parts, bar = [], tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="write")
+    writer, stop, parts = Writer(model, rows, 256), (tokenizer.bos_token_id, tokenizer.eos_token_id), []
+    bar = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="tokens kept")
+    each = dict.fromkeys(OPENINGS, rows // len(OPENINGS))
     while bar.n < n_tokens:
         path = work / f"part-{len(parts):03}.parquet"
         if not path.is_file():
-            _write_part(writer, tokenizer, path, rows // len(OPENINGS), stop, (seed, len(parts)))
+            _write_part(writer, tokenizer, path, each, stop, (seed, len(parts)))
         parts.append(pd.read_parquet(path))
-        bar.update(int(parts[-1]["tokens"].map(len).sum()))
+        everything = pd.concat(parts, ignore_index=True)
+        kept, dropped = weed(everything, stop[0])
+        lengths = kept["tokens"].map(len)
+        bar.update(int(lengths.sum()) - bar.n)
+        each = shares(everything["kind"].value_counts(), lengths.groupby(kept["kind"]).sum(), rows)
     bar.close()
-    everything = pd.concat(parts, ignore_index=True)
-    kept, dropped = weed(everything, stop[0])
     kept["text"] = [tokenizer.decode(ids) for ids in kept["tokens"]]
     _replace(kept[["kind", "opening", "text", "tokens"]], out)
     return {"sampled": len(everything), "kept": len(kept)} | dropped
 
 
-def _write_part(writer: Writer, tokenizer, path: Path, each: int, stop: tuple[int, int], seed: tuple[int, int]) -> None:
-    """Sample one part, as many documents of each kind: a pure function of the seed."""
+def shares(sampled: pd.Series, kept: pd.Series, rows: int) -> dict[str, int]:
+    """Documents of each kind to sample next, `rows` at most, so that the kinds' kept tokens draw level.
+
+    Args:
+        sampled: documents so far, by kind; kept: tokens that were left of them.
+    """
+    have = kept.reindex(list(OPENINGS), fill_value=0)
+    missing = have.max() - have + have.mean()  # what would make them level, a part from now
+    wanted = missing / (have / sampled.reindex(list(OPENINGS))).clip(lower=10)  # tokens that a document leaves
+    return (wanted / wanted.sum() * rows).astype(int).clip(lower=1).to_dict()
+
+
+def _write_part(
+    writer: Writer, tokenizer, path: Path, each: dict[str, int], stop: tuple[int, int], seed: tuple[int, int]
+) -> None:
+    """Sample one part, so many documents of each kind: a pure function of these and the seed."""
     rng = np.random.default_rng(seed)
-    asked = [(kind, *one) for kind in OPENINGS for one in prompts(kind, tokenizer, each, rng)]
+    asked = [(kind, *one) for kind, count in each.items() for one in prompts(kind, tokenizer, count, rng)]
     written = writer([ids for *_, ids in asked], stop, torch.Generator().manual_seed(int(rng.integers(2**60))))
     rows = [(kind, opening, len(ids) - 1, document[1:])
             for (kind, opening, ids), document in zip(asked, written, strict=True)]  # fmt: skip
