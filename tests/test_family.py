@@ -46,6 +46,24 @@ def test_activations_are_those_of_the_model_without_bos(mini):
     torch.testing.assert_close(torch.from_numpy(found[: len(first)]).float(), expected, atol=0.02, rtol=2e-3)
 
 
+def test_massive_tokens_are_not_trained_on_and_the_sae_carries_the_constant(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("prism.models.loading.CACHE", tmp_path)
+    monkeypatch.setattr("prism.models.massive.FACTOR", 1.02)
+    spec = models.get_spec(str(llama))
+    family_module.training_activations.cache_clear()
+    family_module.training_limit.cache_clear()
+    limit = family_module.training_limit(spec, spec.sae().hook_name)
+    x = training_activations(spec, spec.sae().hook_name, 4_000)
+    assert len(x) < 3_900 and np.linalg.norm(x.astype(np.float32), axis=1).max() <= limit * 1.001
+    assert load_family(spec, "topk", tokens=4_096, distinct=4_000).cfg.metadata.massive_norm == limit
+    family_module.training_activations.cache_clear()
+    family_module.training_limit.cache_clear()
+
+
+def test_no_token_of_mini_is_massive():
+    assert family_module.training_limit(SPEC, SPEC.sae().hook_name) is None
+
+
 def test_a_random_model_has_the_same_shape_and_other_weights(mini):
     one, same, other = (models.random_model(SPEC, seed) for seed in (0, 0, 1))
     assert one.cfg.d_model == mini.cfg.d_model and one is same

@@ -64,7 +64,7 @@ class TestActivations:
             assert torch.equal(chunk[hook], wanted[hook][:, 1:].flatten(0, 1)[:300].half())
 
     def test_massive_tokens_are_left_out_at_every_hook(self, mini, monkeypatch):
-        monkeypatch.setattr(real_text, "FACTOR", 1.05)
+        monkeypatch.setattr("prism.models.massive.FACTOR", 1.05)
         stream = real_text.Activations(mini, rows := self.rows(mini), self.HOOKS, size=100)
         x = activations_at(mini, rows(0), [*self.HOOKS, "blocks.2.hook_resid_pre"])
         norms = {name: x[name][:, 1:].norm(dim=-1) for name in stream.limits}

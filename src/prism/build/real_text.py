@@ -14,8 +14,7 @@ from torch import Tensor
 from prism.build.corpus import MIXTURE, encode_documents, find_kinds, split_documents, tokenise
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
-from prism.models import activations_at
-from prism.models.massive import FACTOR, residual_hook
+from prism.models import activations_at, norm_limit, residual_hook
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
@@ -107,10 +106,9 @@ class Activations:
         self.limits = self._limits()
 
     def _limits(self) -> dict[str, float]:
-        """Residual hook -> norm above which a token is massive: a multiple of the first rows' median."""
-        first = activations_at(self.model, self.rows(0)[:64], self.wanted)
-        return {hook: FACTOR * float(first[hook][:, 1:].flatten(0, 1).norm(dim=-1).median())
-                for hook in dict.fromkeys(map(residual_hook, self.hooks))}  # fmt: skip
+        """Residual hook -> norm above which a token is massive, by the first rows."""
+        first = self.rows.batch()[:64]
+        return {hook: norm_limit(self.model, first, hook) for hook in dict.fromkeys(map(residual_hook, self.hooks))}
 
     def __call__(self, number: int) -> dict[str, Float[Tensor, "size d_in"]]:
         parts: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}

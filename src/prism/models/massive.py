@@ -19,6 +19,13 @@ def residual_hook(hook_name: str) -> str:
     return f"blocks.{hook_name.split('.')[1]}.hook_resid_pre"
 
 
+def norm_limit(model, batch: TokenBatch, hook_name: str) -> float:
+    """Norm of the residual stream above which a token would be massive: a multiple of the batch's median."""
+    residual = residual_hook(hook_name)
+    parts = [activations_at(model, batch.tokens[i : i + 16], [residual])[residual] for i in range(0, len(batch), 16)]
+    return FACTOR * float(torch.cat(parts)[batch.keep].norm(dim=-1).median())
+
+
 def massive_norm(sae) -> float | None:
     """Norm of the residual stream above which a token is massive, as stored with an SAE; None if nothing is."""
     return getattr(sae.cfg.metadata, "massive_norm", None)
@@ -31,10 +38,16 @@ def ordinary(model, sae, batch: TokenBatch, batch_size: int = 16) -> TokenBatch:
     the SAE (metadata `massive_norm`: four times the median of its training sample), whichever hook of that block the
     SAE reads. An SAE that has no such constant leaves every token in.
     """
-    limit = massive_norm(sae)
+    return without_massive(model, batch, sae.cfg.metadata.hook_name, massive_norm(sae), batch_size)
+
+
+def without_massive(
+    model, batch: TokenBatch, hook_name: str, limit: float | None, batch_size: int = 16
+) -> TokenBatch:
+    """The same for a constant that is given; None leaves every token in."""
     if limit is None or not batch.n_tokens:
         return batch
-    below = _below(_Same(model, batch.tokens), residual_hook(sae.cfg.metadata.hook_name), float(limit), batch_size)
+    below = _below(_Same(model, batch.tokens), residual_hook(hook_name), float(limit), batch_size)
     return TokenBatch(batch.tokens, batch.keep & below)
 
 

@@ -12,7 +12,16 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from prism.data import DATA, TokenBatch, corpus_batch, load_corpus
-from prism.models import HOME_TOKENS, ModelSpec, harvest_kept, home_folder, load_model, random_model
+from prism.models import (
+    HOME_TOKENS,
+    ModelSpec,
+    harvest_kept,
+    home_folder,
+    load_model,
+    norm_limit,
+    random_model,
+    without_massive,
+)
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
 from prism.training.loop import TrainConfig, train
 from prism.training.monitor import Monitor
@@ -93,14 +102,34 @@ def first_sequences(batch: TokenBatch, n_tokens: int) -> TokenBatch:
 def training_activations(
     spec: ModelSpec, hook_name: str, n_tokens: int = HOME_TOKENS, random_weights: bool = False
 ) -> np.ndarray:
-    """One hook's activations on the training documents as float16 `[tokens, d_in]`, BOS and padding left out.
+    """One hook's activations on the training documents as float16 `[tokens, d_in]`; BOS, padding and massive tokens
+    are left out.
 
     Args:
         n_tokens: how many at most; fewer if the corpus holds fewer.
     """
     model = random_model(spec) if random_weights else load_model(spec, bulk=True)
-    batch = first_sequences(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context), n_tokens)
+    limit = training_limit(spec, hook_name, random_weights)
+    batch = without_massive(model, first_sequences(_training_batch(spec), n_tokens), hook_name, limit)
     return np.concatenate([x.half().numpy() for x in harvest_kept(model, hook_name, batch)])[:n_tokens]
+
+
+@lru_cache(maxsize=1)
+def _training_batch(spec: ModelSpec) -> TokenBatch:
+    """All training documents of a model's corpus as tokens."""
+    return corpus_batch(training_documents(spec.corpus), load_model(spec).tokenizer, spec.context)
+
+
+@lru_cache(maxsize=8)
+def training_limit(spec: ModelSpec, hook_name: str, random_weights: bool = False) -> float | None:
+    """Norm of the residual stream above which `training_activations` leaves a token out (see `models.massive`).
+
+    Returns:
+        None where no token of a sample exceeds it, as in small models.
+    """
+    model, sample = random_model(spec) if random_weights else load_model(spec), _training_batch(spec)[:64]
+    limit = norm_limit(model, sample, hook_name)
+    return limit if without_massive(model, sample, hook_name, limit).n_tokens < sample.n_tokens else None
 
 
 def _homes(spec: ModelSpec) -> list[Path]:
@@ -147,7 +176,9 @@ def load_family(
         activations = training_activations(spec, hook_name, distinct, FAMILY[name].random_model)
         sae, config = member_configs(name, activations.shape[1], tokens)
         trained = train(activations, sae, config, monitor or Monitor(FAMILY[name].title))
-        save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations)))
+        limit = training_limit(spec, hook_name, FAMILY[name].random_model)
+        metadata = metadata_of(trained, config, spec, hook_name, len(activations), massive_norm=limit)
+        save_saelens(trained, folder, metadata)
     loaded = SAE.load_from_disk(folder, device="cpu", dtype="float32")
     return loaded.eval().requires_grad_(False)
 
@@ -158,7 +189,8 @@ def train_for_model(spec: ModelSpec, hook_name: str, folder: Path) -> None:
     d_in = activations.shape[1]
     config = TrainConfig(tokens=4 * len(activations), dead_after=len(activations) // 2)
     trained = train(activations, SaeConfig(d_in, WIDTH * d_in), config, progress=f"SAE at {hook_name}")
-    save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations)))
+    limit = training_limit(spec, hook_name)
+    save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations), massive_norm=limit))
 
 
 def metadata_of(
