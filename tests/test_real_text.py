@@ -150,8 +150,8 @@ class TestWriter:
 
 TINY = smollm2.Plan(
     chunk=500, rows=20, study_blocks=(1, 2), study_l0=(8,), study_rounds=2, study_passes=1, block=2, others=(1,),
-    width=2, l0=8, rounds=4, deep_rounds=2, passes=2, family_every=2, random_rounds=2, rates=(3e-3, 1e-2),
-    rate_rounds=2, corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400,
+    width=2, l0=8, rounds=4, deep_rounds=2, passes=2, deep_passes=2, family_every=2, random_rounds=2,
+    rates=(3e-3, 1e-2), rate_rounds=2, corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400,
     config=TrainConfig(batch=128, dead_after=500),
 )  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     sae = SAE.load_from_disk(tmp_path / "out" / "saes" / "2-mlp-post")
     meta = sae.cfg.metadata
     assert meta.hook_name == "blocks.2.mlp.hook_post" and meta.massive_norm > 0 and meta.model_name == "model"
-    assert meta.training_samples == (3 + 7) * 128 and sae.cfg.d_in == 4 * 128 or sae.cfg.d_in > 128
+    assert meta.training_samples == (3 + 7) * 128 and sae.cfg.d_sae == sae.cfg.d_in // 2
     measured = json.loads((tmp_path / "out" / "measurements.json").read_text())
     assert {row["SAE"] for row in measured["real"]} == made - {"family/random-model"}
     assert all(row["massive"] >= 0 and row["tokens"] > 0 for row in measured["corpus"])

@@ -44,14 +44,15 @@ class Plan:
     others: tuple[int, ...] = (7, 23)  # of the further ones of the residual stream
     width: int = 8  # features a channel; the neurons' SAE has a quarter of it
     l0: int = 48
-    rounds: int = 48  # of the default SAE
-    deep_rounds: int = 20  # of the further ones
-    passes: int = 5
+    rounds: int = 32  # of the default SAE and the family
+    passes: int = 8
+    deep_rounds: int = 8  # of the further ones
+    deep_passes: int = 6
     family_width: int = 2
     family_every: int = 4  # batches, of which the family takes one
-    random_rounds: int = 8  # of the SAE of the model with random weights
+    random_rounds: int = 6  # of the SAE of the model with random weights
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates that are tried for each architecture
-    rate_rounds: int = 2
+    rate_rounds: int = 3
     corpus_tokens: int = 520_000  # that are left of what is sampled
     test_rows: int = 800  # held out, for what needs no logits
     ce_rows: int = 40  # of those, for the cross-entropies
@@ -174,7 +175,7 @@ class Build:
             f"{plan.block}-mlp-out": Run(self.hook(plan.block, "hook_mlp_out"), wide, plan.config),
             f"{plan.block}-mlp-post": Run(self.hook(plan.block, "mlp.hook_post"), narrow, plan.config),
         }
-        self.save(self.train("further", runs, plan.deep_rounds, plan.passes))
+        self.save(self.train("further", runs, plan.deep_rounds, plan.deep_passes))
 
     def random(self) -> None:
         """The family's SAE of the model with random weights."""

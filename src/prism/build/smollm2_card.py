@@ -69,9 +69,10 @@ English, and these texts show it."""
 def study_card(study: pd.DataFrame) -> str:
     """The study's table."""
     rows = study.assign(**{
-        "L0": study["l0"].round(1), "EV": study["explained_variance"].round(3), "ΔCE": study["delta_ce"].round(3),
-        "CE recovered (mean)": study["ce_recovered_mean"].round(3), "never fired": study["never_fired"],
-        "single-token": [f"{share:.1%}" for share in study["single_token"]],
+        "L0": study["l0"].map("{:.1f}".format), "EV": study["explained_variance"].map("{:.3f}".format),
+        "ΔCE": study["delta_ce"].map("{:.3f}".format), "never fired": study["never_fired"],
+        "CE recovered (mean)": study["ce_recovered_mean"].map("{:.3f}".format),
+        "single-token": study["single_token"].map("{:.1%}".format),
     })  # fmt: skip
     names = ["SAE", "L0", "EV", "ΔCE", "CE recovered (mean)", "never fired", "single-token"]
     return markdown_table(rows[names])
@@ -120,9 +121,9 @@ more than four times as long as the median (`<|endoftext|>` wherever it stands, 
 each SAE's metadata (`massive_norm`). *Never fired*: on these tokens. *Single-token*: share of the features that fired
 on 20 tokens or more whose 20 strongest are one and the same token.
 
-Trained on {plan.rounds * plan.chunk:,} different tokens (`{plan.block}-res` and the family) and
-{plan.deep_rounds * plan.chunk:,} (the others), each seen up to {plan.passes} times; the family took every
-{plan.family_every}th batch. Rows of 256 tokens, one kind each, documents end to end. Shares: {mixture}.
+Trained on {plan.rounds * plan.chunk:,} different tokens, each seen up to {plan.passes} times (`{plan.block}-res`; the
+family took every {plan.family_every}th batch), and on {plan.deep_rounds * plan.chunk:,}, up to {plan.deep_passes} times
+(the others). Rows of 256 tokens, one kind each, documents end to end. Shares: {mixture}.
 
 ## The same SAEs on the embedded corpus
 
