@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 import torch
 
+from prism.analysis import most_frequent
 from prism.data import TokenBatch, load_texts, token_table, tokenize
-from prism.evaluation import evaluate, evaluate_all
+from prism.evaluation import PreflightError, evaluate, evaluate_all, preflight, sanity_dictionaries
 from prism.evaluation.predictions import sequence_nats, splice
-from prism.features import channel_features, encode_activations, encode_features, neuron_features
-from prism.models import activations_at, get_spec, harvest_kept, load_sae, ordinary
+from prism.features import channel_features, encode_activations, encode_features, neuron_features, word_features
+from prism.interventions import suppress
+from prism.models import (
+    activations_at,
+    get_spec,
+    harvest_kept,
+    is_massive,
+    kept_activations,
+    load_sae,
+    ordinary,
+    random_model,
+)
+from prism.visualization import summarise_feature
 
 SPEC = get_spec("mini")
 
@@ -91,6 +103,88 @@ def test_measured_without_them_and_spliced_around_them(name, mini, batch):
               for change in (lambda x: x, lambda x: sae.decode(sae.encode(x)))]  # fmt: skip
     clean, spliced = (sequence_nats(each, batch.tokens, mask).sum() / mask.sum() for each in logits)
     assert found.delta_ce == pytest.approx(float(spliced - clean), abs=1e-5)
+
+
+def test_activations_of_another_hook_do_not_tell_and_are_refused(mini, batch):
+    sae, _ = limited("2-mlp-out", mini, batch, 0.1)
+    x = kept_activations(mini, sae.cfg.metadata.hook_name, batch)
+    with pytest.raises(ValueError, match="do not tell which tokens are massive; use encode_features"):
+        encode_activations(sae, [x], token_table(batch, mini.tokenizer))
+
+
+def test_what_is_not_finite_is_an_error_not_a_massive_token(mini, batch, monkeypatch):
+    sae, _ = limited("2-res", mini, batch, 0.1)
+    assert is_massive(torch.tensor([1.0, 5.0, float("nan"), float("inf")]), 2.0).tolist() == [False, True, False, False]
+
+    def broken(model, tokens, hooks):
+        found = activations_at(model, tokens, hooks)
+        return {name: x.index_fill(0, torch.tensor([1]), float("nan")) for name, x in found.items()}
+
+    monkeypatch.setattr("prism.models.massive.activations_at", broken)
+    monkeypatch.setattr("prism.models.harvesting.activations_at", broken)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        evaluate(mini, sae, batch, with_ce=False)
+
+
+def test_words_and_saes_without_a_constant(mini, batch):
+    sae, massive = limited("2-res", mini, batch, 0.1)
+    table = encode_features(mini, sae, batch, token_table(batch, mini.tokenizer)).table
+    words = word_features(batch, table, len(mini.tokenizer))
+    assert words.l0() == 1.0 and words.massive == massive.sum()
+    plain = encode_features(mini, load_sae(SPEC, "1-res"), batch, table)
+    assert plain.massive == 0 and plain.values[massive[batch.keep].numpy()].nnz > 0
+
+
+def test_a_feature_is_not_changed_where_none_counts_as_firing(mini, batch):
+    sae, massive = limited("2-res", mini, batch, 0.1)
+    x = activations_at(mini, batch.tokens, ["blocks.2.hook_resid_pre"])["blocks.2.hook_resid_pre"][batch.keep]
+    feature = int(encode_features(mini, sae, batch, token_table(batch, mini.tokenizer)).density().argmax())
+    moved = (suppress(sae, feature)(x) - x).norm(dim=-1) > 1e-4
+    assert not moved[massive[batch.keep]].any() and moved[~massive[batch.keep]].any()
+
+
+def test_baselines_and_other_measures_leave_them_out(mini, batch):
+    sae, massive = limited("2-res", mini, batch, 0.1)
+    some = TokenBatch(batch.tokens, batch.keep & ~massive)
+    found, wanted = (sanity_dictionaries(mini, sae, each) for each in (batch, some))
+    for name in wanted:
+        assert torch.equal(found[name].b_dec, wanted[name].b_dec) and found[name].k == wanted[name].k
+    matrix = encode_features(mini, sae, batch, token_table(batch, mini.tokenizer))
+    feature = int(matrix.firing_counts().argmax())
+    assert summarise_feature(matrix, feature).density == pytest.approx(matrix.density()[feature])
+    top = most_frequent(matrix, 3, by="token").iloc[0]
+    assert top["share"] == pytest.approx(top["density"])
+
+
+def test_weights_that_changed_are_looked_at_again(batch):
+    model = random_model(SPEC, seed=3)
+    sae, massive = limited("2-res", model, batch, 0.1)
+    assert ordinary(model, sae, batch).n_tokens == batch.n_tokens - massive.sum()
+    with torch.no_grad():
+        model.W_E.mul_(100)
+    assert ordinary(model, sae, batch).n_tokens < batch.n_tokens / 2
+
+
+def test_preflight_says_that_nothing_is_left(mini, batch):
+    sae = copy.deepcopy(load_sae(SPEC, "2-res"))
+    sae.cfg.metadata.massive_norm = 1e-3
+    with pytest.raises(PreflightError, match="ordinary tokens: found 0"):
+        preflight(mini, sae, batch)
+
+
+def test_bfloat16_and_bare_objects_are_read(mini, batch):
+    class Bare:
+        class cfg:  # noqa: N801
+            d_sae = 2
+
+        def encode(self, x):
+            return x[:, :2].relu()
+
+    table = token_table(batch, mini.tokenizer)
+    assert encode_activations(Bare(), [torch.ones(len(table), 4)], table).l0() == 2
+    sae, massive = limited("2-res", mini, batch, 0.1)
+    x = kept_activations(mini, "blocks.2.hook_resid_pre", batch).bfloat16()
+    assert abs(encode_activations(sae, [x.float()], table).massive - massive.sum()) <= 3
 
 
 def test_several_saes_are_measured_on_the_same_tokens(mini, batch):

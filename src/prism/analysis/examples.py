@@ -32,7 +32,7 @@ def match_density(matrix: FeatureMatrix, density: Float[np.ndarray, " units"], s
         raise ValueError("density needs at least one share of tokens, each from 0 to 1")
     values = matrix.values.tocsc(copy=True)
     keep = np.random.default_rng(seed).choice(density, matrix.d_sae)
-    for unit, firings in enumerate(np.rint(keep * matrix.n_tokens).astype(int)):
+    for unit, firings in enumerate(np.rint(keep * (matrix.n_tokens - matrix.massive)).astype(int)):
         part = values.data[values.indptr[unit] : values.indptr[unit + 1]]
         part[np.argsort(-part, kind="stable")[firings:]] = 0
     values.eliminate_zeros()

@@ -40,7 +40,7 @@ def most_frequent(matrix: FeatureMatrix, k: int = 20, by: str = "text") -> pd.Da
         raise ValueError(f"by is '{by}'; choose 'text' or 'token'")
     counts = matrix.firing_counts() if by == "token" else matrix.text_max().getnnz(axis=0)
     features = best_indices(counts, k)
-    total = matrix.n_tokens if by == "token" else matrix.n_texts
+    total = matrix.n_tokens - matrix.massive if by == "token" else matrix.n_texts
     return _describe(matrix, features).assign(share=counts[features] / total)
 
 

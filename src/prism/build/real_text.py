@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -14,20 +16,23 @@ from torch import Tensor
 from prism.build.corpus import MIXTURE, encode_documents, find_kinds, split_documents, tokenise
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
-from prism.models import activations_at, norm_limit, residual_hook
+from prism.models import activations_at, is_massive, norm_limit, residual_hook
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
-SPEAKER = re.compile(r"^(?:User|Assistant|A|B|Question|Answer): ?", re.M)
+ROLES = {"User": "user", "A": "user", "Question": "user", "Assistant": "assistant", "B": "assistant",
+         "Answer": "assistant"}  # fmt: skip
+SPEAKER = re.compile(rf"^({'|'.join(ROLES)}): ?", re.M)
 
 
 def as_chat(document: str) -> list[dict[str, str]] | None:
     """The turns of a document that begins with a speaker's name, as messages of user and assistant; else None."""
     if not SPEAKER.match(document):
         return None
-    turns = [turn.strip() for turn in SPEAKER.split(document)[1:]]
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns) if turn] if len(turns) > 1 else None
+    speakers, turns = SPEAKER.split(document)[1::2], SPEAKER.split(document)[2::2]
+    messages = [{"role": ROLES[who], "content": turn.strip()}
+                for who, turn in zip(speakers, turns, strict=True) if turn.strip()]  # fmt: skip
+    return messages if len(messages) > 1 else None
 
 
 def chat_tokens(documents: list[str], tokenizer) -> np.ndarray:
@@ -46,9 +51,11 @@ def training_tokens(corpus: Path, tokenizer, folder: Path, work: Path) -> dict[s
         folder: of the model, for its `tokenizer.json`.
     """
     tokens = tokenise(corpus, tokenizer.backend_tokenizer, folder / "tokenizer.json", work)
-    path = work / "tokens" / "chat.npy"
+    key = hashlib.sha256((work / "tokens" / "key.json").read_bytes()).hexdigest()[:12]
+    path = work / "tokens" / f"chat-{key}.npy"
     if not path.is_file():
-        np.save(path, chat_tokens(_chatty(corpus, 0), tokenizer))
+        np.save(path.with_name(".chat.part.npy"), chat_tokens(_chatty(corpus, 0), tokenizer))
+        os.replace(path.with_name(".chat.part.npy"), path)
     return tokens | {"chat": np.load(path, mmap_mode="r")}
 
 
@@ -92,9 +99,11 @@ class Rows:
 class Activations:
     """Chunks for `training.RollingBuffer`: activations of some hooks, BOS and massive tokens left out, in float16.
 
+    A token that is massive before one block need not be so before another: each hook leaves out its own.
+
     Args:
         model: in whatever number format bulk work runs; rows: what it reads.
-        hook_names: hooks of blocks; each row is left out where its token is massive before any of those blocks.
+        hook_names: hooks of blocks.
         size: activations in a chunk; what the rows hold beyond is dropped.
         at_once: rows that the model reads at once.
     """
@@ -116,10 +125,10 @@ class Activations:
             caught = {
                 hook: x[:, 1:].flatten(0, 1) for hook, x in activations_at(self.model, tokens, self.wanted).items()
             }
-            keep = torch.stack([caught[hook].norm(dim=-1) <= limit for hook, limit in self.limits.items()]).all(0)
+            massive = {hook: is_massive(caught[hook].norm(dim=-1), limit) for hook, limit in self.limits.items()}
             for hook in self.hooks:
-                parts[hook].append(caught[hook][keep].half())
+                parts[hook].append(caught[hook][~massive[residual_hook(hook)]].half())
         whole = {hook: torch.cat(values)[: self.size] for hook, values in parts.items()}
-        if len(whole[self.hooks[0]]) < self.size:
-            raise ValueError(f"chunk {number} keeps {len(whole[self.hooks[0]])} tokens of {self.size}; read more rows")
+        if (fewest := min(map(len, whole.values()))) < self.size:
+            raise ValueError(f"chunk {number} keeps {fewest} tokens of {self.size}; read more rows")
         return whole

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from sae_lens import SAE
@@ -24,10 +25,12 @@ from prism.device import bulk_dtype
 from prism.evaluation import bits_per_byte, evaluate_all, text_bits
 from prism.evaluation.metrics import explained_share
 from prism.features import encode_activations
-from prism.models import ModelSpec, activations_at, get_spec, load_model, random_model, residual_hook
+from prism.models import ModelSpec, activations_at, get_spec, is_massive, load_model, random_model, residual_hook
 from prism.sae import SaeConfig, save_saelens, to_saelens
 from prism.training import FAMILY, RollingBuffer, Run, TrainConfig, metadata_of, train_together
 from prism.training.family import member_configs
+
+RARELY = {"dead_after": 200_000, "resample_every": 200_000}  # activations
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,12 @@ class Build:
     def train(self, name: str, runs: Mapping[str, Run], rounds: int, passes: int, model=None) -> dict:
         """Train some SAEs on one stream; name -> SAE in SAELens' format, its metadata complete."""
         stream = Activations(model or self.model, self.rows, {run.hook_name for run in runs.values()}, self.plan.chunk)
-        buffer = RollingBuffer(stream, passes)
+        buffer = RollingBuffer(stream, passes, self.plan.config.batch)
         trained = train_together(buffer, runs, rounds, self.work / name, progress=name)
         found = {}
         for key, sae in trained.items():
             run = runs[key]
-            steps = sum(map(buffer.steps, range(rounds))) // run.every
+            steps = -(-sum(map(buffer.steps, range(rounds))) // run.every)
             config = replace(run.config, tokens=steps * buffer.batch, batch=buffer.batch)
             limit = stream.limits[residual_hook(run.hook_name)]
             text = f"{rounds * self.plan.chunk:,} tokens of nine kinds of real text and of chats, see the data card"
@@ -142,7 +145,7 @@ class Build:
         quality = evaluate_all(load_model(self.spec), dict(saes), small, with_kl=False)
         for name, sae in saes.items():
             x, table = ordinary_rows(caught, sae, test, self.model.tokenizer)
-            features = encode_activations(sae, x.float().split(8_192), table)
+            features = encode_activations(sae, x.float().split(8_192), table, np.ones(len(table), bool))
             best = features.statistics(k=20)
             alive = best.counts >= 20
             ids = table["token_id"].to_numpy()[best.top_rows[alive]]
@@ -189,7 +192,7 @@ class Build:
             if names is None and member.random_model or names is not None and name not in names:
                 continue
             sae, config = member_configs(name, d_in, 1, plan.l0, plan.family_width)
-            config = replace(config, lr=rates[sae.architecture], dead_after=200_000, resample_every=200_000)
+            config = replace(config, lr=rates[sae.architecture], **RARELY)
             every = 1 if member.random_model else plan.family_every
             runs[f"family/{name}"] = Run(self.hook(plan.block), sae, config, every)
         return runs
@@ -207,7 +210,7 @@ class Build:
                     continue
                 for lr in plan.rates:
                     sae, config = member_configs(name, self.model.cfg.d_model, 1, plan.l0, plan.family_width)
-                    runs[f"{name} {lr:g}"] = Run(self.hook(plan.block), sae, replace(config, lr=lr, dead_after=200_000))
+                    runs[f"{name} {lr:g}"] = Run(self.hook(plan.block), sae, replace(config, lr=lr, **RARELY))
             trained = self.train("rates", runs, plan.rate_rounds, plan.passes)
             test = self.test_batch(plan.ce_rows, seed=4)
             caught, rows = harvest_all(self.model, test, {self.hook(plan.block)}), []
@@ -271,7 +274,8 @@ def harvest_all(model, batch: TokenBatch, hooks) -> dict[str, torch.Tensor]:
 def ordinary_rows(caught: Mapping[str, torch.Tensor], sae, batch: TokenBatch, tokenizer):
     """An SAE's input on the kept tokens that are not massive, and their table."""
     hook_name = sae.cfg.metadata.hook_name
-    keep = batch.keep & (caught[residual_hook(hook_name)].float().norm(dim=-1) <= sae.cfg.metadata.massive_norm)
+    norms = caught[residual_hook(hook_name)].float().norm(dim=-1)
+    keep = batch.keep & ~is_massive(norms, sae.cfg.metadata.massive_norm)
     return caught[hook_name][keep], token_table(TokenBatch(batch.tokens, keep), tokenizer)
 
 

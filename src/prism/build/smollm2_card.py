@@ -122,8 +122,9 @@ each SAE's metadata (`massive_norm`). *Never fired*: on these tokens. *Single-to
 on 20 tokens or more whose 20 strongest are one and the same token.
 
 Trained on {plan.rounds * plan.chunk:,} different tokens, each seen up to {plan.passes} times (`{plan.block}-res`; the
-family took every {plan.family_every}th batch), and on {plan.deep_rounds * plan.chunk:,}, up to {plan.deep_passes} times
-(the others). Rows of 256 tokens, one kind each, documents end to end. Shares: {mixture}.
+family took every {plan.family_every}th batch, its `random-model` {plan.random_rounds * plan.chunk:,} tokens), and
+on {plan.deep_rounds * plan.chunk:,}, up to {plan.deep_passes} times (the others). Rows of 256 tokens, one kind each,
+documents end to end. Shares: {mixture}.
 
 ## The same SAEs on the embedded corpus
 

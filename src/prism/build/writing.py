@@ -106,7 +106,7 @@ def write_corpus(
     Returns:
         How many documents were sampled, were kept, and were dropped for which reason.
     """
-    writer, stop, parts = Writer(model, rows, 256), (tokenizer.bos_token_id, tokenizer.eos_token_id), []
+    writer, stop, parts = Writer(model, rows + len(OPENINGS), 256), (tokenizer.bos_token_id, tokenizer.eos_token_id), []
     bar = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="tokens kept")
     each = dict.fromkeys(OPENINGS, rows // len(OPENINGS))
     while bar.n < n_tokens:
@@ -126,12 +126,12 @@ def write_corpus(
 
 
 def shares(sampled: pd.Series, kept: pd.Series, rows: int) -> dict[str, int]:
-    """Documents of each kind to sample next, `rows` at most, so that the kinds' kept tokens draw level.
+    """Documents of each kind to sample next, about `rows` in all and one at least, so that kept tokens draw level.
 
     Args:
         sampled: documents so far, by kind; kept: tokens that were left of them.
     """
-    have = kept.reindex(list(OPENINGS), fill_value=0)
+    have = kept.reindex(list(OPENINGS), fill_value=0) + 1.0
     missing = have.max() - have + have.mean()  # what would make them level, a part from now
     wanted = missing / (have / sampled.reindex(list(OPENINGS))).clip(lower=10)  # tokens that a document leaves
     return (wanted / wanted.sum() * rows).astype(int).clip(lower=1).to_dict()

@@ -18,6 +18,7 @@ from prism.data import TokenBatch
 from prism.evaluation.predictions import logit_rows
 from prism.evaluation.results import Evaluation
 from prism.evaluation.streaming import evaluate
+from prism.models import ordinary
 
 ROWS = (  # ours, the group and the name in SAELens' results, why the two differ ("" where they do not)
     ("l0", "sparsity", "l0", ""),
@@ -54,7 +55,7 @@ def agreement_with_saelens(model, sae, batch: TokenBatch, batch_size: int | None
     Raises:
         ValueError: no sequence can be compared.
     """
-    tokens = _comparable(model, batch)
+    tokens = _comparable(model, sae, batch)
     size = min(batch_size or logit_rows(model, batch, whole=True), len(tokens))
     tokens = tokens[: len(tokens) // size * size]
     keep = torch.ones_like(tokens, dtype=torch.bool)
@@ -73,11 +74,12 @@ def agreement_with_saelens(model, sae, batch: TokenBatch, batch_size: int | None
     return frame
 
 
-def _comparable(model, batch: TokenBatch) -> Tensor:
-    """Full sequences that begin with BOS and have no special token after it."""
+def _comparable(model, sae, batch: TokenBatch) -> Tensor:
+    """Full sequences that begin with BOS and have no special and no massive token after it."""
     special = torch.tensor(model.tokenizer.all_special_ids)
     clean = batch.keep[:, 1:].all(1) & ~torch.isin(batch.tokens[:, 1:], special).any(1)
     clean &= batch.tokens[:, 0] == model.tokenizer.bos_token_id
+    clean &= (ordinary(model, sae, batch).keep == batch.keep).all(1)  # SAELens would count them
     if not clean.any():
         raise ValueError("no sequence is full (unpadded) and free of special tokens; give longer documents")
     return batch.tokens[clean]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.evaluation.streaming import ENCODE_TOKENS
-from prism.models import kept_activations
+from prism.models import kept_activations, ordinary
 
 
 class Dictionary(torch.nn.Module):
@@ -106,7 +106,7 @@ def sanity_dictionaries(model, sae, batch: TokenBatch, k: int | None = None, see
         k: active features a token; by default the SAE's L0 on these tokens, rounded.
     """
     metadata = sae.cfg.metadata
-    x = kept_activations(model, metadata.hook_name, batch)
+    x = kept_activations(model, metadata.hook_name, ordinary(model, sae, batch))
     if k is None:
         active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(ENCODE_TOKENS))
         k = max(1, round(active / len(x)))

@@ -16,7 +16,7 @@ from prism.device import beside
 from prism.evaluation.metrics import ce_recovered, explained_share, paired_bootstrap
 from prism.evaluation.predictions import Predictions, logit_rows
 from prism.evaluation.results import Evaluation
-from prism.models import harvest_kept, massive_norm, ordinary
+from prism.models import check_hook, harvest_kept, massive_norm, ordinary, residual_hook, without_massive
 
 ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
 CLEAN = ("clean", "")  # stands for the model as it is
@@ -169,8 +169,11 @@ def evaluate_all(
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
     n_before = batch.n_tokens
-    for sae in saes.values():
-        batch = ordinary(model, sae, batch)
+    limits = {(residual_hook(sae.cfg.metadata.hook_name), massive_norm(sae))
+              for sae in saes.values() if massive_norm(sae) is not None}  # fmt: skip
+    for hook_name, limit in limits:
+        check_hook(model, hook_name)
+        batch = without_massive(model, batch, hook_name, limit)
     if batch.n_tokens == 0:
         raise ValueError("every token of the batch is massive, so there is nothing to measure; give other text")
     hooks, found, changes = {sae.cfg.metadata.hook_name for sae in saes.values()}, {}, {}
@@ -181,7 +184,7 @@ def evaluate_all(
         streamed |= _stream(model, of_hook, hook_name, batch, batch_size)
     for name, sae in saes.items():
         hook_name, (sums, sequences) = sae.cfg.metadata.hook_name, streamed[name]
-        left_out = None if massive_norm(sae) is None else n_before - batch.n_tokens
+        left_out = n_before - batch.n_tokens if limits else None
         found[name] = Evaluation(**sums.measures(), massive=left_out, per_sequence=sequences.frame(sums.mean))
         changes["sae", name] = (hook_name, _reconstruct(sae))
         if ablations:

@@ -15,7 +15,7 @@ from torch import Tensor
 from prism.data import TokenBatch
 from prism.device import beside, device
 from prism.features.matrix import FeatureMatrix, SparseRows
-from prism.models import harvest_kept, massive_norm, ordinary, residual_hook
+from prism.models import harvest_kept, is_massive, massive_norm, ordinary, residual_hook
 
 ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] block (48 MiB at d_sae = 24,576)
 
@@ -45,9 +45,10 @@ def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_si
         ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
     """
     hook_name, kept = sae.cfg.metadata.hook_name, None
-    if hook_name != residual_hook(hook_name):  # else the activations tell
+    activations = _harvest_for(table, model, hook_name, batch, batch_size)
+    if massive_norm(sae) is not None and hook_name != residual_hook(hook_name):  # else the activations tell
         kept = ordinary(model, sae, batch).keep[batch.keep].numpy()
-    return encode_activations(sae, _harvest_for(table, model, hook_name, batch, batch_size), table, kept)
+    return encode_activations(sae, activations, table, kept)
 
 
 @torch.no_grad()
@@ -60,20 +61,29 @@ def encode_activations(
     Args:
         activations: blocks of any length, together one row for each of the table's.
         kept: False on massive tokens; not needed for an SAE of the residual stream, where the activations tell.
+
+    Raises:
+        ValueError: features that are NaN; or an SAE that leaves massive tokens out, of another hook, without `kept`.
     """
     where, limit = device(), massive_norm(sae)
-    rows, encode, below = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where)), []
+    if limit is not None and kept is None and sae.cfg.metadata.hook_name != residual_hook(sae.cfg.metadata.hook_name):
+        raise ValueError(
+            f"activations of '{sae.cfg.metadata.hook_name}' do not tell which tokens are massive; use encode_features, "
+            "or give kept=ordinary(model, sae, batch).keep[batch.keep].numpy()"
+        )
+    rows, encode, massive = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where)), []
     for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
             features = encode(chunk.to(where)).cpu().numpy()
-            below.append(chunk.norm(dim=-1).cpu().numpy() <= (limit or np.inf))
+            if limit is not None and kept is None:
+                massive.append(is_massive(chunk.float().norm(dim=-1), limit).cpu().numpy())
             if np.isnan(features).any():
                 raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
             rows.add(features)
     if limit is None:
-        return FeatureMatrix(rows.matrix(), table)
-    kept = np.concatenate(below) if kept is None else kept
-    return FeatureMatrix(_without(rows.matrix(), ~kept), table.assign(massive=~kept))
+        return FeatureMatrix(rows.matrix(), table.drop(columns="massive") if "massive" in table else table)
+    drop = np.concatenate([*massive, np.zeros(0, bool)]) if kept is None else ~kept
+    return FeatureMatrix(_without(rows.matrix(), drop), table.assign(massive=drop))
 
 
 def _massive(table: pd.DataFrame) -> Bool[np.ndarray, " tokens"]:
@@ -186,4 +196,4 @@ def word_features(batch: TokenBatch, table: pd.DataFrame, vocabulary: int) -> Fe
         raise ValueError(f"token id {ids.max()} is outside a vocabulary of {vocabulary}; use len(tokenizer)")
     one_each = np.arange(len(ids) + 1, dtype=np.int32)
     values = csr_matrix((np.ones(len(ids), np.float32), ids.astype(np.int32), one_each), (len(ids), vocabulary))
-    return FeatureMatrix(values, table)
+    return FeatureMatrix(_without(values, _massive(table)), table)

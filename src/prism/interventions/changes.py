@@ -13,7 +13,7 @@ from torch import Tensor
 from prism.data import TokenBatch
 from prism.device import beside
 from prism.evaluation.predictions import Change, Predictions, at_kept, hooks_for, logit_rows
-from prism.models import check_hook
+from prism.models import check_hook, unless_massive
 
 
 def add(direction: Float[Tensor, " d_in"], amount: float) -> Change:
@@ -27,7 +27,8 @@ def add(direction: Float[Tensor, " d_in"], amount: float) -> Change:
 def clamp(sae, features: int | Sequence[int], value: float | Sequence[float]) -> Change:
     """Set features to a value and leave all else, the SAE's error included, as it was (Templeton et al. 2024).
 
-    `x + (value − f(x)) · d`, with `f` the features' activations and `d` their decoder rows.
+    `x + (value − f(x)) · d`, with `f` the features' activations and `d` their decoder rows. Massive tokens of the
+    residual stream, on which no feature counts as firing, stay as they are.
 
     Args:
         sae: an SAELens SAE of the hook.
@@ -48,7 +49,8 @@ def clamp(sae, features: int | Sequence[int], value: float | Sequence[float]) ->
         f = here.encode(x)
         moved = f.clone()
         moved[:, chosen] = wanted.to(f)
-        return x + here.decode(moved).to(x) - here.decode(f).to(x)  # a decoder that rescales does so to both
+        changed = x + here.decode(moved).to(x) - here.decode(f).to(x)  # a decoder that rescales does so to both
+        return unless_massive(sae, x, changed)
 
     return change
 

@@ -18,7 +18,15 @@ from prism.models.loading import (
     trained_here,
     weight_processing,
 )
-from prism.models.massive import massive_norm, norm_limit, ordinary, residual_hook, without_massive
+from prism.models.massive import (
+    is_massive,
+    massive_norm,
+    norm_limit,
+    ordinary,
+    residual_hook,
+    unless_massive,
+    without_massive,
+)
 from prism.models.registry import (
     GEMMA_2_2B,
     GPT2_SMALL,

@@ -3,9 +3,11 @@ explains (Sun et al. 2024, arXiv 2402.17762)."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from prism.data import TokenBatch
@@ -21,54 +23,50 @@ def residual_hook(hook_name: str) -> str:
 
 def norm_limit(model, batch: TokenBatch, hook_name: str) -> float:
     """Norm of the residual stream above which a token would be massive: a multiple of the batch's median."""
-    residual = residual_hook(hook_name)
-    parts = [activations_at(model, batch.tokens[i : i + 16], [residual])[residual] for i in range(0, len(batch), 16)]
-    return FACTOR * float(torch.cat(parts)[batch.keep].norm(dim=-1).median())
+    norms = torch.cat(list(_norms(model, batch, residual_hook(hook_name))))
+    return FACTOR * float(norms[batch.keep].median())
 
 
 def massive_norm(sae) -> float | None:
     """Norm of the residual stream above which a token is massive, as stored with an SAE; None if nothing is."""
-    return getattr(sae.cfg.metadata, "massive_norm", None)
+    return getattr(getattr(sae.cfg, "metadata", None), "massive_norm", None)
 
 
-def ordinary(model, sae, batch: TokenBatch, batch_size: int = 16) -> TokenBatch:
+def is_massive(norms: Float[Tensor, "..."], limit: float) -> Bool[Tensor, "..."]:
+    """Which norms of the residual stream are massive; one that is not finite is not, for it is an error to be said."""
+    return (norms > limit) & norms.isfinite()
+
+
+def unless_massive(
+    sae, x: Float[Tensor, "tokens d_in"], changed: Float[Tensor, "tokens d_in"]
+) -> Float[Tensor, "tokens d_in"]:
+    """What is changed, but massive tokens as they were, where the SAE reads the residual stream and so can tell."""
+    limit, hook_name = massive_norm(sae), getattr(getattr(sae.cfg, "metadata", None), "hook_name", "") or ""
+    if limit is None or not hook_name.endswith(".hook_resid_pre"):
+        return changed
+    return torch.where(is_massive(x.float().norm(dim=-1, keepdim=True), limit), x, changed)
+
+
+def ordinary(model, sae, batch: TokenBatch) -> TokenBatch:
     """The batch without its massive tokens: `keep` is False there, as it is at BOS and padding.
 
     A token is massive where the residual stream before the SAE's block is longer than the constant that is stored with
     the SAE (metadata `massive_norm`: four times the median of its training sample), whichever hook of that block the
-    SAE reads. An SAE that has no such constant leaves every token in.
+    SAE reads. An SAE that has no such constant leaves every token in. (Costs a forward pass up to that block.)
     """
-    return without_massive(model, batch, sae.cfg.metadata.hook_name, massive_norm(sae), batch_size)
+    limit = massive_norm(sae)
+    return batch if limit is None else without_massive(model, batch, sae.cfg.metadata.hook_name, limit)
 
 
-def without_massive(
-    model, batch: TokenBatch, hook_name: str, limit: float | None, batch_size: int = 16
-) -> TokenBatch:
+def without_massive(model, batch: TokenBatch, hook_name: str, limit: float | None) -> TokenBatch:
     """The same for a constant that is given; None leaves every token in."""
     if limit is None or not batch.n_tokens:
         return batch
-    below = _below(_Same(model, batch.tokens), residual_hook(hook_name), float(limit), batch_size)
-    return TokenBatch(batch.tokens, batch.keep & below)
+    massive = torch.cat([is_massive(norms, limit) for norms in _norms(model, batch, residual_hook(hook_name))])
+    return TokenBatch(batch.tokens, batch.keep & ~massive)
 
 
-class _Same:
-    """A model and tokens, equal to another pair where the model is the same and the tokens are equal."""
-
-    def __init__(self, model, tokens: torch.Tensor):
-        self.model, self.tokens = model, tokens
-        self.key = (id(model), tuple(tokens.shape), tokens.cpu().numpy().tobytes())
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.key == other.key
-
-
-@lru_cache(maxsize=16)
-def _below(of: _Same, hook_name: str, limit: float, batch_size: int) -> torch.Tensor:
-    """Where the residual stream is not longer than the limit: bool `[batch, pos]`; kept for the next question."""
-    starts = range(0, len(of.tokens), batch_size)
-    bar = tqdm(starts, desc="massive tokens", unit="batch", leave=False, disable=len(starts) <= 20)
-    parts = [activations_at(of.model, of.tokens[i : i + batch_size], [hook_name])[hook_name] for i in bar]
-    return torch.cat([x.norm(dim=-1) <= limit for x in parts])
+def _norms(model, batch: TokenBatch, hook_name: str, batch_size: int = 16) -> Iterator[Float[Tensor, "batch pos"]]:
+    starts = range(0, len(batch), batch_size)
+    for i in tqdm(starts, desc="massive tokens", unit="batch", leave=False, disable=len(starts) <= 20):
+        yield activations_at(model, batch.tokens[i : i + batch_size], [hook_name])[hook_name].norm(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +26,14 @@ Chunk = Mapping[str, Float[Tensor, "size d_in"]]  # hook name -> activations of 
 class RollingBuffer:
     """Activations of several hooks, mixed in memory: nothing on disk, and no token harvested twice.
 
-    Round `r` harvests chunk `r` in the place of the oldest of `passes` chunks, and then hands out all that the buffer
-    holds, once, in random order. So every activation is seen `passes` times, in as many rounds (those of the last
-    chunks less often), among others of up to `passes` chunks before and after it. What a round hands out depends on its
-    number alone: to go on from round `r`, only the chunks that it holds are harvested again.
+    Round `r` harvests chunk `r` in the place of the oldest of `passes` chunks, and then hands out what the buffer
+    holds, once, in random order and in whole batches. So every activation is seen `passes` times, in as many rounds
+    (those of the last chunks less often), among others of up to `passes` chunks before and after it. What a round hands
+    out depends on its number alone: to go on from round `r`, only the chunks that it holds are harvested again.
 
     Args:
-        chunk: makes chunk `i`, the same whenever it is asked for: hook name -> `[size, d_in]`.
+        chunk: makes chunk `i`, the same whenever it is asked for: hook name -> `[size, d_in]`. Hooks may differ in
+            which tokens they have.
         passes: how often each activation is seen.
         batch: activations in a step.
         seed: of the order.
@@ -103,7 +105,8 @@ def train_together(
 
     Args:
         rounds: of the buffer.
-        folder: for a checkpoint after every `keep_every` rounds; a call that finds one there goes on from it, exactly.
+        folder: for a checkpoint after every `keep_every` rounds; a call that finds one there goes on from it, exactly,
+            if the buffer's chunks are what they were.
         progress: label of a progress bar; none without one.
 
     Raises:
@@ -117,6 +120,8 @@ def train_together(
         config = replace(run.config, tokens=tokens, batch=buffer.batch)
         trainers[name] = Trainer(run.sae, config, sample[run.hook_name])
     first = _newest(folder)
+    if first:
+        _check_same(folder / f"round-{first}" / "key.json", _key(buffer, runs))
     logs = {name: trainers[name].load(folder / f"round-{first}" / f"{name}.safetensors") if first else []
             for name in runs}  # fmt: skip
     bar = tqdm(total=sum(steps), initial=sum(steps[:first]), unit="step", desc=progress, disable=progress is None)
@@ -129,7 +134,7 @@ def train_together(
                         logs[name].append({"round": number, **measured})
             bar.update()
         if folder is not None and ((number + 1) % keep_every == 0 or number + 1 == rounds):
-            _keep(folder, number + 1, trainers, logs)
+            _keep(folder, number + 1, trainers, logs, _key(buffer, runs))
     bar.close()
     return {name: trainer.finish() for name, trainer in trainers.items()}
 
@@ -140,12 +145,28 @@ def _newest(folder: Path | None) -> int:
     return max((int(path.name.removeprefix("round-")) for path in found), default=0)
 
 
-def _keep(folder: Path, done: int, trainers: Mapping[str, Trainer], logs: Mapping[str, list[dict]]) -> None:
+def _key(buffer: RollingBuffer, runs: Mapping[str, Run]) -> dict:
+    """What must be equal for a run to go on, beside what each trainer checks."""
+    what = {"seed": buffer.seed, "passes": buffer.passes, "batch": buffer.batch, "size": buffer.size}
+    return what | {f"hook and share of {name}": [run.hook_name, run.every] for name, run in runs.items()}
+
+
+def _check_same(path: Path, key: dict) -> None:
+    kept = json.loads(path.read_text())
+    if differ := [name for name in kept | key if kept.get(name) != key.get(name)]:
+        what = ", ".join(f"{name} {kept.get(name)} there and {key.get(name)} here" for name in differ)
+        raise ValueError(f"'{path.parent}' belongs to other runs: {what}. Delete it to start anew")
+
+
+def _keep(
+    folder: Path, done: int, trainers: Mapping[str, Trainer], logs: Mapping[str, list[dict]], key: dict
+) -> None:
     """Write a checkpoint beside the last one, then drop that: a kill at any moment leaves a whole one."""
     whole, part = folder / f"round-{done}", folder / f"round-{done}.part"
     shutil.rmtree(part, ignore_errors=True)
     for name, trainer in trainers.items():
         trainer.save(part / f"{name}.safetensors", logs[name])
+    (part / "key.json").write_text(json.dumps(key))
     os.replace(part, whole)
     for other in folder.glob("round-*"):
         if other != whole:

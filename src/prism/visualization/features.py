@@ -42,8 +42,9 @@ def summarise_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> Featu
     order = np.argsort(-column, kind="stable")[: int((column > 0).sum())]
     examples = table.iloc[order].reset_index(drop=True).assign(row=order, activation=column[order])
     tokens = examples["token"].head(20)
+    counted = len(column) - matrix.massive
     return FeatureSummary(
-        feature=int(feature), density=len(order) / max(len(column), 1), firings=len(order), n_tokens=len(column),
+        feature=int(feature), density=len(order) / max(counted, 1), firings=len(order), n_tokens=counted,
         maximum=float(column.max(initial=0)), categories=_category_profile(column, table),
         top_token_share=float(tokens.value_counts(normalize=True).iloc[0]) if len(tokens) else 0.0,
         examples=examples.drop_duplicates("text").head(k).reset_index(drop=True),
