@@ -34,7 +34,7 @@ CHANGED = {
     "6e": "MEASURED, READ, UNITS, PERMUTATIONS = 6, 40, 40, 50",
     "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'formal', 50, 1, (5, 20)",
 }
-LARGE = {  # on GPT-2's files, with 50,257 logits a token and SAEs of 24,576 features, these two run with less data
+LARGE = {name: CHANGED[name] for name in ("0", "6a", "6b", "6e", "6f")} | {  # with 50,257 logits and 24,576 features: less data
     "3": "N_TOKENS, FIT_TOKENS = 1_000, 8_000",
     "4": "TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, HELD_OUT_TOKENS = 150_000, 20_000, 40_000, 6_000",
 }

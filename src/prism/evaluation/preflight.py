@@ -7,7 +7,7 @@ import torch
 
 from prism.data import TokenBatch
 from prism.evaluation.streaming import ENCODE_TOKENS, splice_check
-from prism.models import check_hook, kept_activations, ordinary, weight_processing
+from prism.models import check_hook, kept_activations, massive_norm, ordinary, weight_processing
 
 
 class PreflightError(ValueError):
@@ -41,8 +41,9 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     except ValueError as error:
         check("hook point", metadata.hook_name, error, False)
     check("hook point", metadata.hook_name, "a hook point of the model", True)
-    batch = ordinary(model, sae, batch)
-    check("ordinary tokens", batch.n_tokens, "more than 0", batch.n_tokens > 0)
+    if massive_norm(sae) is not None:
+        batch = ordinary(model, sae, batch)
+        check("ordinary tokens", batch.n_tokens, "more than 0", batch.n_tokens > 0)
     x = kept_activations(model, metadata.hook_name, batch)
     check("width", x.shape[1], sae.cfg.d_in, x.shape[1] == sae.cfg.d_in)
     processing = getattr(model, "weight_processing", None)
