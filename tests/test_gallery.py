@@ -150,3 +150,59 @@ def test_a_context_that_is_too_short_is_said():
     model, sae = load_model(spec), load_sae(spec)
     with pytest.raises(ValueError, match="mini cannot read the labelled texts: text 0 has .* fits is 63"):
         gallery.read_sample(replace(spec, context=64), model, sae)
+
+
+class TestTheSampleIsKept:
+    @pytest.fixture
+    def few(self, tmp_path, monkeypatch):
+        for name in ("EXPLAIN_DOCUMENTS", "SCORE_DOCUMENTS"):
+            monkeypatch.setattr(gallery, name, 2)
+        monkeypatch.setattr(gallery, "CACHE", tmp_path)
+        return tmp_path / "samples"
+
+    @staticmethod
+    def forbid(monkeypatch):
+        monkeypatch.setattr(gallery, "encode_features", lambda *_, **__: pytest.fail("the model ran"))
+
+    @staticmethod
+    def same(a, b):
+        assert (a.matrix.values != b.matrix.values).nnz == 0 and a.matrix.table.equals(b.matrix.table)
+        assert (a.held == b.held).all() and (a.labelled == b.labelled).all()
+
+    def test_a_second_start_runs_no_model(self, few, mini, monkeypatch):
+        spec = get_spec("mini")
+        sae = load_sae(spec)
+        first = gallery.read_sample(spec, mini, sae)
+        assert len(list(few.iterdir())) == 1
+        self.forbid(monkeypatch)
+        self.same(first, gallery.read_sample(spec, mini, load_sae(spec)))
+
+    @pytest.mark.parametrize("what", ["weights", "constant", "texts"])
+    def test_what_changed_is_read_anew(self, few, mini, monkeypatch, what):
+        spec = get_spec("mini")
+        gallery.read_sample(spec, mini, load_sae(spec))
+        sae = load_sae(spec)
+        if what == "weights":
+            sae.b_enc.data[7] += 1.0
+        elif what == "constant":
+            sae.cfg.metadata.massive_norm = 1e9
+        else:
+            monkeypatch.setattr(gallery, "SCORE_DOCUMENTS", 3)
+        self.forbid(monkeypatch)
+        with pytest.raises(pytest.fail.Exception, match="the model ran"):
+            gallery.read_sample(spec, mini, sae)
+
+    def test_a_damaged_file_is_made_anew(self, few, mini):
+        spec = get_spec("mini")
+        sae = load_sae(spec)
+        first = gallery.read_sample(spec, mini, sae)
+        [file] = few.iterdir()
+        file.write_bytes(file.read_bytes()[:1_000])
+        self.same(first, gallery.read_sample(spec, mini, sae))
+        assert file.stat().st_size > 1_000
+
+    def test_a_folder_that_cannot_be_written_costs_a_line(self, few, mini, capsys):
+        few.write_text("mine")
+        spec = get_spec("mini")
+        assert gallery.read_sample(spec, mini, load_sae(spec)).matrix.n_tokens
+        assert "not kept for the next start" in capsys.readouterr().err and few.read_text() == "mine"

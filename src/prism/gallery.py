@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -18,7 +20,16 @@ from tqdm.auto import tqdm
 from prism import autointerp as ai
 from prism import visualization as viz
 from prism.analysis import most_frequent, specialists
-from prism.data import TokenBatch, corpus_batch, load_texts, token_table, token_text, tokenize
+from prism.data import (
+    CACHE,
+    TokenBatch,
+    cache_key,
+    corpus_batch,
+    load_texts,
+    token_table,
+    token_text,
+    tokenize,
+)
 from prism.features import FeatureMatrix, encode_features
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
 from prism.notebooks import write_atomically
@@ -108,6 +119,7 @@ def read_sample(spec: ModelSpec, model, sae) -> Sample:
     """All labelled texts and some documents of the model's corpus, through the SAE.
 
     Explanations are made from the texts to discover with and the documents that SAEs train on, and scored on others.
+    The features are kept in the cache: a second call with the same model, SAE and texts runs no model.
 
     Raises:
         ValueError: the model's context is too short for the labelled texts.
@@ -128,7 +140,33 @@ def read_sample(spec: ModelSpec, model, sae) -> Sample:
     batch = _joined(batches)
     table = token_table(batch, tokenizer, categories)
     rows, held = table["text"].to_numpy(), np.array(held)
-    return Sample(encode_features(model, sae, batch, table), rows < len(batches[0]), held[rows])
+    return Sample(_encoded(spec, model, sae, batch, table), rows < len(batches[0]), held[rows])
+
+
+def _encoded(spec: ModelSpec, model, sae, batch: TokenBatch, table: pd.DataFrame) -> FeatureMatrix:
+    """`encode_features`, from the cache if it is there, else into it."""
+    texts = zlib.crc32(np.ascontiguousarray(batch.tokens)) ^ zlib.crc32(np.ascontiguousarray(batch.keep))
+    made_by = {"model": _fingerprint(model), "sae": _fingerprint(sae), "settings": sae.cfg.to_dict()}
+    key = cache_key(**made_by, texts=texts, categories=zlib.crc32("\n".join(table["category"]).encode()))
+    path = CACHE / "samples" / f"{spec.name}_{made_by['sae']}.safetensors"
+    try:
+        return FeatureMatrix.load(path, key)
+    except (FileNotFoundError, ValueError):  # none yet, or of another model, or damaged: it is made anew
+        matrix = encode_features(model, sae, batch, table, batch_size=8, progress=f"{spec.name} reads the sample")
+    try:
+        matrix.save(path, key)
+    except OSError as error:
+        print(f"The sample is not kept for the next start: {error}", file=sys.stderr)
+    return matrix
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    """What tells a module's weights from others: a checksum of up to 4,096 numbers of each tensor, evenly spaced."""
+    found = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        some = tensor.flatten()[:: max(1, tensor.numel() // 4_096)].float().cpu().contiguous()
+        found = zlib.crc32(some.numpy(), zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), found))
+    return f"{found:08x}"
 
 
 def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Dictionary:

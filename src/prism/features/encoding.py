@@ -21,15 +21,17 @@ ENCODE_TOKENS = 512  # tokens encoded at once: bounds the dense [tokens, d_sae] 
 
 
 def _harvest_for(
-    table: pd.DataFrame, model, hook_name: str, batch: TokenBatch, batch_size: int
+    table: pd.DataFrame, model, hook_name: str, batch: TokenBatch, batch_size: int, progress: bool | str | None = None
 ) -> Iterator[Float[Tensor, "tokens d_in"]]:
     """The kept tokens' activations, for a table that has a row for each of them."""
     if batch.n_tokens != len(table):
         raise ValueError(f"the batch keeps {batch.n_tokens} tokens, the table has {len(table)}; make one of the other")
-    return harvest_kept(model, hook_name, batch, batch_size)
+    return harvest_kept(model, hook_name, batch, batch_size, progress)
 
 
-def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32) -> FeatureMatrix:
+def encode_features(
+    model, sae, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32, progress: bool | str | None = None
+) -> FeatureMatrix:
     """Run texts through the model and its SAE: activations `[tokens, d_in]` to sparse features `[tokens, d_sae]`.
 
     Streams: at most `batch_size` sequences of activations and 512 tokens of dense features exist at a time.
@@ -40,12 +42,13 @@ def encode_features(model, sae, batch: TokenBatch, table: pd.DataFrame, batch_si
         batch: the tokens; features are computed on kept tokens only, never on BOS or padding. On massive tokens none
             fires, and the matrix's table says which these are (see `models.massive`).
         table: the batch's `data.token_table`.
+        progress: as for `models.harvest`.
 
     Raises:
         ValueError: NaN or infinite activations, unknown hook, or batch and table that do not match.
     """
     hook_name, kept = sae.cfg.metadata.hook_name, None
-    activations = _harvest_for(table, model, hook_name, batch, batch_size)
+    activations = _harvest_for(table, model, hook_name, batch, batch_size, progress)
     if massive_norm(sae) is not None and hook_name != residual_hook(hook_name):  # else the activations tell
         kept = ordinary(model, sae, batch).keep[batch.keep].numpy()
     return encode_activations(sae, activations, table, kept)

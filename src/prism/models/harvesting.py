@@ -20,7 +20,7 @@ def harvest(
     tokens: Int[Tensor, "batch pos"],
     hook_name: str,
     batch_size: int = 32,
-    progress: bool | None = None,
+    progress: bool | str | None = None,
 ) -> Iterator[Float[Tensor, "batch pos d_in"]]:
     """Stream one hook's activations, `batch_size` sequences at a time, never running a layer above it.
 
@@ -28,7 +28,7 @@ def harvest(
 
     Args:
         tokens: ids with BOS in front (see `data.tokenize`).
-        progress: show a progress bar; by default for more than 20 batches.
+        progress: show a progress bar, under this label if it is one; by default for more than 20 batches.
 
     Raises:
         ValueError: unknown hook, or sequences longer than the model's context.
@@ -40,13 +40,15 @@ def harvest(
         raise ValueError(f"'{hook_name}' is not inside a block; harvest reads hooks named blocks.LAYER.…")
     starts: Iterable[int] = range(0, len(tokens), batch_size)
     if progress if progress is not None else len(starts) > 20:
-        starts = tqdm(starts, desc=f"harvest {hook_name}", unit="batch", leave=False)
+        label = progress if isinstance(progress, str) else f"harvest {hook_name}"
+        starts = tqdm(starts, desc=label, unit="batch", leave=False)
     for start in starts:
         yield activations_at(model, tokens[start : start + batch_size], [hook_name])[hook_name]
 
 
 def harvest_kept(
-    model: TransformerBridge, hook_name: str, batch: TokenBatch, batch_size: int = 32, progress: bool | None = None
+    model: TransformerBridge, hook_name: str, batch: TokenBatch, batch_size: int = 32,
+    progress: bool | str | None = None,
 ) -> Iterator[Float[Tensor, "tokens d_in"]]:
     """`harvest` without BOS and padding: the kept tokens' activations, `batch_size` sequences at a time.
 
