@@ -269,14 +269,6 @@ def test_browser_path_wins(monkeypatch, tmp_path: Path) -> None:
     assert cli.find_browser() is None
 
 
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    notebooks.write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        notebooks.write_atomically(path, "new \ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_doctor_names_versions_and_models(capsys) -> None:
     cli.main(["doctor"])
     shown = capsys.readouterr().out

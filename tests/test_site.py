@@ -180,7 +180,7 @@ def test_a_copy_that_fails_leaves_the_old_file(project: Path, monkeypatch) -> No
     with pytest.raises(OSError, match="disk full"):
         site.build(project / "notebooks", out)
     assert (out / "LICENSE").read_text() == "free" and (out / "docs" / "p.png").read_text() == "picture"
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(".*.part"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism import __version__
+from prism.files import write_text
 
 if TYPE_CHECKING:
     from prism.hub import Fetched
@@ -142,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
         run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
         runs.append(run)
         _write_run(run, out)
-        notebooks.write_atomically(out / "index.html", _index(runs, models))
+        write_text(out / "index.html", _index(runs, models))
     failed = sum(run.error is not None for run in runs)
     print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {(out / 'index.html').resolve()}")
     return 1 if failed else 0
@@ -193,13 +194,13 @@ def _write_shared(out: Path, folder: Path) -> None:
 
     from prism import notebooks
 
-    notebooks.write_atomically(out / "plotly.min.js", get_plotlyjs())
+    write_text(out / "plotly.min.js", get_plotlyjs())
     glossary = folder.resolve().parent / "docs" / "GLOSSARY.md"
     if glossary.exists():
         text = glossary.read_text(encoding="utf-8")
         link = functools.partial(notebooks.run_link, source=glossary.parent, target=out.resolve())
         page = notebooks.markdown_page(text, "Glossary", link)
-        notebooks.write_atomically(out / "glossary.html", page)
+        write_text(out / "glossary.html", page)
 
 
 def _write_run(run, out: Path) -> None:
@@ -210,10 +211,10 @@ def _write_run(run, out: Path) -> None:
 
     if run.notebook is None:
         return
-    notebooks.write_atomically(out / run.path.name, nbformat.writes(run.notebook) + "\n")
+    write_text(out / run.path.name, nbformat.writes(run.notebook) + "\n")
     link = functools.partial(notebooks.run_link, source=run.path.parent, target=out.resolve())
     page = notebooks.to_html(run.notebook, run.title, link)
-    notebooks.write_atomically(out / f"{run.path.stem}.html", page)
+    write_text(out / f"{run.path.stem}.html", page)
 
 
 def _index(runs: list, models: dict[str, str]) -> str:
@@ -267,7 +268,7 @@ def _execute(options: argparse.Namespace) -> int:
         print("prism: nothing was replaced", file=sys.stderr)
         return 1
     for path, text in texts.items():
-        notebooks.write_atomically(path, text)
+        write_text(path, text)
     print(f"\nreplaced {len(texts)} notebooks in {options.notebooks}")
     return 0
 

@@ -21,6 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prism import hub
 from prism.device import device
+from prism.files import replacing
 
 DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
 CACHE = Path(os.environ.get("PRISM_CACHE") or DATA.parent / "outputs" / "cache")
@@ -107,10 +108,8 @@ def fetch_corpus(name: str) -> Path:
             f"the corpus '{name}' is not in '{CACHE / 'corpora'}' and could not be downloaded (about 20 MB): {reason}. "
             "With a network, `prism fetch MODEL` gets it; the model 'mini' works without: PRISM_MODEL=mini"
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pd.DataFrame({"kind": name, "text": texts}).to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pd.DataFrame({"kind": name, "text": texts}).to_parquet(temporary, index=False)
     return path
 
 
@@ -279,15 +278,11 @@ def save_activations(path: str | Path, tensors: dict[str, Tensor], key: str) -> 
         OSError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"key": key})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key})
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not write '{path}' ({error}); nothing was changed there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

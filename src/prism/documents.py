@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism.notebooks import default_model, find_notebooks, phase_of, read, title_of, write_atomically
+from prism.files import write_text
+from prism.notebooks import default_model, find_notebooks, phase_of, read, title_of
 from prism.papers import PAPER_CLAIMS, PaperClaim
 
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
@@ -171,5 +172,5 @@ def write(folder: Path) -> list[Path]:
     texts = {docs / "CLAIMS.md": claims_page(folder)}
     texts[teaching] = with_exercises(teaching.read_text(encoding="utf-8"), folder)
     for path, text in texts.items():
-        write_atomically(path, text)
+        write_text(path, text)
     return list(texts)

@@ -31,8 +31,8 @@ from prism.data import (
     tokenize,
 )
 from prism.features import FeatureMatrix, encode_features
+from prism.files import write_text
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
-from prism.notebooks import write_atomically
 from prism.training.family import held_out_documents, training_documents
 
 EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS = 140, 80  # of the model's corpus, beside the labelled texts
@@ -104,7 +104,7 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
     dictionary = read_dictionary(spec, sae_spec, model, sae)
     rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
     n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
-    write_atomically(out / "index.html", viz.gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
+    write_text(out / "index.html", viz.gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
     return out / "index.html"
 
 
@@ -257,7 +257,7 @@ def write_pages(
             sae_spec.feature_url(feature), index="index.html", explanation=sentence, scores=scores,
             link_to=lambda other: page_name(spec, sae_spec, other) if other in chosen else None,
         )  # fmt: skip
-        write_atomically(out / page_name(spec, sae_spec, feature), page)
+        write_text(out / page_name(spec, sae_spec, feature), page)
         summary = viz.summarise_feature(matrix, feature, 20)
         rows.append({
             "feature": feature, "page": page_name(spec, sae_spec, feature), "chosen": rule,

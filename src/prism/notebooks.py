@@ -200,17 +200,6 @@ def _last_line(cell: NotebookNode) -> str:
     return (cell.source.strip().splitlines() or [""])[-1].strip()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 text to a temporary name beside `path`, then renames: never a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 

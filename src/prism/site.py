@@ -13,7 +13,8 @@ from urllib.parse import quote, unquote
 import nbformat
 from nbformat import NotebookNode
 
-from prism.notebooks import find_notebooks, model_of, read, title_of, to_html, write_atomically
+from prism.files import replacing, write_text
+from prism.notebooks import find_notebooks, model_of, read, title_of, to_html
 
 PLOTLY_JS = "plotly.min.js"
 GALLERY = "gallery"  # folder of the pages about features
@@ -62,12 +63,12 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
 
         spec = get_spec()
         write_gallery(spec, spec.sae(), n_features, out / GALLERY)
-    write_atomically(out / PLOTLY_JS, get_plotlyjs())
+    write_text(out / PLOTLY_JS, get_plotlyjs())
     for path in copies - set(pages):
         _copy(path, out / path.relative_to(root))
     for page, text in texts.items():
-        write_atomically(out / page, text)
-    write_atomically(out / "index.html", _index(paths, documents, pages, n_features))
+        write_text(out / page, text)
+    write_text(out / "index.html", _index(paths, documents, pages, n_features))
     return [out / "index.html", *(out / page for page in texts)]
 
 
@@ -78,13 +79,8 @@ def _documents(root: Path) -> list[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) -> str:

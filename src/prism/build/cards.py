@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,15 @@ from tqdm import tqdm
 from prism.build.corpus import MIXTURE
 from prism.build.sample import OPENINGS
 from prism.evaluation import Evaluation, Sums, evaluate
+from prism.files import write_text
 from prism.models import get_spec, load_model, load_sae
 
 CE_TOKENS = 30_000  # of the embedded corpus, for the cross-entropies of the SAE card
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file, with one line break at its end."""
+    write_text(path, text.rstrip() + "\n")
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -8,7 +8,6 @@ the decay can be resumed for a longer run, so training is never thrown away. Mat
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prism.build.corpus import END, MIXTURE
+from prism.files import replacing
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,14 @@ def make_optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torc
 
 
 def save_checkpoint(path: Path, model, optimizers, step: int, config: PretrainConfig) -> None:
-    """Write weights and optimiser state as safetensors: to a temporary name, then renamed."""
+    """Write weights and optimiser state as safetensors."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value).detach().contiguous()
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
 
 
 def load_checkpoint(path: Path, model, optimizers) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from prism.build.corpus import MIXTURE, encode_documents, find_kinds, split_documents, tokenise
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
+from prism.files import replacing
 from prism.models import activations_at, is_massive, norm_limit, residual_hook
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
@@ -54,8 +54,8 @@ def training_tokens(corpus: Path, tokenizer, folder: Path, work: Path) -> dict[s
     key = hashlib.sha256((work / "tokens" / "key.json").read_bytes()).hexdigest()[:12]
     path = work / "tokens" / f"chat-{key}.npy"
     if not path.is_file():
-        np.save(path.with_name(".chat.part.npy"), chat_tokens(_chatty(corpus, 0), tokenizer))
-        os.replace(path.with_name(".chat.part.npy"), path)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, chat_tokens(_chatty(corpus, 0), tokenizer))
     return tokens | {"chat": np.load(path, mmap_mode="r")}
 
 

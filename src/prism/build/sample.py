@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from prism.build.corpus import MIXTURE
+from prism.files import replacing
 
 TEMPERATURE = 0.9
 
@@ -154,10 +155,8 @@ def sample_corpus(
         rows = [row for job in jobs for row in job.result()]
     bar.close()
     frame = pd.DataFrame(rows, columns=["kind", "opening", "temperature", "seed", "text", "tokens"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".part")
-    frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
-    os.replace(temporary, out)
+    with replacing(out) as temporary:
+        frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
     return frame
 
 

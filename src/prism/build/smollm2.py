@@ -47,13 +47,13 @@ class Plan:
     others: tuple[int, ...] = (7, 23)  # of the further ones of the residual stream
     width: int = 8  # features a channel; the neurons' SAE has a quarter of it
     l0: int = 48
-    rounds: int = 32  # of the default SAE and the family
+    rounds: int = 34  # of the default SAE and the family
     passes: int = 8
     deep_rounds: int = 8  # of the further ones
     deep_passes: int = 6
     family_width: int = 2
-    family_every: int = 4  # batches, of which the family takes one
-    random_rounds: int = 6  # of the SAE of the model with random weights
+    family_every: int = 8  # batches, of which the family takes one
+    random_rounds: int = 7  # of the SAE of the model with random weights: as many activations as the family's
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates that are tried for each architecture
     rate_rounds: int = 3
     corpus_tokens: int = 520_000  # that are left of what is sampled
@@ -160,7 +160,6 @@ class Build:
                 "tokens": len(x), "massive": test.n_tokens - len(x),
             })  # fmt: skip
         return pd.DataFrame(found)
-
 
     def default(self) -> None:
         """The default SAE, and the family beside it on the same stream."""

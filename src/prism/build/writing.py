@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from prism.build.openings import OPENINGS, openings, requests
+from prism.files import replacing
 
 TEMPERATURE, TOP_P, TOP_K = 0.8, 0.9, 200  # of the softmax; then what is left of its mass; and at most so many tokens
 CHATS = 0.6  # share of the documents that answer a request
@@ -121,7 +121,7 @@ def write_corpus(
         each = shares(everything["kind"].value_counts(), lengths.groupby(kept["kind"]).sum(), rows)
     bar.close()
     kept["text"] = [tokenizer.decode(ids) for ids in kept["tokens"]]
-    _replace(kept[["kind", "opening", "text", "tokens"]], out)
+    _keep(kept[["kind", "opening", "text", "tokens"]], out)
     return {"sampled": len(everything), "kept": len(kept)} | dropped
 
 
@@ -146,14 +146,12 @@ def _write_part(
     written = writer([ids for *_, ids in asked], stop, torch.Generator().manual_seed(int(rng.integers(2**60))))
     rows = [(kind, opening, len(ids) - 1, document[1:])
             for (kind, opening, ids), document in zip(asked, written, strict=True)]  # fmt: skip
-    _replace(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), path)
+    _keep(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), path)
 
 
-def _replace(frame: pd.DataFrame, path: Path) -> None:
-    """Write a Parquet file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path.with_suffix(".part"), compression="zstd", compression_level=19, index=False)
-    os.replace(path.with_suffix(".part"), path)
+def _keep(frame: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
 
 
 def weed(frame: pd.DataFrame, end: int) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import SoftFileLock  # removes its file, and one that a dead process left
 
 from prism.exercises.catalogue import EXERCISES, NOTEBOOKS, Exercise
+from prism.files import write_text
 
 TRIED, SOLVED, UNTOUCHED = "tried", "solved", "untouched"
 PATIENCE = 5.0  # s to wait for another kernel that is writing, which takes milliseconds
@@ -38,12 +39,10 @@ def record(phase: str, name: str, state: str) -> None:
         name: the check's name without `check_`.
         state: `TRIED` or `SOLVED`.
     """
-    from prism.notebooks import write_atomically  # here: showing the progress needs none of its libraries
-
     try:
         with SoftFileLock(f"{progress_file()}.lock", timeout=PATIENCE):  # another kernel may read and write it too
             if marks := _marked(f"{phase}/{name}", state):
-                write_atomically(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
+                write_text(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
     except OSError as error:  # filelock's Timeout is one
         print(f"  (progress is not kept: {progress_file()}: {error.strerror or error})")
 

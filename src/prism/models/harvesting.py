@@ -47,7 +47,10 @@ def harvest(
 
 
 def harvest_kept(
-    model: TransformerBridge, hook_name: str, batch: TokenBatch, batch_size: int = 32,
+    model: TransformerBridge,
+    hook_name: str,
+    batch: TokenBatch,
+    batch_size: int = 32,
     progress: bool | str | None = None,
 ) -> Iterator[Float[Tensor, "tokens d_in"]]:
     """`harvest` without BOS and padding: the kept tokens' activations, `batch_size` sequences at a time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism.device import device as default_device
+from prism.files import replacing
 from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, fold_scale, make_sae
 from prism.sae.architectures import FIRST_THRESHOLD
 from prism.training.monitor import Monitor
@@ -158,13 +158,8 @@ class Trainer:
                 tensors[f"adam.{name}.{key}"] = value
         state = {"key": self._key(), "step": self.step, "l0": self.l0, "log_l0": self.log_l0,
                  "sparsity": self.sparsity, "low": self.quick.low, "rows": rows}  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path) as temporary:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load(self, path: Path) -> list[dict]:
         """Go on from a checkpoint; returns its log.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 from tqdm.auto import tqdm
+
+from prism.files import replacing
 
 COLUMNS = ("step", "tokens", "loss", "mse", "l0", "explained_variance", "dead", "lr", "sparsity", "tokens_per_second")
 SHOWN = {"loss": "loss", "explained_variance": "explained variance", "l0": "L0", "dead": "dead features"}
@@ -84,13 +85,8 @@ class Monitor:
         """Write the log, if it has a path; the old file stays until the new one is whole."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
+        with replacing(self.path) as temporary:
             self.frame().to_parquet(temporary)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         """The run is over, well or not: the live view goes, in a notebook one line stays."""
