@@ -47,7 +47,7 @@ def test_activations_are_those_of_the_model_without_bos(mini):
 
 
 def test_massive_tokens_are_not_trained_on_and_the_sae_carries_the_constant(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("prism.models.loading.CACHE", tmp_path)
+    monkeypatch.setattr("prism.models.saes.CACHE", tmp_path)
     monkeypatch.setattr("prism.models.massive.FACTOR", 1.02)
     spec = models.get_spec(str(llama))
     family_module.training_activations.cache_clear()
@@ -72,7 +72,7 @@ def test_a_random_model_has_the_same_shape_and_other_weights(mini):
 
 
 def test_another_model_trains_its_own_once(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("prism.models.loading.CACHE", tmp_path)
+    monkeypatch.setattr("prism.models.saes.CACHE", tmp_path)
     spec = models.get_spec(str(llama))
     family_module.training_activations.cache_clear()
     first = load_family(spec, "random-decoder", tokens=8_192, distinct=4_000)

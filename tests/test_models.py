@@ -149,7 +149,7 @@ class TestHarvest:
 @pytest.fixture
 def quick_training(tmp_path, monkeypatch):
     """A cache of its own, and few tokens to train on."""
-    monkeypatch.setattr(models.loading, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(models.saes, "CACHE", tmp_path / "cache")
     monkeypatch.setattr("prism.training.family.HOME_TOKENS", 6_000)
 
 

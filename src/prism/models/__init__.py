@@ -10,14 +10,7 @@ from prism.models.fetching import (
     is_fetched,
 )
 from prism.models.harvesting import activations_at, check_hook, harvest, harvest_kept, kept_activations
-from prism.models.loading import (
-    home_folder,
-    load_model,
-    load_sae,
-    random_model,
-    trained_here,
-    weight_processing,
-)
+from prism.models.loading import load_model, random_model, weight_processing
 from prism.models.massive import (
     is_massive,
     massive_norm,
@@ -43,3 +36,4 @@ from prism.models.registry import (
     get_spec,
     local_spec,
 )
+from prism.models.saes import home_folder, load_sae, trained_here

@@ -1,12 +1,10 @@
-"""Loading a model with hook points, and its SAEs: from this disk, from the hub's cache, or trained once."""
+"""Loading a model with hook points: from this disk, or from the hub's cache."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 import transformers
@@ -15,13 +13,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism import hub
-from prism.data import CACHE
 from prism.device import bulk_dtype, device, dtype_name
 from prism.models.fetching import WHEELS
-from prism.models.registry import ModelSpec, SaeSpec
+from prism.models.registry import ModelSpec
 
 
-def _from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: str):
+def from_hub(spec: ModelSpec, files: Callable[[], list], load: Callable, what: str):
     """Fetch what the cache lacks of some files, then `load()` from the cache alone; else one clear error.
 
     `files()` is empty for a release in another format than SAELens' own: SAELens downloads that itself.
@@ -101,7 +98,7 @@ def _boot(
         with _no_progress_bar():  # there is nothing to wait for
             tokenizer, hf_model = load()
     else:
-        tokenizer, hf_model = _from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
+        tokenizer, hf_model = from_hub(spec, lambda: hub.model_files(spec.hub_id), load, "the model")
     if tokenizer.bos_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of '{spec.name}' has neither a BOS nor an end-of-text token")
@@ -145,58 +142,3 @@ def weight_processing(sae: SAE | None) -> dict[str, bool]:
     kwargs = (sae.cfg.metadata.model_from_pretrained_kwargs or {}) if sae is not None else {}
     wanted = {step: bool(kwargs.get(step, False)) for step in steps}
     return wanted if any(wanted.values()) else {"no_processing": True}
-
-
-def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
-    """Load a pretrained SAE in float32 on the CPU, ready for inference (streams use a copy on the model's device).
-
-    Raises:
-        ValueError: unknown SAE name.
-        FileNotFoundError: embedded files missing, or neither cached nor downloadable.
-    """
-    sae_spec = spec.sae(name)
-    if sae_spec.source is not None:
-        sae = _from_hub(
-            spec,
-            lambda: hub.sae_files(*sae_spec.source),
-            lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
-            f"the SAE '{sae_spec.name}'",
-        )
-    else:
-        folder = sae_spec.folder or trained_here(spec, sae_spec)
-        if not (folder / "sae_weights.safetensors").is_file():
-            raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
-        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    for parameter in sae.parameters():
-        parameter.requires_grad_(False)
-    return sae.eval()
-
-
-def home_folder(spec: ModelSpec) -> Path:
-    """Where SAEs that this machine trained for a model are kept.
-
-    The name has a key of the model's files, and the device and number format of bulk work where they are not the CPU
-    and float32.
-    """
-    low = "" if bulk_dtype() == torch.float32 else f"-{dtype_name(bulk_dtype())}"
-    how = "" if device().type == "cpu" and not low else f"-{device().type}{low}"
-    if spec.folder is None:
-        return CACHE / "saes" / f"{spec.name}{how}"
-    files = sorted(spec.folder.glob("*.safetensors")) + [spec.folder / "config.json"]
-    key = hashlib.sha256(str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
-    return CACHE / "saes" / f"{spec.name}-{key[:12]}{how}"
-
-
-def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
-    """Folder of an SAE trained on this machine for a model that has none; trains it first if need be (minutes).
-
-    A small SAE (8 features a channel, BatchTopK with k = 32) from the embedded corpus, read by the model's own
-    tokenizer: enough to run every notebook, not enough to study the model. Kept under a key of the model's files.
-    """
-    from prism.training import train_for_model  # here, because training reads activations through this package
-
-    folder = home_folder(spec) / sae_spec.name
-    if not (folder / "sae_weights.safetensors").is_file():
-        print(f"{spec.name} has no SAE: training a small one at {sae_spec.hook_name}, once")
-        train_for_model(spec, sae_spec.hook_name, folder)
-    return folder
