@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROGRESS := awk '/^Collecting/ {n++; if (n % 20 == 0) {print "  " n " packages looked up"; fflush()}} \
 	/Downloading .*\.(whl|gz) .*[MG]B/ {print "  " $$2, $$3, $$4; fflush()} \
 	/^Installing collected/ {print "  installing"; fflush()}'
-install = set -o pipefail; $(BIN)/python -m pip install -r $(1) | $(PROGRESS) \
+install = trap 'exit 130' INT; set -o pipefail; $(BIN)/python -m pip install -r $(1) | $(PROGRESS) \
 	|| { echo "The install from $(1) failed: pip's own message stands above. Mend that, then run make again." >&2; exit 1; }
 
 .DEFAULT_GOAL := help

@@ -34,7 +34,7 @@ def peak_memory(way: Callable[[], object]) -> float:
         os.write(writing, str(peak_so_far() - before).encode())
         os._exit(0)
     os.close(writing)
-    with os.fdopen(reading) as pipe:
+    with os.fdopen(reading, encoding="utf-8") as pipe:
         added = float(pipe.read())
     os.waitpid(child, 0)
     return added

@@ -54,7 +54,7 @@ def write_cache(folder: Path, repos: Repos) -> None:
             blob.write_bytes(content)
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         (place / "refs").mkdir(exist_ok=True)
-        (place / "refs" / "main").write_text(commit_of(repo, files))
+        (place / "refs" / "main").write_text(commit_of(repo, files), encoding="utf-8")
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, endpoint: str = "http://127.0.0.1:9") -> None:

@@ -233,7 +233,7 @@ def test_an_embedded_sae_survives_the_way_to_disk(tmp_path):
     same = (fires == (f > 0)).all(1)  # float16 moves a few activations across the threshold
     assert same.float().mean() > 0.95
     torch.testing.assert_close(loaded(x)[same], trained.decode(f)[same], atol=0.05, rtol=0.02)
-    assert json.loads((tmp_path / "tiny" / "cfg.json").read_text())["dtype"] == "float16"
+    assert json.loads((tmp_path / "tiny" / "cfg.json").read_text(encoding="utf-8"))["dtype"] == "float16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
 
 
@@ -255,6 +255,17 @@ def test_the_harvest_keeps_every_hook_of_the_same_tokens(mini, tmp_path):
     written = (tmp_path / "blocks.1.hook_resid_pre.npy").stat().st_mtime_ns
     harvest_all(mini, {"python": stream}, hooks, tmp_path, n, 0, context, {"python": 1.0})
     assert (tmp_path / "blocks.1.hook_resid_pre.npy").stat().st_mtime_ns == written  # reused
+
+
+def test_the_harvests_files_refuse_what_their_format_cannot_hold(mini, tmp_path, monkeypatch):
+    from prism.build import saes
+    from prism.models import activations_at
+
+    hook, stream = "blocks.1.hook_resid_pre", np.arange(1, 3_001, dtype=np.uint16)
+    monkeypatch.setattr(saes, "activations_at", lambda *what: {hook: 1e6 * activations_at(*what)[hook]})
+    with pytest.raises(ValueError, match=f"activations at '{hook}' do not fit float16.*largest: .*e[+]0"):
+        saes.harvest_all(mini, {"python": stream}, {hook: 192}, tmp_path, 200, 0, 16, {"python": 1.0})
+    assert not (tmp_path / "key.json").exists(), "a later call begins anew"
 
 
 def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatch):
@@ -363,7 +374,7 @@ class TestCommand:
         common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         command(["tokenizer", *common])
         command(["pretrain", *common])
-        config = json.loads((tmp_path / "data" / "model" / "config.json").read_text())
+        config = json.loads((tmp_path / "data" / "model" / "config.json").read_text(encoding="utf-8"))
         assert config["dtype"] == "float16" and config["activation_function"] == "gelu_new"
         assert 257 < config["vocab_size"] <= 300
         assert not list((tmp_path / "data" / "model").glob(".*"))

@@ -36,7 +36,8 @@ def _show(mime: dict) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder with `notebooks/` and `docs/GLOSSARY.md`; the model's name is not looked up."""
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "GLOSSARY.md").write_text('# Glossary\n\n<a id="term"></a>\n### term\n\nA word.\n')
+    glossary = '# Glossary\n\n<a id="term"></a>\n### term\n\nA word.\n'
+    (tmp_path / "docs" / "GLOSSARY.md").write_text(glossary, encoding="utf-8")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_model_name", lambda name: name or "mini")
@@ -97,7 +98,7 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
     names = ["glossary.html", "index.html", "phase_1_a.html", "phase_1_a.ipynb", "phase_2_b.html", "phase_2_b.ipynb"]
     assert sorted(p.name for p in out.iterdir()) == [*names, "plotly.min.js"]
 
-    page = (out / "phase_1_a.html").read_text()
+    page = (out / "phase_1_a.html").read_text(encoding="utf-8")
     assert '<script src="plotly.min.js"></script>' in page and page.count("Plotly.newPlot(") == 1
     assert "require.min.js" not in page and "cdnjs" not in page
     assert 'aria-label="Bars. Chart: bars."' in page and 'role="img"' in page
@@ -105,7 +106,7 @@ def test_run_writes_pages(folder: Path, capsys) -> None:
     assert f"some-model {folder}" in page
     for link in ('"phase_2_b.html#x"', '"glossary.html#term"', '"../../data/x.txt"', '"https://x.org"'):
         assert f"href={link}" in page
-    index = (out / "index.html").read_text()
+    index = (out / "index.html").read_text(encoding="utf-8")
     assert '<a href="phase_1_a.html">See bars</a>' in index and "ran to its end" in index and "some-model" in index
 
 
@@ -150,12 +151,12 @@ def test_failed_notebook_is_shown_and_others_run(folder: Path, capsys) -> None:
     bad = "y = x + 1\nraise ValueError('first\\nthe <last> line')"
     _write(folder / "phase_1_a.ipynb", "x = 1", bad, "print('never')")
     _write(folder / "phase_2_b.ipynb", "print('two')")
-    (folder / "phase_3_c.ipynb").write_text("{ this is no notebook")
+    (folder / "phase_3_c.ipynb").write_text("{ this is no notebook", encoding="utf-8")
     assert cli.main(["run"]) == 1
     shown = capsys.readouterr().out
     assert "cell 3, which ends 'raise ValueError" in shown and "ValueError: the <last> line" in shown
     assert "phase_3_c" in shown and "not a readable notebook" in shown and "1 of 3 notebooks" in shown
-    index = (folder.parent / "outputs" / "run" / "index.html").read_text()
+    index = (folder.parent / "outputs" / "run" / "index.html").read_text(encoding="utf-8")
     assert index.count("<b>failed</b>") == 2 and "the &lt;last&gt; line" in index
 
 
@@ -175,7 +176,7 @@ from ipykernel import kernelapp
 kernelapp.launch_new_instance()
 """
     (folder.parent / "first").mkdir()
-    (folder.parent / "first" / "ipykernel_launcher.py").write_text(launcher)
+    (folder.parent / "first" / "ipykernel_launcher.py").write_text(launcher, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(folder.parent / "first"))
     for name in ("phase_1_a", "phase_2_b"):
         _write(folder / f"{name}.ipynb", "print('here')")
@@ -199,10 +200,10 @@ def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
     figure = _show({notebooks.PLOTLY: FIGURE, "image/png": "iVBORw0KGgo="})
     widget = _show({notebooks.WIDGET: {"model_id": "1f2e", "version_major": 2}, "text/plain": "VBox()"})
     _write(path, "import os; print(os.environ['PRISM_PNG'])", figure, widget)
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text(encoding="utf-8"))
     raw["cells"][1]["metadata"] = {"execution": {"iopub.status.busy": "2020"}, "tags": ["parameters"]}
     raw["metadata"] = {"kernelspec": {"name": "mine", "display_name": "Mine", "language": "python"}, "widgets": {}}
-    path.write_text(json.dumps(raw))
+    path.write_text(json.dumps(raw), encoding="utf-8")
 
     assert cli.main(["execute"]) == 0
     first = path.read_bytes()
@@ -278,7 +279,7 @@ def test_doctor_names_versions_and_models(capsys) -> None:
 
 
 def test_doctor_knows_every_requirement() -> None:
-    lines = (Path(cli.__file__).parents[2] / "requirements.txt").read_text().splitlines()
+    lines = (Path(cli.__file__).parents[2] / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert {line.split("==")[0] for line in lines if "==" in line} <= {*cli.PACKAGES}
 
 

@@ -1,7 +1,9 @@
 """Texts, token batches and the activation cache: behaviour, edge cases, bad input."""
 
+import ast
 import errno
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +156,28 @@ class TestTokenize:
         literal = SimpleNamespace(decode=lambda _: "\ufffd", convert_ids_to_tokens=lambda _: "ï¿½")
         assert token_text(literal, 5) == "\ufffd", "a text may hold this character itself"
 
+    @pytest.mark.parametrize("text", [
+        ["\ud83d"], ["fine", "half of \udca9"], ["\ud83d\ude00 in two halves"], ["a\udfffb"],
+    ])  # fmt: skip
+    def test_half_of_a_character_is_one_sentence(self, mini, text):
+        where = f"text {len(text) - 1} has half of a character, '.u[0-9a-f]{{4}}' at place [0-9]+; give the whole"
+        with pytest.raises(ValueError, match=where) as error:
+            tokenize(text, mini.tokenizer, 256)
+        assert str(error.value).isascii(), "the sentence itself can be printed"
+
+    @pytest.mark.parametrize("text", [None, float("nan"), 7, b"bytes", ["a", "list"], pd.NA])
+    def test_what_is_no_text_is_one_sentence(self, mini, text):
+        with pytest.raises(ValueError, match="text 1 is .*, of type .*; only strings can be read"):
+            tokenize(["fine", text], mini.tokenizer, 256)
+
+    def test_a_text_of_no_token_is_empty(self):
+        with pytest.raises(ValueError, match="text 0 is empty"):
+            tokenize(["\u200b"], lambda *_, **__: {"input_ids": []}, 256)
+
+    def test_tokens_that_differ_by_a_nul_stay_apart(self, mini):
+        table = token_table(tokenize(["a\0", "\0\0", "\0"], mini.tokenizer, 256), mini.tokenizer)
+        assert table["token"].astype(str).tolist() == ["a", "\0", "\0", "\0", "\0"]
+
     def test_table_positions_and_categories(self, mini):
         batch = tokenize(["one two", "three"], mini.tokenizer, 256)
         table = token_table(batch, mini.tokenizer, ["formal", "python"])
@@ -162,6 +186,81 @@ class TestTokenize:
         assert list(table["category"].cat.categories) == ["python", "formal"]
         with pytest.raises(ValueError, match="1 categories for 2 texts"):
             token_table(batch, mini.tokenizer, ["formal"])
+
+
+class TestSentencePiece:
+    """Public report llama2.c #41: such a tokenizer's decoder drops a text's first space, and so each token's own."""
+
+    TEXT = "The other the, breathe  twice   and\n  there."
+
+    def test_a_words_beginning_is_told_from_its_middle(self, sentencepiece):
+        with_space, without = (sentencepiece.convert_tokens_to_ids(piece) for piece in ("▁the", "he"))
+        assert token_text(sentencepiece, with_space) == " the" and token_text(sentencepiece, without) == "he"
+        table = token_table(tokenize(["the bathe", "the"], sentencepiece, 64), sentencepiece)
+        counts = table["token"].astype(str).value_counts()
+        assert counts[" the"] == 2 and counts.sum() == len(table) > 3
+
+    def test_the_tokens_joined_are_the_text(self, sentencepiece):
+        ids = sentencepiece(self.TEXT, add_special_tokens=False)["input_ids"]
+        assert "".join(token_text(sentencepiece, i) for i in ids) == " " + self.TEXT
+        assert "".join(token_text(sentencepiece, i) for i in ids[3:]) in self.TEXT, "a continuation, too"
+
+    def test_no_two_tokens_look_alike(self, sentencepiece):
+        names = [token_text(sentencepiece, i) for i in range(len(sentencepiece))]
+        assert len(set(names)) == len(names) and "" not in names
+        assert token_text(sentencepiece, len(sentencepiece) + 7) == "", "a row of the embedding without a token"
+
+    def test_a_byte_without_a_token_of_its_own_is_text(self):
+        names = {5: "<0x0A>", 6: "<0x41>", 7: "A"}
+        tokenizer = SimpleNamespace(
+            unk_token_id=0, convert_ids_to_tokens=names.get, decode=lambda ids: {5: "\n"}.get(ids[0], "A"),
+            convert_tokens_to_ids=lambda text: {"A": 7}.get(text, 0),
+        )  # fmt: skip
+        assert [token_text(tokenizer, i) for i in names] == ["\n", "<0x41>", "A"]
+
+
+class TestBadCorpora:
+    GOOD = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+
+    @pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, 7, b"bytes", ["a"], {"text": "a"}])
+    def test_a_row_that_is_no_text_is_named(self, mini, bad):
+        frame = pd.DataFrame({"text": [self.GOOD, self.GOOD, bad]}, index=[7, 7, 7])
+        for function in (data.corpus_batch, data.corpus_documents):
+            with pytest.raises(ValueError, match="row 2 of the corpus is .*only strings can be read: leave the others"):
+                function(frame, mini.tokenizer, 64)
+        assert len(data.corpus_batch(frame.iloc[:2], mini.tokenizer, 64)) == 2
+
+    def test_half_of_a_character_is_found_in_its_row(self, mini):
+        frame = pd.DataFrame({"text": pd.Series([self.GOOD, self.GOOD + " \ud83d"], dtype=object)})
+        with pytest.raises(ValueError, match="row 1 of the corpus has half of a character"):
+            data.corpus_batch(frame, mini.tokenizer, 64)
+
+    def test_a_corpus_without_text(self, mini):
+        with pytest.raises(ValueError, match="the corpus has no column 'text'; its columns are kind, content"):
+            data.corpus_batch(pd.DataFrame({"kind": ["a"], "content": [self.GOOD]}), mini.tokenizer, 64)
+
+    @pytest.mark.parametrize("bad", [None, float("nan"), "1 2 3"])
+    def test_missing_ids_are_named(self, mini, bad):
+        frame = load_corpus("mini", 5).sort_values("text", key=lambda text: -text.str.len()).reset_index(drop=True)
+        frame["tokens"] = [frame["tokens"].iloc[0], bad, *frame["tokens"].iloc[2:]]
+        with pytest.raises(ValueError, match="row 1 of the corpus has no token ids but .*leave the row out"):
+            data.corpus_batch(frame, mini.tokenizer, 64)
+        frame["tokens"] = bad
+        assert torch.equal(data.corpus_batch(frame, mini.tokenizer, 64).tokens,
+                           data.corpus_batch(frame[["text"]], mini.tokenizer, 64).tokens)  # fmt: skip
+
+
+def test_no_file_is_opened_without_its_encoding():
+    """ruff's PLW1514 holds where it knows the type; this, everywhere."""
+    root = Path(__file__).parents[1]
+    for path in (file for folder in ("src", "tests", "benchmarks") for file in (root / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and not any(word.arg in ("encoding", None) for word in node.keywords):
+                name, n = getattr(node.func, "attr", getattr(node.func, "id", "")), len(node.args)
+                mode = "".join(ast.unparse(arg) for arg in node.args[1:2])
+                text = {"read_text": n == 0, "write_text": n == 1, "open": "b" not in mode}
+                method = isinstance(node.func, ast.Attribute)
+                assert not (text.get(name) and method == (name != "open")), f"{path}:{node.lineno}"
 
 
 class TestActivationCache:
@@ -190,7 +289,7 @@ class TestActivationCache:
 
     def test_foreign_files(self, tmp_path):
         text = tmp_path / "notes.safetensors"
-        text.write_text("not tensors at all, but long enough to look like a header")
+        text.write_text("not tensors at all, but long enough to look like a header", encoding="utf-8")
         with pytest.raises(ValueError, match="not a safetensors file"):
             load_activations(text)
         other = tmp_path / "other.safetensors"

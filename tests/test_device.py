@@ -16,6 +16,17 @@ HOOK = "blocks.2.hook_resid_pre"
 TEXTS = ["The quick brown fox jumps over the dog.", "x = 1 + 2", "Once upon a time there was a law."]
 
 
+def test_half_precision_is_taken_where_the_numbers_fit():
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-2, 1.0, 1e3):
+        assert torch.equal(devices.as_float16(x * scale), (x * scale).half())
+    for kept in (torch.zeros(3), torch.zeros(0, 4), x.half(), x.bfloat16(), torch.tensor([0.0, 65_504.0])):
+        assert torch.equal(devices.as_float16(kept), kept.half())
+    few = [[1.0, 65_520.0], [1.0, torch.inf], [torch.nan], [3e-8]]
+    for kept in (x * 1e6, x * 1e-7, x.double() * 1e300, *map(torch.tensor, few)):
+        assert devices.as_float16(kept) is kept
+
+
 class TestChoice:
     @pytest.fixture(autouse=True)
     def _clean(self, monkeypatch):
@@ -53,7 +64,7 @@ class TestChoice:
     )
     def test_the_processors_flags_decide(self, flags, dtype, tmp_path, monkeypatch):
         if flags:
-            (tmp_path / "cpuinfo").write_text(flags)
+            (tmp_path / "cpuinfo").write_text(flags, encoding="utf-8")
         monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
         assert devices.bulk_dtype() == dtype
         assert ("bulk work in bfloat16" in devices.describe()) == (dtype == torch.bfloat16)

@@ -113,7 +113,7 @@ def test_notebook_without_cards_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"nbformat": 9}', "\udcff"])
 def test_notebook_that_cannot_be_read_is_named(tmp_path: Path, capsys, text: str) -> None:
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD)
-    (folder / "phase_2_b.ipynb").write_text(text, errors="surrogateescape")
+    (folder / "phase_2_b.ipynb").write_text(text, errors="surrogateescape", encoding="utf-8")
     assert cli.main(["docs", "--notebooks", str(folder)]) == 2
     error = capsys.readouterr().err
     assert "prism: phase_2_b.ipynb is not a readable notebook: " in error and error.count("\nprism") == 0
@@ -133,13 +133,13 @@ def test_command_writes_both_or_nothing(tmp_path: Path, monkeypatch, capsys) -> 
     assert cli.main(["docs", "--notebooks", str(folder)]) == 1
     assert str(teaching) in capsys.readouterr().err and not teaching.parent.exists()
     teaching.parent.mkdir()
-    teaching.write_text("no marks")
+    teaching.write_text("no marks", encoding="utf-8")
     assert cli.main(["docs", "--notebooks", str(folder)]) == 2
     assert "are not both in the text" in capsys.readouterr().err and not (tmp_path / "docs" / "CLAIMS.md").exists()
 
-    teaching.write_text(f"before\n{documents.BEGIN}\nold\n{documents.END}\nafter\n")
+    teaching.write_text(f"before\n{documents.BEGIN}\nold\n{documents.END}\nafter\n", encoding="utf-8")
     assert cli.main(["docs", "--notebooks", str(folder)]) == 0
-    text = teaching.read_text()
+    text = teaching.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "the sum" in text
-    assert cli.main(["docs", "--notebooks", str(folder)]) == 0 and teaching.read_text() == text
-    assert "because" in (tmp_path / "docs" / "CLAIMS.md").read_text()
+    assert cli.main(["docs", "--notebooks", str(folder)]) == 0 and teaching.read_text(encoding="utf-8") == text
+    assert "because" in (tmp_path / "docs" / "CLAIMS.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from prism import evaluation as ev
 from prism import models
-from prism.data import TokenBatch, corpus_batch, load_corpus
+from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
 from prism.models import get_spec, harvest, load_sae
 from prism.sae import SaeConfig
 from prism.training import TrainConfig, train
@@ -204,6 +204,40 @@ class TestEvaluate:
         assert ev.splice_check(mini, sae, batch) < 1e-5
 
 
+    @pytest.mark.filterwarnings("error")
+    def test_texts_of_one_token_have_no_prediction_and_spoil_none(self, mini, sae):
+        texts = ["The cat sat on the mat.", "Once upon a time there was a dog.", "def f(x): return x"]
+        whole = tokenize(texts, mini.tokenizer, 64)
+        mixed = tokenize([" the", texts[0], " a", *texts[1:]], mini.tokenizer, 64)
+        alone, among = ev.evaluate(mini, sae, whole), ev.evaluate(mini, sae, mixed)
+        for name in ("ce_clean", "delta_ce", "kl"):
+            assert getattr(among, name) == pytest.approx(getattr(alone, name), rel=1e-4), name
+        assert (among.per_sequence["predictions"] == 0).sum() == 2 and among.n_tokens == alone.n_tokens + 2
+        low, high = among.delta_ce_interval
+        assert low < among.delta_ce < high and among.interval("delta_ce") == pytest.approx((low, high))
+        table = ev.evaluation_table({"a": among, "b": alone})
+        assert table.notna().all().all()
+        assert np.isfinite(ev.paired_difference(among, among)).all() and np.isfinite(ev.lost_share(among)).all()
+        assert ev.splice_check(mini, sae, mixed) < 1e-5
+
+    @pytest.mark.filterwarnings("error")
+    def test_texts_of_one_token_alone_are_one_sentence(self, mini, sae):
+        from prism.interventions import add, change_cost
+
+        ones, none = tokenize([" the", " a", " cat"], mini.tokenizer, 64), torch.zeros(1, 3, dtype=torch.bool)
+        said = "no text has two tokens in a row, so there is no prediction to measure; give at least one of two tokens"
+        hook = sae.cfg.metadata.hook_name
+        for measure in (lambda: ev.evaluate(mini, sae, ones), lambda: ev.splice_check(mini, sae, ones),
+                        lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
+                        lambda: ev.preflight(mini, sae, ones)):  # fmt: skip
+            with pytest.raises(ValueError, match=said):
+                measure()
+        with pytest.raises(ValueError, match="no prediction to compare"):
+            ev.kl(torch.zeros(1, 3, 5), torch.zeros(1, 3, 5), none)
+        without = ev.evaluate(mini, sae, ones, with_ce=False)
+        assert without.n_tokens == 3 and np.isfinite(without.interval("l0")).all()
+        assert ev.text_bits(mini, [" the", " a"], 64).gt(0).all().all()
+
     def test_several_at_once_are_each_as_alone(self, mini, sae, batch):
         spec = get_spec("mini")
         saes = {name: load_sae(spec, name) for name in ("2-res", "1-res", "2-mlp-out")}
@@ -341,7 +375,9 @@ class TestPreflight:
 
         frame = preflight(*fitting, published_l0=32)
         assert frame["ok"].all()
-        assert list(frame["check"]) == ["hook point", "width", "weight processing", "BOS", "splice check", "L0"]
+        assert list(frame["check"]) == [
+            "settings", "model", "hook point", "width", "weight processing", "BOS", "positions", "splice check", "L0",
+        ]
 
     @pytest.mark.parametrize("hook, reason", [
         ("blocks.9.hook_resid_pre", "failed at hook point.*nearest is"),
@@ -369,6 +405,59 @@ class TestPreflight:
         model, sae, batch = fitting
         with pytest.raises(PreflightError, match="BOS: found missing or counted"):
             preflight(model, sae, type(batch)(batch.tokens[:, 1:], batch.keep[:, 1:]))
+
+    @pytest.mark.parametrize("settings, metadata, reason", [
+        ({"normalize_activations": "expected_average_only_in"}, {}, "failed at settings.*fold what training measured"),
+        ({"architecture": lambda: "transcoder"}, {}, "failed at settings.*rebuilds another activation"),
+        ({"reshape_activations": "hook_z"}, {"hook_name": "blocks.2.attn.hook_z"}, "heads are not read one by one"),
+        ({}, {"hook_name_out": "blocks.2.hook_mlp_out"}, "failed at settings.*does not rebuild what it reads"),
+        ({}, {"model_name": "gpt2-small"}, "failed at model: found mini, wanted gpt2-small .*write mini as model_name"),
+        ({}, {"model_name": "mini-small"}, "failed at model"),
+        ({}, {"prepend_bos": False}, "failed at BOS: found in front, wanted none in front, as prepend_bos is false"),
+        ({}, {"seqpos_slice": [5, 40]}, r"positions: found 1 to 63, wanted seqpos_slice \[5, 40\]: keep no others"),
+    ])  # fmt: skip
+    def test_what_the_metadata_says(self, fitting, sae, settings, metadata, reason):
+        from prism.evaluation import PreflightError, preflight
+
+        for owner, values in ((sae.cfg, settings), (sae.cfg.metadata, metadata)):
+            for name, value in values.items():
+                setattr(owner, name, value)
+        with pytest.raises(PreflightError, match=reason):
+            preflight(fitting[0], sae, fitting[2])
+
+    @pytest.mark.parametrize("name", [None, "mini", "someone/Mini", "/models/mini", "mini/"])
+    def test_names_of_one_model(self, fitting, sae, name):
+        from prism.evaluation import preflight
+
+        sae.cfg.metadata.model_name = name
+        assert preflight(fitting[0], sae, fitting[2][:2])["ok"].all()
+
+    @pytest.mark.parametrize("source, name, same", [
+        ("openai-community/gpt2", "gpt2", True), ("openai-community/gpt2", "gpt2-small", True),
+        ("openai-community/gpt2", "gpt2-medium", False), ("openai-community/gpt2", "distilgpt2", False),
+        ("google/gemma-2-2b", "gemma-2-2b", True), ("google/gemma-2-2b", "gemma-2-2b-it", False),
+        ("EleutherAI/pythia-70m-deduped", "pythia-70m-deduped", True),
+        ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70m", False),
+        ("/home/me/Llama-3.2-1B", "meta-llama/Llama-3.2-1B", True),
+        ("/home/me/other", "meta-llama/Llama-3.2-1B", False),
+        ("/hub/models--openai-community--gpt2/snapshots/1a2b", "gpt2-small", True),
+    ])  # fmt: skip
+    def test_aliases(self, source, name, same):
+        from types import SimpleNamespace
+
+        from prism.evaluation.preflight import _names, _plain
+
+        names = _names(SimpleNamespace(cfg=SimpleNamespace(model_name=source)))
+        assert (_plain(name) in map(_plain, names)) == same
+
+    def test_batches_that_fit_the_metadata(self, fitting, sae):
+        from prism.evaluation import preflight
+
+        model, _, batch = fitting
+        sae.cfg.metadata.prepend_bos, sae.cfg.metadata.seqpos_slice = False, [None, 30]
+        keep = batch.keep.clone()
+        keep[:, 31:] = False
+        assert preflight(model, sae, type(batch)(batch.tokens[:4, 1:], keep[:4, 1:]))["ok"].all()
 
     @pytest.mark.parametrize("published", [5.0, 500.0])
     def test_l0_far_from_the_published_one(self, fitting, published):

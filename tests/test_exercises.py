@@ -3,6 +3,7 @@
 `pytest tests/test_exercises.py -k table -s` prints the table of exercises, with the answers accepted and refused.
 """
 
+import re
 import sys
 from collections import Counter
 from fractions import Fraction
@@ -233,6 +234,83 @@ def test_what_cannot_be_right_is_told_and_fails_nothing(checker, answer, says, c
     assert says in capsys.readouterr().out
 
 
+def hostile(way: str, error: BaseException) -> object:
+    """An object that fails in one way when it is looked at."""
+
+    def fails(*_, **__):
+        raise error
+
+    return type(f"Hostile{way}", (), {way: fails, "__hash__": object.__hash__})()
+
+
+def endless():
+    inside = []
+    inside.append(inside)
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (10**400, "returned 1.79769e+308; that is not right here"),
+        (-(10**5000), "returned -1.79769e+308; that is not right here"),
+        (Fraction(10**400), "returned 1.79769e+308; that is not right here"),
+        ([10**400, 1], "returned shape (2,); one number is wanted"),
+        ({"a": np.ones(2)}, "returned {'a': array([1., 1.])}; one number is wanted"),
+        ([10**5000, "a"], "ValueError when it was tried again, or what it returned was looked at; return plain"),
+        (hostile("__array__", KeyError("k")), "one number is wanted"),
+        (hostile("__array__", OverflowError()), "one number is wanted"),
+        (hostile("__array__", NotImplementedError()), "one number is wanted"),
+        (hostile("__array__", SystemExit(3)), "SystemExit when it was tried again"),
+        (hostile("__getattr__", LookupError()), "one number is wanted"),
+        (hostile("__repr__", KeyError("r")), "one number is wanted"),
+        (hostile("__eq__", ValueError("e")), "one number is wanted"),
+        (endless(), "one number is wanted"),
+        ("\ud83d", r"returned '\ud83d'; one number is wanted"),
+        (pd.NA, "one number is wanted"),
+        (pd.NaT, "one number is wanted"),
+        (torch.empty(2, device="meta"), "one number is wanted"),
+        (np.zeros(2, dtype=[("a", int)]), "one number is wanted"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_fails_when_it_is_looked_at_fails_no_notebook(value, says, capsys):
+    assert check(lambda x: value, returns_two, [(1,)]) is returns_two
+    out = capsys.readouterr().out
+    assert out.startswith("✗") and says in out and "Going on with the reference answer" in out
+
+
+def returns_two(x):
+    return 2.0
+
+
+def test_errors_that_cannot_be_said_fail_no_notebook(capsys):
+    class Silent(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def silent(x):
+        raise Silent
+
+    def half(x):
+        raise ValueError("\ud83d")
+
+    for answer in (silent, half):
+        assert check(answer, returns_two, [(1,)]) is returns_two
+    assert capsys.readouterr().out.encode().count(b"Going on with the reference") == 2
+
+
+def test_an_answer_that_is_right_once_only(capsys):
+    left = iter([1])
+    assert check(lambda x: next(left), abs, [(1,)]) is abs
+    assert "✗ <lambda>: StopIteration when it was tried again" in capsys.readouterr().out
+
+
+def test_arrays_in_dictionaries_are_arguments_like_others(capsys):
+    going_on = check(lambda d: d["a"].sum(), lambda d: float(d["a"].sum()), [({"a": np.ones(3)},)])
+    assert "✓" in capsys.readouterr().out and going_on({"a": np.ones(2)}) == 2
+
+
 def test_every_case_counts(capsys):
     answer = check(lambda x: abs(x), lambda x: x, [(1,), (-1,)])
     assert answer(-1) == -1 and "wrong on case 2" in capsys.readouterr().out
@@ -305,6 +383,24 @@ class TestDiagnosis:
     def test_runs_in_lower_case_and_a_series_are_right_too(self, answer, capsys):
         assert phase_4.check_diagnosis(answer) == phase_4.KEY
         assert "all 6 diagnoses are right" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("fault", [
+        np.array([1, 2]), torch.ones(2), pd.DataFrame(), [phase_4.BOS], {"a": np.ones(2)}, 10**5000, "\ud83d",
+        hostile("__array__", KeyError("k")), hostile("__eq__", ValueError()), hostile("__bool__", TypeError()),
+        hostile("__repr__", KeyError()), hostile("__str__", KeyError()),
+    ], ids=lambda value: type(value).__name__)  # fmt: skip
+    def test_what_is_no_name_of_a_fault_is_told(self, fault, capsys):
+        assert phase_4.check_diagnosis({"A": fault, "B": phase_4.KEY["B"]}) == phase_4.KEY
+        out = capsys.readouterr().out
+        assert re.search("✗ A: '.+' is none of the six faults; did you mean '", out) and "1 of 6 right" in out
+        assert out.encode(), "it can be printed"
+        assert phase_4.check_diagnosis(pd.Series({"A": fault, "B": phase_4.KEY["B"]}, dtype=object)) == phase_4.KEY
+
+    @pytest.mark.parametrize("run", [3, ("A", 1), None, "\ud83d", float("nan")])
+    def test_what_is_no_name_of_a_run_is_told(self, run, capsys):
+        assert phase_4.check_diagnosis({run: phase_4.BOS, "B": pd.NA, "A": phase_4.BOS}) == phase_4.KEY
+        out = capsys.readouterr().out
+        assert "There is no broken run '" in out and "… B: nothing said yet" in out and out.encode()
 
     def test_a_gap_in_a_series_says_nothing_yet(self, capsys):
         phase_4.check_diagnosis(pd.Series({"A": phase_4.KEY["A"], "B": None}))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from prism.data import CATEGORIES
+from prism.data import CATEGORIES, token_text
 from prism.explorer import (
     HOWS,
     MAX_CHARACTERS,
@@ -23,6 +23,7 @@ from prism.explorer import (
     steer,
 )
 from prism.explorer.search import chance_scores
+from prism.explorer.steer import Continuation
 from prism.features import FeatureMatrix
 from prism.gallery import Sample
 from prism.models import get_spec
@@ -226,6 +227,24 @@ def test_questions_that_cannot_be_answered(explorer):
             search(explorer, way, "  \n")
     with pytest.raises(ValueError, match="no SAE"):
         search(explorer, "number", "1", sae="../../etc/passwd")
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "half of it \ude00 here", "\ud83d\ude00"])
+def test_half_of_a_character_is_refused_in_one_sentence_wherever_it_is_typed(explorer, text):
+    said = r"has half of a character, '.u[0-9a-f]{4}' at place \d+; give the whole character"
+    asked = [lambda: explorer.texts([text]), lambda: explorer.batch(["fine", text]), lambda: steer(explorer, text, 831),
+             lambda: explorer.compare(text, [explorer.default]),
+             *(lambda way=way: search(explorer, way, text) for way in ("number", "category", "token", "concept"))]
+    for ask in asked:
+        with pytest.raises(ValueError, match=said) as error:
+            ask()
+        assert type(error.value) is ValueError and str(error.value).isascii()
+
+
+def test_what_a_sentencepiece_model_wrote_has_its_spaces(sentencepiece):
+    ids = sentencepiece("provides is the other", add_special_tokens=False)["input_ids"]
+    written = Continuation("unchanged", [token_text(sentencepiece, i) for i in ids], np.zeros(len(ids)), 0.0)
+    assert written.text == " provides is the other"
 
 
 def test_steering_writes_three_continuations_on_one_noise(explorer):

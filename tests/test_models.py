@@ -67,7 +67,7 @@ class TestLoading:
         torch.testing.assert_close(mini(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-4)
 
     def test_embedded_weights_are_float16_on_disk(self):
-        config = json.loads((DATA / "model" / "config.json").read_text())
+        config = json.loads((DATA / "model" / "config.json").read_text(encoding="utf-8"))
         assert config["dtype"] == "float16"
 
     @pytest.mark.parametrize("name", EMBEDDED)
@@ -188,7 +188,8 @@ class TestLocalModel:
         shutil.copytree(llama, folder)
         spec = get_spec(str(folder))
         first = models.trained_here(spec, spec.sae())
-        (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+        path = folder / "config.json"
+        path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
         assert models.trained_here(spec, spec.sae()) != first
 
     def test_its_own_saes_are_found(self, llama, tmp_path, monkeypatch):
@@ -218,9 +219,10 @@ class TestLocalModel:
         folder = tmp_path / "no-bos"
         shutil.copytree(llama, folder)
         path = folder / "tokenizer_config.json"
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         end = settings.get("eos_token") or "<|endoftext|>"
-        path.write_text(json.dumps({k: v for k, v in settings.items() if k != "bos_token"} | {"eos_token": end}))
+        settings = {k: v for k, v in settings.items() if k != "bos_token"} | {"eos_token": end}
+        path.write_text(json.dumps(settings), encoding="utf-8")
         tokenizer = load_model(get_spec(str(folder))).tokenizer
         assert tokenizer.bos_token_id == tokenizer.eos_token_id is not None
 

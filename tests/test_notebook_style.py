@@ -270,7 +270,7 @@ BAD = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "terms.md").write_text('<a id="term"></a>\n')
+    (tmp_path / "terms.md").write_text('<a id="term"></a>\n', encoding="utf-8")
     for name in ("phase_1_a.ipynb", "phase_2_b.ipynb"):
         (tmp_path / name).touch()
     return tmp_path

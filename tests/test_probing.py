@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
 from prism import evaluation as ev
+from prism.data import corpus_batch, load_corpus, token_table
 from prism.evaluation.probing import top_columns
 from prism.features import FeatureMatrix
 
@@ -164,6 +165,19 @@ class TestAbsorption:
         assert found.loc["a", "low"] < found.loc["a", "rate"] < found.loc["a", "high"]
         total = ev.absorption_total(found.reset_index())
         assert total["absorbed"] == found["absorbed"].sum() and total["measurable"] == 3
+
+    def test_words_begin_in_a_sentencepiece_vocabulary_too(self, sentencepiece):
+        batch = corpus_batch(load_corpus("mini", 40), sentencepiece, 128)
+        table = token_table(batch, sentencepiece)
+        starts = ev.tokens_matching(table, r"^ [A-Za-z]{2,}$")
+        pieces = np.array(sentencepiece.convert_ids_to_tokens(table["token_id"].tolist()))
+        assert starts.sum() > 300 and all(piece.startswith("▁") for piece in pieces[starts])
+        rng = np.random.default_rng(0)
+        fires = csr_matrix((rng.random((len(table), 20)) < 0.1).astype(np.float32))
+        sae = SimpleNamespace(W_dec=torch.from_numpy(rng.normal(size=(20, 8))))
+        x, config = torch.from_numpy(rng.normal(size=(len(table), 8))).float(), ev.AbsorptionConfig(min_words=5)
+        found = ev.first_letter_absorption(sae, x, FeatureMatrix(fires, table), config)
+        assert len(found) > 3 and set(found["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
 
     def test_without_absorption_there_is_none(self):
         sae, x, matrix, _ = _letters(absorbed_words=0)

@@ -99,7 +99,7 @@ def test_a_notebook_keeps_what_was_solved_and_a_later_untouched_run_too(tmp_path
         nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
         assert run_notebook(path, {"PRISM_DATA": str(tmp_path / "data")}).error is None
         file = tmp_path / "outputs" / "progress.json"
-        kept.append(file.read_text() if file.exists() else None)
+        kept.append(file.read_text(encoding="utf-8") if file.exists() else None)
     assert kept[0] is None and set(json.loads(kept[1])["2/p_value"]) == {"solved"} and kept[2] == kept[1]
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_plain_file_stays_as_it_is(monkeypatch, tmp_path, capsys):
 
 def test_an_exercise_of_another_version_is_kept(path):
     path.parent.mkdir()
-    path.write_text('{"9/later": {"solved": "2026-01-02T03:04:05+00:00"}}')
+    path.write_text('{"9/later": {"solved": "2026-01-02T03:04:05+00:00"}}', encoding="utf-8")
     phase_2.check_p_value(right)
     assert set(progress.load()) == {"9/later", "2/p_value"}
 
@@ -189,7 +189,7 @@ def test_the_table_counts_and_says_what_is_next(path, capsys):
     assert "44 exercises: 0 solved, 0 tried, 44 untouched." in out
     assert "Next: exercise 1 of notebooks/phase_0_superposition.ipynb, `collision` (easy, 4 minutes)." in out
     path.parent.mkdir()
-    path.write_text(SOME)
+    path.write_text(SOME, encoding="utf-8")
     phase_2.check_jaccard(wrong)
     line, out, _ = line_of("p_value", capsys)
     assert line == "  2  p_value                medium   6 min  solved    2026-01-02 03:04"
@@ -210,7 +210,7 @@ def test_reset_says_what_it_removes(path, capsys):
     assert cli.main(["progress", "--reset"]) == 0
     assert "Nothing to remove" in capsys.readouterr().out
     path.parent.mkdir()
-    path.write_text(SOME)
+    path.write_text(SOME, encoding="utf-8")
     assert cli.main(["progress", "--reset"]) == 0
     assert capsys.readouterr().out == f"Removing {path}: 1 solved, 0 tried.\n"
     assert not path.exists()
@@ -248,5 +248,5 @@ def test_the_catalogue_says_what_the_notebooks_say():
 
 def test_marks_are_json_that_other_tools_read(path):
     phase_2.check_p_value(right)
-    [(name, mark)] = json.loads(path.read_text()).items()
+    [(name, mark)] = json.loads(path.read_text(encoding="utf-8")).items()
     assert name == "2/p_value" and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", mark["solved"])

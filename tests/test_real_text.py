@@ -172,7 +172,7 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     documents = load_corpus("mini").groupby("kind")["text"].apply(list)
     for kind in MIXTURE:
         chat = ["User: How much is it?\nAssistant: Three coins, I think."] * 30 if kind == "conversational" else []
-        (text / f"{kind}.txt").write_text("\n<|endoftext|>\n".join([*documents[kind][:60], *chat]))
+        (text / f"{kind}.txt").write_text("\n<|endoftext|>\n".join([*documents[kind][:60], *chat]), encoding="utf-8")
     monkeypatch.setattr(writing, "SHORTEST", 4)
     build = smollm2.Build(text, tmp_path / "work", tmp_path / "out", local_spec(model), TINY)
     for part in PARTS:
@@ -183,10 +183,10 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     meta = sae.cfg.metadata
     assert meta.hook_name == "blocks.2.mlp.hook_post" and meta.massive_norm > 0 and meta.model_name == "model"
     assert meta.training_samples == (3 + 7) * 128 and sae.cfg.d_sae == sae.cfg.d_in // 2
-    measured = json.loads((tmp_path / "out" / "measurements.json").read_text())
+    measured = json.loads((tmp_path / "out" / "measurements.json").read_text(encoding="utf-8"))
     assert {row["SAE"] for row in measured["real"]} == made - {"family/random-model"}
     assert all(row["massive"] >= 0 and row["tokens"] > 0 for row in measured["corpus"])
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2-mlp-out" in card and "matryoshka" in card and "| nonenglish |" in card and "nan" not in card
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
         "corpus", "default", "further", "random", "rates", "study", "tokens",

@@ -1,5 +1,7 @@
 """SAE architectures: what they select, what they export."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
+from safetensors import SafetensorError
 
 from prism.sae import (
     ARCHITECTURES,
@@ -149,6 +152,31 @@ class TestExport:
         assert loaded.cfg.metadata.hook_name == "blocks.0.hook_resid_pre"
         torch.testing.assert_close(loaded.W_dec, sae.W_dec.half().float())
         assert sorted(p.name for p in tmp_path.iterdir()) == ["one"]
+
+    @pytest.mark.parametrize("scale", [1e7, 1e-8, 1.0])
+    @pytest.mark.parametrize("architecture", ALL)
+    def test_an_sae_of_any_scale_is_saved_as_it_is(self, architecture, scale, tmp_path):
+        sae = random_sae(architecture).eval()
+        fold_scale(sae, 1 / scale)  # as if trained on activations so many times larger
+        x = scale * torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+        expected = sae(x)
+        save_saelens(sae, tmp_path / "one", SAEMetadata())
+        cfg = json.loads((tmp_path / "one" / "cfg.json").read_text(encoding="utf-8"))
+        assert cfg["dtype"] == ("float16" if scale == 1 else "float32")
+        for dtype in ("float32", None):
+            loaded = SAE.load_from_disk(tmp_path / "one", **({"dtype": dtype} if dtype else {})).float()
+            assert all(value.isfinite().all() for value in loaded.state_dict().values())
+            share = (loaded(x) - expected).norm() / expected.norm()
+            assert share < (0.1 if scale == 1 else 1e-5)  # rounding moves a few activations over their threshold
+
+    def test_a_full_disk_is_said_with_the_folder(self, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("prism.sae.saelens.save_file", full)
+        with pytest.raises(OSError, match=f"could not write '{tmp_path / 'one'}' .*No space left.*nothing was changed"):
+            save_saelens(random_sae("topk"), tmp_path / "one", SAEMetadata())
+        assert not list(tmp_path.iterdir())
 
     def test_a_failed_write_leaves_the_old_files(self, tmp_path, monkeypatch):
         sae = random_sae("topk")

@@ -91,7 +91,7 @@ def project(tmp_path: Path) -> Path:
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     new = nbformat.v4
     (tmp_path / "notebooks").mkdir()
     figure = {"application/vnd.plotly.v1+json": {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="}
@@ -118,21 +118,21 @@ def test_pages_mirror_the_project(project: Path, monkeypatch, capsys) -> None:
     assert "7 pages. Open " + str(out / "index.html") in capsys.readouterr().out
     assert _problems(out) == []
 
-    page = (out / "notebooks" / "phase_1_a.html").read_text()
+    page = (out / "notebooks" / "phase_1_a.html").read_text(encoding="utf-8")
     for link in ("../README.html#x", "phase_2_b.html", "../index.html"):
         assert f'href="{link}"' in page
     assert '<script src="../plotly.min.js">' in page and page.count("Plotly.newPlot(") == 1 and "<math" in page
     assert '<span title="Written when the notebook is run">feature <b>5</b></span> href="<b>x</b>" [a](b)' in page
-    index = (out / "index.html").read_text()
+    index = (out / "index.html").read_text(encoding="utf-8")
     assert "P &lt;b&gt;" in index and "Feature pages" not in index
     assert "<p>Find x &amp; y. (about 2 minutes on a laptop CPU)</p>" in index
-    assert "[no link](nowhere.md) $5$ &lt;/script&gt;" in (out / "src" / "prism" / "a.html").read_text()
+    assert "[no link](nowhere.md) $5$ &lt;/script&gt;" in (out / "src" / "prism" / "a.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("link", ["docs/NONE.md", "docs", "../elsewhere.md"])
 def test_link_that_leads_nowhere_stops_the_build(project: Path, capsys, link: str) -> None:
-    (project.parent / "elsewhere.md").write_text("outside")
-    (project / "README.md").write_text(f"# P\n[x]({link})")
+    (project.parent / "elsewhere.md").write_text("outside", encoding="utf-8")
+    (project / "README.md").write_text(f"# P\n[x]({link})", encoding="utf-8")
     assert cli.main(["site", "--notebooks", str(project / "notebooks"), "--out", str(project / "o")]) == 2
     assert f"README.md links '{link}', which is no file of the project" in capsys.readouterr().err
     assert not (project / "o").exists()
@@ -148,13 +148,14 @@ def test_code_is_no_link_and_no_formula() -> None:
 
 
 def test_links_may_have_spaces_and_titles(project: Path) -> None:
-    (project / "docs" / "a b.md").write_text("# A b\n")
-    (project / "docs" / "c d.txt").write_text("text")
-    (project / "README.md").write_text('# P\n\n<a id="x"></a>[x](docs/a%20b.md "a title") [y](docs/c%20d.txt)')
+    (project / "docs" / "a b.md").write_text("# A b\n", encoding="utf-8")
+    (project / "docs" / "c d.txt").write_text("text", encoding="utf-8")
+    readme = '# P\n\n<a id="x"></a>[x](docs/a%20b.md "a title") [y](docs/c%20d.txt)'
+    (project / "README.md").write_text(readme, encoding="utf-8")
     out = project / "o"
     site.build(project / "notebooks", out)
-    assert 'href="docs/a%20b.html" title="a title"' in (out / "README.html").read_text()
-    assert _problems(out) == [] and (out / "docs" / "c d.txt").read_text() == "text"
+    assert 'href="docs/a%20b.html" title="a title"' in (out / "README.html").read_text(encoding="utf-8")
+    assert _problems(out) == [] and (out / "docs" / "c d.txt").read_text(encoding="utf-8") == "text"
 
 
 def test_nothing_is_written_for_more_features_than_there_are(project: Path, capsys) -> None:
@@ -164,14 +165,14 @@ def test_nothing_is_written_for_more_features_than_there_are(project: Path, caps
 
 
 def test_a_notebook_that_cannot_be_read_is_named(project: Path, capsys) -> None:
-    (project / "notebooks" / "phase_2_b.ipynb").write_text("{")
+    (project / "notebooks" / "phase_2_b.ipynb").write_text("{", encoding="utf-8")
     assert cli.main(["site", "--notebooks", str(project / "notebooks"), "--out", str(project / "o")]) == 2
     assert "phase_2_b.ipynb is not a readable notebook" in capsys.readouterr().err and not (project / "o").exists()
 
 
 def test_a_copy_that_fails_leaves_the_old_file(project: Path, monkeypatch) -> None:
     def half(source: Path, target: Path) -> None:
-        target.write_text("hal")
+        target.write_text("hal", encoding="utf-8")
         raise OSError("disk full")
 
     out = project / "o"
@@ -179,7 +180,8 @@ def test_a_copy_that_fails_leaves_the_old_file(project: Path, monkeypatch) -> No
     monkeypatch.setattr(site.shutil, "copyfile", half)
     with pytest.raises(OSError, match="disk full"):
         site.build(project / "notebooks", out)
-    assert (out / "LICENSE").read_text() == "free" and (out / "docs" / "p.png").read_text() == "picture"
+    assert (out / "LICENSE").read_text(encoding="utf-8") == "free"
+    assert (out / "docs" / "p.png").read_text(encoding="utf-8") == "picture"
     assert not list(out.rglob(".*.part"))
 
 
@@ -197,7 +199,8 @@ def test_a_copy_that_fails_leaves_the_old_file(project: Path, monkeypatch) -> No
     ],
 )
 def test_the_check_rejects(tmp_path: Path, body: str) -> None:
-    (tmp_path / "page.html").write_text(f'<p id="there"><a href="https://x.org">web</a> <a href="#there">x</a>{body}')
+    page = f'<p id="there"><a href="https://x.org">web</a> <a href="#there">x</a>{body}'
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     assert len(_problems(tmp_path)) == 1
 
 
@@ -212,7 +215,7 @@ def test_the_site_of_this_repository(tmp_path: Path) -> None:
     linked = {(tmp_path / link).resolve() for link in _read(tmp_path / "index.html").links}
     assert {tmp_path.resolve() / name for name in notebooks | documents | {"gallery/index.html"}} <= linked
     assert len(list((tmp_path / "gallery").glob("mini_2-res_*.html"))) == 2
-    index = (tmp_path / "index.html").read_text()
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert index.count("on a laptop CPU)</p>") == len(notebooks), "each says what its reader does and how long"
     assert "*" not in re.sub(r"<style>.*?</style>", "", index, flags=re.S)
 

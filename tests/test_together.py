@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
+from prism.device import as_float16
 from prism.sae import SaeConfig
 from prism.training import RollingBuffer, Run, TrainConfig, Trainer, train_together
 from prism.training.together import _newest
@@ -95,6 +96,39 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     other = RUNS | {"topk": Run("a", SaeConfig(8, 32, "topk", k=8), SMALL)}
     with pytest.raises(ValueError, match="k 4 there and 8 here"):
         train_together(RollingBuffer(make_chunk(), 2, 64), other, 2, tmp_path)
+
+
+def test_a_chunk_beyond_half_precision_keeps_its_numbers():
+    def chunk(number):
+        values = make_chunk()(number)["b"] * (1e6 if number == 1 else 1)
+        return {"b": as_float16(values)}
+
+    assert [chunk(i)["b"].dtype for i in range(2)] == [torch.float16, torch.float32]
+    buffer = RollingBuffer(chunk, 2, 64)
+    for number, batches in buffer.rounds():
+        seen = torch.cat([batch["b"] for batch in batches])
+        assert seen.dtype == torch.float32 and seen.isfinite().all()
+        if number == 2:
+            break
+    assert seen.abs().max() > 1e6
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path):
+    train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
+    (tmp_path / "round-notes9").mkdir()
+    key, one = tmp_path / "round-2" / "key.json", tmp_path / "round-2" / "relu.safetensors"
+    whole = key.read_text(encoding="utf-8")
+    for text in (whole[: len(whole) // 2], "[1, 2]", "null", ""):
+        key.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="round-2' is no checkpoint of this trainer.*delete it to start anew"):
+            train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
+    key.write_text(whole, encoding="utf-8")
+    one.write_bytes(one.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="relu.safetensors' is no checkpoint of this trainer"):
+        train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
+    one.unlink()
+    with pytest.raises(ValueError, match="relu.safetensors' is no checkpoint of this trainer"):
+        train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -1,5 +1,7 @@
 """Training: the quick gradients are autograd's, and it finds directions that are known."""
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from test_sae import random_sae
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from prism.data import TokenBatch
 from prism.sae import ARCHITECTURES, SaeConfig, make_sae
@@ -292,6 +296,78 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="no checkpoint of this trainer"):
             train(x, SaeConfig(16, 32, k=2), config, checkpoint=path)
 
+    def test_another_number_of_threads_goes_on_with_the_stored_scale(self, tmp_path):
+        """The mean of the same sample is rounded otherwise there; the run must still be the one that was begun."""
+        x, config = torch.from_numpy(mixtures(2_000)[0]), replace(SMALL, tokens=256 * 8)
+        expected, path = train(x, SaeConfig(16, 32, k=2), config), tmp_path / "run.safetensors"
+        half = Trainer(SaeConfig(16, 32, k=2), config, x)
+        for rows, _ in zip(ArraySource(x, 256, 0).batches(), range(4), strict=False):
+            half.take(rows)
+        half.save(path, [])
+        resumed = Trainer(SaeConfig(16, 32, k=2), config, x)
+        resumed.scale_to(resumed.scale * (1 + 2e-7))
+        assert resumed.scale != half.scale
+        resumed.load(path)
+        assert (resumed.scale, resumed.variance) == (half.scale, half.variance)
+        for rows, _ in zip(ArraySource(x, 256, 0).batches(4), range(4), strict=False):
+            resumed.take(rows)
+        found = resumed.finish()
+        assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), expected.state_dict().values(),
+                                                     strict=True))  # fmt: skip
+        for other in (1.001, 2.0):
+            stranger = Trainer(SaeConfig(16, 32, k=2), config, x * other)
+            with pytest.raises(ValueError, match="belongs to another run: input_scale"):
+                stranger.load(path)
+
+    @pytest.mark.parametrize("spoil", [
+        lambda state, tensors: state.pop("step"), lambda state, tensors: state.pop("key"),
+        lambda state, tensors: state["key"].pop("input_scale"), lambda state, tensors: state.pop("low"),
+        lambda state, tensors: state.update(step="7"), lambda state, tensors: state.update(step=None),
+        lambda state, tensors: state.update(l0=[1]), lambda state, tensors: state.update(sparsity=None),
+        lambda state, tensors: state.update(log_l0="a"), lambda state, tensors: state.update(rows=7),
+        lambda state, tensors: state.update(rows=[1]), lambda state, tensors: state.update(rows=[{"loss": 1}]),
+        lambda state, tensors: state.update(key=[1]), lambda state, tensors: state["key"].update(input_scale="1"),
+        lambda state, tensors: tensors.pop("quiet"), lambda state, tensors: tensors.pop("sae.W_enc"),
+        lambda state, tensors: tensors.pop("adam.W_enc.exp_avg"),
+        lambda state, tensors: [tensors.pop(f"adam.W_dec.{key}") for key in ("step", "exp_avg", "exp_avg_sq")],
+        lambda state, tensors: tensors.update(quiet=tensors["quiet"][:1].clone()),
+        lambda state, tensors: tensors.update({"sae.W_dec": tensors["sae.W_dec"].double()}),
+        lambda state, tensors: tensors.update({"adam.b_enc.exp_avg_sq": torch.zeros(3)}),
+    ])  # fmt: skip
+    def test_a_checkpoint_that_lacks_something_or_has_another_type_is_none(self, spoil, tmp_path):
+        x, path = torch.from_numpy(mixtures(600)[0]), tmp_path / "run.safetensors"
+        trainer = Trainer(SaeConfig(16, 32, k=2), SMALL, x)
+        trainer.take(x[:256])
+        trainer.save(path, [{"step": 0}])
+        Trainer(SaeConfig(16, 32, k=2), SMALL, x).load(path)
+        with safe_open(path, "pt") as file:
+            state, tensors = json.loads(file.metadata()["state"]), {name: file.get_tensor(name) for name in file.keys()}
+        spoil(state, tensors)
+        save_file(tensors, path, {"state": json.dumps(state)})
+        with pytest.raises(ValueError, match="is no checkpoint of this trainer.*delete it to start anew"):
+            Trainer(SaeConfig(16, 32, k=2), SMALL, x).load(path)
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_every_architecture_goes_on(self, architecture, tmp_path):
+        x, config = torch.from_numpy(mixtures(600)[0]), replace(SMALL, freeze_decoder=architecture == "topk")
+        settings = SaeConfig(16, 32, architecture, k=2, tied=architecture == "relu")
+        for way in ("sparse", "dense"):
+            trainer, other = Trainer(settings, config, x, way), Trainer(settings, config, x, way)
+            trainer.take(x[:256])
+            trainer.save(tmp_path / "run.safetensors", [])
+            other.load(tmp_path / "run.safetensors")
+            assert trainer.take(x[256:512]) == other.take(x[256:512])
+
+    def test_a_full_disk_is_said_with_the_path(self, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("prism.training.loop.save_file", full)
+        path = tmp_path / "run.safetensors"
+        with pytest.raises(OSError, match=f"could not write '{path}' .*No space left.*nothing was changed there"):
+            train(mixtures(600)[0], SaeConfig(16, 32, k=2), TrainConfig(tokens=256, batch=256), checkpoint=path)
+        assert not list(tmp_path.iterdir())
+
     def test_a_full_disk_leaves_the_last_checkpoint(self, tmp_path, monkeypatch):
         x, _ = mixtures(2_000)
         path, config = tmp_path / "run.safetensors", replace(SMALL, tokens=2_560)
@@ -361,6 +437,32 @@ class TestSources:
             sae = train(activations, SaeConfig(16, 32, k=2), replace(SMALL, tokens=5_120))
             assert sae.W_dec.shape == (32, 16)
 
+    def test_every_number_format_and_tuples_of_one(self):
+        x = torch.from_numpy(mixtures(600)[0])
+        pairs = TensorDataset(x)
+        arrays = [x.numpy().astype(np.longdouble), pd.DataFrame(x.numpy()), [(row,) for row in x]]
+        tensors = [x.bfloat16(), x.half(), x.double(), x.clone().requires_grad_()]
+        sources = [*arrays, *tensors, pairs, DataLoader(pairs, batch_size=100)]
+        wanted = train(x, SaeConfig(16, 32, k=2), TrainConfig(tokens=512, batch=256))
+        for activations in sources:
+            sae = train(activations, SaeConfig(16, 32, k=2), TrainConfig(tokens=512, batch=256))
+            torch.testing.assert_close(sae.b_dec, wanted.b_dec, atol=0.1, rtol=0)
+        exact = train(x.double(), SaeConfig(16, 32, k=2), TrainConfig(tokens=512, batch=256))
+        assert all(torch.equal(a, b) for a, b in zip(exact.parameters(), wanted.parameters(), strict=True))
+
+    @pytest.mark.parametrize("activations, said", [
+        (lambda x: TensorDataset(x, x[:, 0]), "come as list (2 tensors)"),
+        (lambda x: TensorDataset(x, x), "come as list (2 tensors)"),
+        (lambda x: x[None], "do not fill one batch"), (lambda x: x[:, 0], "shape (600,)"),
+        (lambda x: x[:, None], "shape (600, 1, 16)"), (lambda x: x.tolist(), "16 tensors"),
+        (lambda x: [{"x": row} for row in x], "come as dict"), (lambda x: np.full((600, 16), "a"), "could not convert"),
+        (lambda x: DataLoader(x, batch_size=None), "shape (16,)"),
+    ])  # fmt: skip
+    def test_what_is_no_table_of_numbers_is_one_sentence(self, activations, said):
+        with pytest.raises(ValueError, match=re.escape(said)) as error:
+            train(activations(torch.from_numpy(mixtures(600)[0])), SaeConfig(16, 32, k=2), SMALL)
+        assert "\n" not in str(error.value)
+
     def test_what_can_be_read_only_once_is_refused_when_it_ends(self):
         x = torch.from_numpy(mixtures(2_000)[0])
         with pytest.raises(ValueError, match="read only once"):
@@ -390,6 +492,36 @@ class TestBadInput:
         x[7] = np.nan
         with pytest.raises(FloatingPointError, match="at step 0|not finite|nan"):
             train(x, SaeConfig(16, 32, k=2), TrainConfig(tokens=5_120, batch=256))
+
+    @pytest.mark.parametrize("spoil, error, said", [
+        (lambda x: 0 * x, ValueError, "all activations are zero"),
+        (lambda x: 0 * x + 0.1, ValueError, "all activations are the same"),
+        (lambda x: 0 * x + x[:1], ValueError, "all activations are the same"),
+        (lambda x: 0 * x + np.nan, FloatingPointError, "600 of 600 activations are not finite"),
+        (lambda x: np.where(x > 1, np.inf, x), FloatingPointError, "activations are not finite"),
+        (lambda x: x.astype(float) * 1e60, FloatingPointError, "activations are not finite in float32"),
+        (lambda x: x * 1e25, FloatingPointError, "activations are not finite in float32"),
+    ])  # fmt: skip
+    @pytest.mark.filterwarnings("error")
+    def test_activations_without_anything_to_learn_are_not_blamed_on_the_learning_rate(self, spoil, error, said):
+        with pytest.raises(error, match=said) as raised:
+            train(spoil(mixtures(600)[0]), SaeConfig(16, 32, k=2), SMALL)
+        assert "rate" not in str(raised.value)
+
+    def test_each_kind_of_loss_that_is_not_finite_has_its_cause(self):
+        x = torch.from_numpy(mixtures(600)[0])
+        trainer = Trainer(SaeConfig(16, 32, k=2), SMALL, x)
+        with pytest.raises(FloatingPointError, match=r"loss became (nan|inf) at step 0.*activations are not finite"):
+            trainer.take(x / 0)
+        with pytest.raises(FloatingPointError, match="cause is a learning rate that is too high"):
+            train(x, SaeConfig(16, 32, k=2), replace(SMALL, lr=1e30, normalise_decoder=False))
+
+    def test_very_large_and_very_small_activations_train_as_others_do(self):
+        x = mixtures(2_000)[0]
+        one, *others = (train(x * s, SaeConfig(16, 32, k=2), TrainConfig(tokens=5_120, batch=128))
+                        for s in (1.0, 8e5, 1e-7))  # fmt: skip
+        for other in others:
+            torch.testing.assert_close(one.W_dec, other.W_dec, atol=1e-3, rtol=1e-3)
 
 
 def test_batches_visit_every_row_once_an_epoch():

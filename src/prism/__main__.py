@@ -2,7 +2,10 @@
 
 import sys
 
-from prism.cli import main
+from prism import stopping
 
 if __name__ == "__main__":
+    stopping.listen()  # before the imports, which take their time
+    from prism.cli import main
+
     sys.exit(main())

@@ -59,7 +59,7 @@ class HubFile:
     def revision(self) -> str:
         """The cached commit, so that all files of a repository come from one; `main` if nothing is cached."""
         ref = self.folder / "refs" / "main"
-        return ref.read_text().strip() if ref.is_file() else "main"
+        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else "main"
 
     def url(self, revision: str) -> str:
         """Address on the hub."""
@@ -180,7 +180,7 @@ def _point(file: HubFile, blob: Path, commit: str) -> None:
             os.replace(blob, pointer)
     if not ref.is_file():
         temporary = ref.with_name(f"main.{os.getpid()}.tmp")
-        temporary.write_text(commit)
+        temporary.write_text(commit, encoding="utf-8")
         os.replace(temporary, ref)
 
 

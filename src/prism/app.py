@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
@@ -309,4 +310,6 @@ def serve(model: str | None = None, sae: str | None = None, port: int = 7860, op
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     # Errors are printed where they happen; what uvicorn would add is that it ends the open page's connection.
-    uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run(sockets=[server])
+    running = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    running.capture_signals = contextlib.nullcontext  # they are for prism.stopping, which waits for no open page
+    running.run(sockets=[server])

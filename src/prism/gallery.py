@@ -147,7 +147,8 @@ def _encoded(spec: ModelSpec, model, sae, batch: TokenBatch, table: pd.DataFrame
     """`encode_features`, from the cache if it is there, else into it."""
     texts = zlib.crc32(np.ascontiguousarray(batch.tokens)) ^ zlib.crc32(np.ascontiguousarray(batch.keep))
     made_by = {"model": _fingerprint(model), "sae": _fingerprint(sae), "settings": sae.cfg.to_dict()}
-    key = cache_key(**made_by, texts=texts, categories=zlib.crc32("\n".join(table["category"]).encode()))
+    words = "\n".join([*table["category"], *table["token"].cat.categories])  # a token may be named anew
+    key = cache_key(**made_by, texts=texts, words=zlib.crc32(words.encode()))
     path = CACHE / "samples" / f"{spec.name}_{made_by['sae']}.safetensors"
     try:
         return FeatureMatrix.load(path, key)

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+from prism import stopping
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -166,7 +169,7 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
     )
     error = None
     try:
-        client.execute(env={**os.environ, **environment})
+        _execute(client, {**os.environ, **environment})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
         error = _failure(notebook, failure)
     except Exception as failure:  # whatever keeps this kernel from starting, the other notebooks are run
@@ -175,6 +178,17 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
         if client.km is None:  # shut down already: nbclient's own attempt at exit would end in a traceback
             atexit.unregister(client._cleanup_kernel)
     return Run(path, title_of(notebook, path.stem), notebook, time.perf_counter() - start, error)
+
+
+def _execute(client: NotebookClient, environment: dict[str, str]) -> None:
+    """In a thread, where nbclient cannot take the signals for itself; if the command is stopped, the kernel ends."""
+
+    def forget() -> None:
+        if client.km is not None:
+            client.km.cleanup_connection_file()
+
+    with ThreadPoolExecutor(1) as thread, stopping.at_stop(forget), stopping.ending_children():
+        thread.submit(client.execute, env=environment).result()
 
 
 def _clear(notebook: NotebookNode) -> None:

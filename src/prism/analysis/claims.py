@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,9 +69,12 @@ def difference_interval(
     return float(low), float(high)
 
 
+UNMEASURED = re.compile(r"""(?<![\w'"])[+-]?nan%?(?![\w'"])""")
+
+
 @dataclass(frozen=True)
 class ClaimCard:
-    """One finding, with what it was held against.
+    """One finding, with what it was held against. A number that could not be measured (NaN) is shown as a dash.
 
     Attributes:
         claim: the finding, in a sentence.
@@ -91,6 +95,8 @@ class ClaimCard:
     def __post_init__(self) -> None:
         if not isinstance(self.supported, (bool, np.bool_)):
             raise TypeError(f"supported is {self.supported!r}; compute it as True or False")
+        for name in ("effect", "interval", "control"):
+            object.__setattr__(self, name, UNMEASURED.sub("–", str(getattr(self, name))))
 
     @property
     def verdict(self) -> str:

@@ -161,8 +161,10 @@ class LocalModel:
 
         self.source, self.tokens = str(source), tokens
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.source)
-            model = AutoModelForCausalLM.from_pretrained(self.source, dtype="auto", use_safetensors=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.source, dtype="auto", use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
             raise FileNotFoundError(

@@ -1,7 +1,8 @@
 """Rebuild `data/`: `python -m prism.build all --corpus DIR`, or one step at a time.
 
-tokenizer → pretrain → sample → saes → family → broken-runs → cards → relatives. Each step reads what the earlier ones
-wrote. The last trains the further models of phase 6e and their SAEs (about an hour on two cores; --resume goes on).
+tokenizer → pretrain → sample → saes → family → broken-runs → cards → relatives → manifest. Each step reads what the
+earlier ones wrote. `relatives` trains the further models of phase 6e and their SAEs (about an hour on two cores;
+--resume goes on). `manifest` lists what git tracks in `data/`, with sizes and hashes: the last step after any change.
 
 `smollm2` makes `data/smollm2`: SAEs of the real model, the corpus that it wrote, and their card (hours; it goes on from
 its checkpoints in --work). --part does one of its steps.
@@ -10,14 +11,22 @@ its checkpoints in --work). --part does one of its steps.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards", "relatives")
+from prism import stopping
+
+STEPS = ("tokenizer", "pretrain", "sample", "saes", "family", "broken-runs", "cards", "relatives", "manifest")
 PARTS = ("study", "rates", "corpus", "default", "further", "random", "card")  # of the step smollm2
+GO_ON = {  # what is said when a step is stopped
+    "pretrain": "`pretrain --resume` goes on from its last checkpoint",
+    "relatives": "`relatives --resume` goes on from its last checkpoint",
+    "smollm2": "`smollm2` goes on from its last checkpoint",
+}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,23 +45,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, action="append", help="of the step smollm2; by default all, in order")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
-    if options.corpus is None and options.step not in ("sample", "family", "broken-runs"):
+    if options.corpus is None and options.step not in ("sample", "family", "broken-runs", "manifest"):
         parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one step or all of them."""
+    if arguments is None:
+        stopping.listen()
     options = parse(arguments)
     os.environ["PRISM_DATA"] = str(options.data.resolve())
     if options.step == "hub-corpus":
         from prism.build.corpus import download_hub_corpus
 
         return download_hub_corpus(options.corpus)
+    from prism import manifest
+
     for step in STEPS if options.step == "all" else (options.step,):
         print(f"== {step}", flush=True)
         try:
-            globals()[f"run_{step.replace('-', '_')}"](options)
+            with stopping.at_stop(functools.partial(GO_ON.get, step)), manifest.being_made(options.data.resolve()):
+                globals()[f"run_{step.replace('-', '_')}"](options)
         except (OSError, FloatingPointError, ValueError) as error:
             sys.exit(f"prism.build {step}: {error}")
 
@@ -105,8 +119,13 @@ def _publish(run: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from prism.device import as_float16
+
     staged = run / "float16"
-    AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float16).save_pretrained(staged)
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data = as_float16(parameter.data)  # one that does not fit stays as it is
+    model.save_pretrained(staged)
     out.mkdir(parents=True, exist_ok=True)
     for file in staged.iterdir():
         os.replace(shutil.copy(file, out / f".{file.name}.part"), out / file.name)
@@ -205,6 +224,13 @@ def run_relatives(options: argparse.Namespace) -> None:
         train_family(spec, home, [MEMBER])
         measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
     write_card(options.data, measured)
+
+
+def run_manifest(options: argparse.Namespace) -> None:
+    """List the published files."""
+    from prism.manifest import write
+
+    print(f"wrote {write(options.data)}")
 
 
 def run_smollm2(options: argparse.Namespace) -> None:

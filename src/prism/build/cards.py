@@ -284,7 +284,7 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
     spec = get_spec("mini")
     bridge = load_model(spec)
     path = data / "measurements.json"
-    measured = json.loads(path.read_text()) if path.is_file() else {}
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     corpus = pd.read_parquet(data / "corpus" / "sampled.parquet")
     if corpus_dir is not None:
         hf_model = AutoModelForCausalLM.from_pretrained(data / "model", dtype=torch.float32)

@@ -113,12 +113,12 @@ def tokenise(corpus: Path, tokenizer, tokenizer_path: Path, work: Path) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     key = {"tokenizer": _digest(tokenizer_path), "files": {k: p.stat().st_size for k, p in find_kinds(corpus).items()}}
     key_path = folder / "key.json"
-    if not (key_path.is_file() and json.loads(key_path.read_text()) == key):
+    if not (key_path.is_file() and json.loads(key_path.read_text(encoding="utf-8")) == key):
         key_path.unlink(missing_ok=True)  # an interrupted run leaves no key behind
         for kind, path in find_kinds(corpus).items():
             train, _ = split_documents(path)
             np.save(folder / f"{kind}.npy", encode_documents(tokenizer, train))
-        key_path.write_text(json.dumps(key))
+        key_path.write_text(json.dumps(key), encoding="utf-8")
     return {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in key["files"]}
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prism.build.corpus import END, MIXTURE
-from prism.files import replacing
+from prism.files import reading, replacing
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ def save_checkpoint(path: Path, model, optimizers, step: int, config: PretrainCo
 
 def load_checkpoint(path: Path, model, optimizers) -> int:
     """Restore weights and optimiser state; return the next step."""
-    tensors = load_file(path)
+    with reading(path):
+        tensors = load_file(path)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model.{name}"])
@@ -263,7 +264,7 @@ def pretrain(
     stop = min(config.steps, stop_at or config.steps)
     per_step = config.batch * config.context
     bar = tqdm(total=config.steps * per_step, initial=start * per_step, unit="tok", unit_scale=True, mininterval=5)
-    log = (run / "log.jsonl").open("a" if resume else "w")
+    log = (run / "log.jsonl").open("a" if resume else "w", encoding="utf-8")
     for step in range(start, stop):
         if step == config.decay_start:
             save_checkpoint(stable, model, optimizers, step, config)

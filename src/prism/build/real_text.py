@@ -15,6 +15,7 @@ from torch import Tensor
 from prism.build.corpus import MIXTURE, encode_documents, find_kinds, split_documents, tokenise
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
+from prism.device import as_float16
 from prism.files import replacing
 from prism.models import activations_at, is_massive, norm_limit, residual_hook
 
@@ -40,8 +41,9 @@ def chat_tokens(documents: list[str], tokenizer) -> np.ndarray:
     chats = [messages for messages in map(as_chat, documents) if messages]
     parts = []
     for text in tokenizer.apply_chat_template(chats, tokenize=False):
-        parts.append(np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id]))
-    return np.concatenate(parts).astype(np.uint16)
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id]
+        parts.append(np.array(ids, dtype=np.uint16))  # an error beyond 65,535, where a cast would wrap round
+    return np.concatenate(parts)
 
 
 def training_tokens(corpus: Path, tokenizer, folder: Path, work: Path) -> dict[str, np.ndarray]:
@@ -97,7 +99,8 @@ class Rows:
 
 
 class Activations:
-    """Chunks for `training.RollingBuffer`: activations of some hooks, BOS and massive tokens left out, in float16.
+    """Chunks for `training.RollingBuffer`: activations of some hooks, BOS and massive tokens left out, in float16
+    where they fit there.
 
     A token that is massive before one block need not be so before another: each hook leaves out its own.
 
@@ -127,7 +130,7 @@ class Activations:
             }
             massive = {hook: is_massive(caught[hook].norm(dim=-1), limit) for hook, limit in self.limits.items()}
             for hook in self.hooks:
-                parts[hook].append(caught[hook][~massive[residual_hook(hook)]].half())
+                parts[hook].append(as_float16(caught[hook][~massive[residual_hook(hook)]]))
         whole = {hook: torch.cat(values)[: self.size] for hook, values in parts.items()}
         if (fewest := min(map(len, whole.values()))) < self.size:
             raise ValueError(f"chunk {number} keeps {fewest} tokens of {self.size}; read more rows")

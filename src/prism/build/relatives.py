@@ -100,8 +100,8 @@ Measured on the other documents of the embedded corpus.
 
 def write_card(data: Path, measured: dict[str, dict]) -> None:
     """Write `data/models/README.md` and `data/models/measurements.json`."""
-    embedded = json.loads((data / "measurements.json").read_text())
-    config = json.loads((data / "model" / "config.json").read_text())
+    embedded = json.loads((data / "measurements.json").read_text(encoding="utf-8"))
+    config = json.loads((data / "model" / "config.json").read_text(encoding="utf-8"))
     parameters = AutoModelForCausalLM.from_pretrained(data / "model").num_parameters()
     mini = {
         "architecture": config["model_type"], "layers": config["n_layer"], "channels": config["n_embd"],

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import corpus_batch
+from prism.device import as_float16
 from prism.evaluation import evaluate
 from prism.models import ModelSpec, activations_at, load_model, random_model
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
@@ -77,7 +78,7 @@ def harvest_all(
     key = {"n": n, "hooks": hooks, "model": f"{fingerprint:.6f}", "context": context, "shares": shares} | streams
     files = {hook: out / f"{hook}.npy" for hook in hooks}
     key_path = out / "key.json"
-    if not (key_path.is_file() and json.loads(key_path.read_text()) == key):
+    if not (key_path.is_file() and json.loads(key_path.read_text(encoding="utf-8")) == key):
         key_path.unlink(missing_ok=True)
         arrays = {
             hook: np.lib.format.open_memmap(files[hook], "w+", np.float16, (n, d_in)) for hook, d_in in hooks.items()
@@ -89,13 +90,17 @@ def harvest_all(
             caught = activations_at(model, batches(step), hooks)
             take = min(n - filled, config.batch * (context - 1))
             for hook, array in arrays.items():
-                array[filled : filled + take] = caught[hook][:, 1:].reshape(-1, array.shape[1])[:take].half().numpy()
+                part = as_float16(caught[hook][:, 1:].reshape(-1, array.shape[1])[:take])
+                if part.dtype != torch.float16:
+                    raise ValueError(f"activations at '{hook}' do not fit float16, the format of these files (largest: "
+                                     f"{float(part.abs().max()):.3g}); train on them without files")  # fmt: skip
+                array[filled : filled + take] = part.numpy()
             filled += take
             bar.update(take)
             if filled == n:
                 break
         bar.close()
-        key_path.write_text(json.dumps(key))
+        key_path.write_text(json.dumps(key), encoding="utf-8")
     return {hook: np.load(path, mmap_mode="r") for hook, path in files.items()}
 
 

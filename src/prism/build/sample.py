@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from prism.build.corpus import MIXTURE
 from prism.files import replacing
+from prism.stopping import deaf, ending_children
 
 TEMPERATURE = 0.9
 
@@ -145,11 +147,12 @@ def sample_corpus(
     """
     bar = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="sample")
     workers = min(os.cpu_count() or 1, len(OPENINGS))
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        jobs = [
-            pool.submit(sample_kind, model, tokenizer, kind, n_tokens * MIXTURE[kind], temperature, seed + 10_000 * k)
-            for k, kind in enumerate(OPENINGS)
-        ]
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool, ending_children():
+        begin = partial(pool.submit, sample_kind, model, tokenizer)
+        with deaf():
+            jobs = [
+                begin(kind, n_tokens * MIXTURE[kind], temperature, seed + 10_000 * k) for k, kind in enumerate(OPENINGS)
+            ]
         for job in jobs:
             job.add_done_callback(lambda job: job.exception() or bar.update(sum(len(row[-1]) for row in job.result())))
         rows = [row for job in jobs for row in job.result()]

@@ -21,7 +21,7 @@ from prism.build.relatives import kind_bits
 from prism.build.smollm2_card import card
 from prism.build.writing import write_corpus
 from prism.data import TokenBatch, corpus_batch, load_texts, token_table
-from prism.device import bulk_dtype
+from prism.device import as_float16, bulk_dtype
 from prism.evaluation import bits_per_byte, evaluate_all, text_bits
 from prism.evaluation.metrics import explained_share
 from prism.features import encode_activations
@@ -253,7 +253,7 @@ class Build:
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
         bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
         own = {name: _text_bits(spec) for name, spec in specs.items()}
-        dropped = json.loads((self.out / "corpus.json").read_text())
+        dropped = json.loads((self.out / "corpus.json").read_text(encoding="utf-8"))
         read = {name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
                 for name in ("study", "readers", "rates")}  # fmt: skip
         write(self.out / "README.md", card(tables, bits, own, corpus, dropped, read, self.plan))
@@ -262,11 +262,11 @@ class Build:
 
 
 def harvest_all(model, batch: TokenBatch, hooks) -> dict[str, torch.Tensor]:
-    """Activations of several hooks on a whole batch, float16 `[batch, pos, d_in]`, from one pass."""
+    """Activations of several hooks on a whole batch, `[batch, pos, d_in]`, from one pass; float16 if they fit."""
     parts: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     for tokens in tqdm(batch.tokens.split(10), desc="held-out text", unit="batch"):
         for hook, x in activations_at(model, tokens, parts).items():
-            parts[hook].append(x.half())
+            parts[hook].append(as_float16(x))
     return {hook: torch.cat(each) for hook, each in parts.items()}
 
 
@@ -280,7 +280,7 @@ def ordinary_rows(caught: Mapping[str, torch.Tensor], sae, batch: TokenBatch, to
 
 @torch.no_grad()
 def explained(sae, x: torch.Tensor) -> float:
-    """Explained variance over activations in float16 `[tokens, d_in]`."""
+    """Explained variance over activations `[tokens, d_in]`."""
     mean, residual, total = x.double().mean(0), 0.0, 0.0
     for part in x.split(8_192):
         part = part.float()

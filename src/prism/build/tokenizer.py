@@ -54,7 +54,7 @@ def train_tokenizer(corpus: Path, out: Path, vocabulary: int = VOCABULARY, n_byt
     )
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(out)
-    settings = json.loads((out / "tokenizer_config.json").read_text())
+    settings = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows as well
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return out / "tokenizer.json"

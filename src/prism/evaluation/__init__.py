@@ -32,6 +32,7 @@ from prism.evaluation.monitoring import (
     monitor_inputs,
     monitor_report,
     operating_point,
+    random_parts,
     roc_band,
     silent_share,
     threshold_at_recall,

@@ -148,10 +148,15 @@ def kl(
 
     >>> kl(torch.zeros(2, 3), torch.zeros(2, 3))
     0.0
+
+    Raises:
+        ValueError: no distribution to compare.
     """
     if mask is not None:
         clean, other = clean[mask], other[mask]
     total, rows = 0.0, clean.reshape(-1, clean.shape[-1])
+    if not len(rows):
+        raise ValueError("no prediction to compare; give at least one text of two tokens")
     for p, q in zip(rows.split(256), other.reshape(rows.shape).split(256), strict=True):  # bounds the copies
         p, q = p.log_softmax(-1), q.log_softmax(-1)
         total += (p.exp() * (p - q)).sum(-1).double().sum().item()

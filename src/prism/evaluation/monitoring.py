@@ -111,6 +111,23 @@ def fit_monitor(
     return Monitor(columns, weights, bias, threshold, strength)
 
 
+def random_parts(kinds: Sequence[str], n: int = 4, seed: int = 0) -> Int[np.ndarray, " units"]:
+    """A part for each document, 0 to n − 1, at random; where a kind would be missing from one, its documents are dealt.
+
+    >>> sorted(random_parts(["a", "b", "a", "b"], n=2).tolist())
+    [0, 0, 1, 1]
+
+    Args:
+        kinds: of each document, the documents in random order.
+        n: parts of equal size.
+        seed: of the draw.
+    """
+    kinds, parts = pd.Series(list(kinds)), np.random.default_rng(seed).permutation(len(kinds)) % n
+    counts = pd.crosstab(kinds, parts)
+    missing = counts.shape[1] < n or not counts.to_numpy().all()
+    return kinds.groupby(kinds).cumcount().to_numpy() % n if missing else parts
+
+
 def threshold_at_recall(
     scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"], recall: float = 0.95
 ) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,19 @@ from prism.models import check_hook
 
 LOGITS = 2**23  # logits made at once (32 MB), by passes that can make them in parts: with copies below 128 MB
 Change = Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_in"]]
+
+
+def counted(batch: TokenBatch) -> Bool[Tensor, "batch pos-1"]:
+    """Which predictions count: those of a kept token, made from a kept token. A text of one token has none.
+
+    Raises:
+        ValueError: there is none at all.
+    """
+    mask = batch.keep[:, :-1] & batch.keep[:, 1:]
+    if not mask.any():
+        raise ValueError("no text has two tokens in a row, so there is no prediction to measure; give at least one of "
+                         "two tokens")  # fmt: skip
+    return mask
 
 
 def at_kept(keep: Bool[Tensor, "batch pos"] | None, change: Change) -> Callable[[Tensor], Tensor]:
@@ -47,7 +61,22 @@ def hooks_for(hook_name: str, changed: Callable[[Tensor], Tensor]) -> list[tuple
         return out
 
     end = hook_name.replace("hook_resid_mid", "hook_resid_post")
-    return [(hook_name, read), (end, lambda x, hook: x + moved.pop())]
+    return [(hook_name, read), (end, lambda x, hook: x + moved.pop() if moved else None)]
+
+
+@contextmanager
+def changing(model, hook_name: str, changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, the model's passes have `changed(activation)` in the place of a hook's activation.
+
+    Raises:
+        ValueError: no such hook; or it was never called, so that nothing was changed.
+    """
+    check_hook(model, hook_name)
+    calls = []
+    with model.hooks(fwd_hooks=hooks_for(hook_name, lambda x: calls.append(1) or changed(x))):
+        yield
+    if not calls:
+        raise ValueError(f"the hook '{hook_name}' was never called, so nothing was changed")
 
 
 def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Change) -> Tensor:
@@ -56,9 +85,8 @@ def splice(model, tokens: Tensor, hook_name: str, keep: Tensor, change: Change) 
     Args:
         change: maps the kept activations `[tokens, d_in]` to what takes their place.
     """
-    check_hook(model, hook_name)
-    hooks = hooks_for(hook_name, at_kept(keep, change))
-    return model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=hooks, return_type="logits")
+    with changing(model, hook_name, at_kept(keep, change)):
+        return model(tokens.to(model.cfg.device), return_type="logits")
 
 
 def sequence_nats(logits: Tensor, tokens: Tensor, mask: Tensor) -> np.ndarray:
@@ -130,7 +158,8 @@ class Predictions:
         """The states under a change at the kept positions (None: at all) of one of the hooks named at the start."""
         edit = at_kept(keep, change)
         if self.quick is None:
-            return self.model.run_with_hooks(self.tokens, fwd_hooks=hooks_for(hook_name, edit), return_type="logits")
+            with changing(self.model, hook_name, edit):
+                return self.model(self.tokens, return_type="logits")
         block, name = self._entry(hook_name)
         if block not in self.entered:
             raise ValueError(f"'{hook_name}' was not named when these predictions were begun")

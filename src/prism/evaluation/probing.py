@@ -193,7 +193,7 @@ def probe_table(
     Args:
         sources: name -> one row a unit: SAE features, raw channels, bag-of-words, … The columns of a source with
             numbers below zero are chosen by standardised difference.
-        concepts: name -> which units have it. One that the train half does not have both ways is left out.
+        concepts: name -> which units have it. One that a half does not have both ways is left out.
         train: which units choose and fit; the others are scored.
         ks: numbers of columns.
         dense: sources that are probed with all their columns instead.
@@ -204,7 +204,7 @@ def probe_table(
     """
     rows = []
     for concept, labels in concepts.items():
-        if not labels[train].any() or labels[train].all():
+        if any(not labels[half].any() or labels[half].all() for half in (train, ~train)):
             continue
         for source, values in sources.items():
             signed = (values.data if issparse(values) else np.asarray(values)).min(initial=0) < 0

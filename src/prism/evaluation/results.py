@@ -93,6 +93,7 @@ def _resampled(found: Evaluation, measure: str, n: int, seed: int) -> Float[np.n
     sums = found.per_sequence
     if top not in sums:
         raise ValueError(f"'{measure}' was not measured; let `evaluate` have its cross-entropies and ablations")
+    sums = sums[sums[bottom] != 0]  # a sequence without a prediction says nothing of any
     values = sums[top] - sums["nats_clean"] if top.startswith("nats") else sums[top]
     counts = bootstrap_counts(len(sums), n, seed)
     with np.errstate(invalid="ignore"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from prism.data import TokenBatch
 from prism.device import beside
 from prism.evaluation.metrics import ce_recovered, explained_share, paired_bootstrap
-from prism.evaluation.predictions import Predictions, logit_rows
+from prism.evaluation.predictions import Predictions, counted, logit_rows
 from prism.evaluation.results import Evaluation
 from prism.models import check_hook, harvest_kept, massive_norm, ordinary, residual_hook, without_massive
 
@@ -112,8 +112,7 @@ def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -
     batch = ordinary(model, sae, batch)
     worst, hook_name, rebuild = 0.0, sae.cfg.metadata.hook_name, _reconstruct(sae)
     batch_size = batch_size or logit_rows(model, batch, [hook_name])
-    for part in _parts(batch, batch_size):
-        mask = part.keep[:, :-1] & part.keep[:, 1:]
+    for part, mask in zip(_parts(batch, batch_size), counted(batch).split(batch_size), strict=True):
         seen = Predictions(model, part.tokens, [hook_name])
         same = seen.changed(hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))
         nats, _ = seen.measure({"clean": seen.clean, "same": same}, mask)
@@ -144,7 +143,8 @@ def evaluate(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no kept token, activations that are not finite, or an SAE whose hook or width does not fit.
+        ValueError: no kept token, no prediction of one, activations that are not finite, or an SAE whose hook or width
+            does not fit.
     """
     return evaluate_all(model, {"sae": sae}, batch, batch_size, with_ce, ablations, with_kl, seed)["sae"]
 
@@ -176,6 +176,8 @@ def evaluate_all(
         batch = without_massive(model, batch, hook_name, limit)
     if batch.n_tokens == 0:
         raise ValueError("every token of the batch is massive, so there is nothing to measure; give other text")
+    if with_ce:
+        counted(batch)  # refuses texts without a prediction before any work
     hooks, found, changes = {sae.cfg.metadata.hook_name for sae in saes.values()}, {}, {}
     batch_size = batch_size or logit_rows(model, batch, hooks)
     streamed = {}
@@ -248,10 +250,8 @@ def _cross_entropies(
     hooks = {hook_name for hook_name, _ in changes.values()}
     nats: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in (CLEAN, *changes)}
     divergence = {key: 0.0 for key in changes if key[0] == "sae" and with_kl}
-    weights = []
-    for part in _parts(batch, batch_size):
-        mask = part.keep[:, :-1] & part.keep[:, 1:]
-        weights.append(mask.sum(1).double().numpy())
+    every = counted(batch)
+    for part, mask in zip(_parts(batch, batch_size), every.split(batch_size), strict=True):
         seen = Predictions(model, part.tokens, hooks)
         for some in [list(changes)] if seen.quick else [[key] for key in changes]:  # whole logits: one at a time
             states = {key: seen.changed(changes[key][0], part.keep, changes[key][1]) for key in some}
@@ -262,5 +262,5 @@ def _cross_entropies(
                 nats[key].append(values)
             for key, value in apart.items():
                 divergence[key] += value
-    weight, whole = np.concatenate(weights), {key: np.concatenate(parts) for key, parts in nats.items()}
+    weight, whole = every.sum(1).double().numpy(), {key: np.concatenate(parts) for key, parts in nats.items()}
     return whole.pop(CLEAN), whole, {name: x / weight.sum() for (_, name), x in divergence.items()}, weight

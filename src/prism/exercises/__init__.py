@@ -42,21 +42,31 @@ def check(
         returns another kind of thing than the reference (say, a list for a tensor) or changes its input. Else
         `reference`.
     """
-    name = getattr(answer, "__name__", "answer")
-    for number, case in enumerate(cases, start=1):
-        try:
-            problem = _problem(answer, reference, case, number, mistakes or {}, tolerance)
-        except NotImplementedError:
-            print(f"… {name} is not written yet. Going on with the reference answer.")
-            return reference
-        if problem:
-            print(f"✗ {name}: {problem}\n  Going on with the reference answer.")
-            _record(reference, progress.TRIED)
-            return reference
+    name, going_on = getattr(answer, "__name__", "answer"), None
+    try:
+        problems = (_problem(answer, reference, case, number, mistakes or {}, tolerance)
+                    for number, case in enumerate(cases, start=1))  # fmt: skip
+        if not (problem := next(filter(None, problems), None)):
+            going_on = in_kind_of(reference, answer, cases[0])
+    except _Untouched:
+        print(f"… {name} is not written yet. Going on with the reference answer.")
+        return reference
+    except (Exception, SystemExit) as error:  # of an object that is none of ours; the notebook goes on
+        problem = (f"{type(error).__name__} when it was tried again, or what it returned was looked at; "
+                   "return plain numbers, in a list, an array or a tensor.")  # fmt: skip
+    if problem:
+        words = f"✗ {name}: {problem}\n  Going on with the reference answer."
+        print(words.encode(errors="backslashreplace").decode())  # half of a character cannot be printed
+        _record(reference, progress.TRIED)
+        return reference
     print(f"✓ {name} is right on {len(cases)} cases.")
     if answer is not reference:  # which an earlier check gave to an untouched stub
         _record(reference, progress.SOLVED)
-    return in_kind_of(reference, answer, cases[0])
+    return going_on
+
+
+class _Untouched(Exception):
+    """The answer is a stub that nobody has touched."""
 
 
 def _record(reference: Callable, state: str) -> None:
@@ -72,16 +82,16 @@ def _problem(
     """What is wrong with the answer on one case; None if it is right.
 
     Raises:
-        NotImplementedError: the answer is an untouched stub.
+        _Untouched: the answer is an untouched stub.
     """
     try:
         got = answer(*copies(case))
     except (Exception, SystemExit) as error:  # the reader's code may fail in any way; the notebook goes on
         if isinstance(error, NotImplementedError) and _says_not_implemented(answer):
-            raise
+            raise _Untouched from None
         return f"{type(error).__name__} on case {number}: {error}."
     if got is None and _is_empty(answer):
-        raise NotImplementedError
+        raise _Untouched
     wanted = reference(*copies(case))
     return None if same(got, wanted, tolerance) else (
         f"wrong on case {number}. {_hint(got, wanted, case, mistakes, tolerance)}"

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import pandas as pd
 import torch
 
-from prism.data import DATA
+from prism.data import DATA, read_table
 from prism.exercises import check, progress
 
 
@@ -245,7 +245,7 @@ def load_broken_runs() -> pd.DataFrame:
     `sqrt(d_in)`. All runs share model, hook, width (768) and schedule: warm-up over 5 % of the steps, decay over the
     last 25 %.
     """
-    return pd.read_parquet(DATA / "broken_runs.parquet")
+    return read_table(DATA / "broken_runs.parquet")
 
 
 def symptom_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -277,7 +277,7 @@ def check_diagnosis(answer: Mapping[str, str | None] | pd.Series | None) -> dict
         print(f"✗ diagnosis: give a dictionary, {{'A': 'one of phase_4.FAULTS', …}}, not {type(answer).__name__}.")
         progress.record("4", "diagnosis", progress.TRIED)
         return dict(KEY)
-    answer = {str(run).strip().upper(): fault for run, fault in (answer or {}).items()}
+    answer = {_in_words(run).strip().upper(): _in_words(fault) for run, fault in (answer or {}).items()}
     if not any(answer.get(run) for run in KEY):
         print("… diagnosis is not written yet. Going on with the reference answer.")
         return dict(KEY)
@@ -285,7 +285,7 @@ def check_diagnosis(answer: Mapping[str, str | None] | pd.Series | None) -> dict
     for verdict in verdicts.values():
         print(verdict)
     if unknown := [run for run in answer if run not in KEY]:
-        print(f"There is no broken run '{unknown[0]}'; they are {', '.join(KEY)}.")
+        print(f"There is no broken run {unknown[0]!r}; they are {', '.join(KEY)}.")
     right = sum(verdict.startswith("✓") for verdict in verdicts.values())
     if right == len(KEY):
         print(f"✓ all {right} diagnoses are right.")
@@ -296,7 +296,14 @@ def check_diagnosis(answer: Mapping[str, str | None] | pd.Series | None) -> dict
     return dict(KEY)
 
 
-def _verdict(run: str, fault: object) -> str:
+def _in_words(said: object) -> str:
+    """A text as it is, nothing for what is missing, and of anything else the type: it may fail in saying more."""
+    if isinstance(said, str):
+        return said
+    return "" if pd.api.types.is_scalar(said) and pd.isna(said) else f"<{type(said).__name__}>"
+
+
+def _verdict(run: str, fault: str | None) -> str:
     """One run's line: right, wrong with the columns to compare, no such fault, or nothing said."""
     columns = " and ".join(f"`{name}`" for name in SYMPTOMS[KEY[run]].columns)
     if not fault:
@@ -304,6 +311,6 @@ def _verdict(run: str, fault: object) -> str:
     if fault == KEY[run]:
         return f"✓ {run}: {fault}."
     if fault not in FAULTS:
-        near = get_close_matches(str(fault), FAULTS, 1, cutoff=0)[0]
-        return f"✗ {run}: '{fault}' is none of the six faults; did you mean '{near}'?"
+        near = get_close_matches(fault, FAULTS, 1, cutoff=0)[0]
+        return f"✗ {run}: {fault!r} is none of the six faults; did you mean '{near}'?"
     return f"✗ {run}: not '{fault}'. Compare {columns} with the healthy run."

@@ -11,7 +11,7 @@ import pandas as pd
 
 from prism import visualization as viz
 from prism.analysis import find_features_for_concept, specialists
-from prism.data import token_ids, token_text
+from prism.data import readable, token_ids, token_text
 from prism.explorer.session import COMMON, MAX_CHARACTERS, Explorer, Reading
 
 WAYS = ("number", "category", "token", "concept")
@@ -45,7 +45,7 @@ def search(explorer: Explorer, way: str, query: str, sae: str | None = None, k: 
     """
     if way not in WAYS:
         raise ValueError(f"no search by '{way}'; choose from {', '.join(WAYS)}")
-    if not query.strip():
+    if not readable(query, "the question").strip():
         raise ValueError("There is nothing to search for yet: type something.")
     if len(query) > MAX_CHARACTERS:
         raise ValueError(f"The question has {len(query):,} characters; at most {MAX_CHARACTERS:,} are read here.")

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from prism import gallery
 from prism import visualization as viz
-from prism.data import TokenBatch, token_ids, token_table, tokenize
+from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
@@ -144,9 +144,9 @@ class Explorer:
         """Texts as tokens, within the bounds of this explorer.
 
         Raises:
-            ValueError: no text, one that is empty, or one that is too long.
+            ValueError: no text, one that is empty, too long, or not `data.readable`.
         """
-        texts = [text.strip() for text in texts if text.strip()]
+        texts = [stripped for text in texts if (stripped := readable(text).strip())]
         if not texts:
             raise ValueError("There is no text yet: type at least one word.")
         if (length := sum(map(len, texts))) > MAX_CHARACTERS:

@@ -67,6 +67,7 @@ from prism.interventions.steering import (
     steer,
 )
 from prism.interventions.targets import (
+    STEERED,
     class_auc,
     count_tokens,
     lens_tokens,
@@ -76,4 +77,5 @@ from prism.interventions.targets import (
     text_windows,
     token_log_odds,
     typical_tokens,
+    written,
 )

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prism.device import beside
-from prism.evaluation.predictions import hooks_for
+from prism.evaluation.predictions import changing
 from prism.interventions.attribution import (
     METHODS,
     Nodes,
@@ -59,10 +59,8 @@ def scorer(model, hook_name: str, tokens: Int[Tensor, " pos"], metric: Metric) -
     check_hook(model, hook_name)
 
     def score(x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, " batch"]:
-        logits = model.run_with_hooks(
-            tokens[None].to(model.cfg.device), fwd_hooks=hooks_for(hook_name, lambda activation: x.to(activation)),
-            return_type="logits", logits_to_keep=1,
-        )  # fmt: skip
+        with changing(model, hook_name, lambda activation: x.to(activation)):
+            logits = model(tokens[None].to(model.cfg.device), return_type="logits", logits_to_keep=1)
         return metric(logits[:, -1].float().cpu())
 
     return score

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.device import beside
-from prism.evaluation.predictions import Change, Predictions, at_kept, hooks_for, logit_rows
-from prism.models import check_hook, unless_massive
+from prism.evaluation.predictions import Change, Predictions, at_kept, changing, counted, logit_rows
+from prism.models import unless_massive
 
 
 def add(direction: Float[Tensor, " d_in"], amount: float) -> Change:
@@ -74,10 +74,9 @@ def edited(model, hook_name: str, change: Change, keep: Bool[Tensor, "batch pos"
         keep: positions to change, of the very shape of the tokens that are run; None changes all of them.
 
     Raises:
-        ValueError: no such hook.
+        ValueError: no such hook; or no pass called it.
     """
-    check_hook(model, hook_name)
-    with model.hooks(fwd_hooks=hooks_for(hook_name, at_kept(keep, change))):
+    with changing(model, hook_name, at_kept(keep, change)):
         yield
 
 
@@ -93,8 +92,8 @@ def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.
         `(changed − clean).sum() / tokens.sum()`; resample the rows for its interval (`evaluation.paired_bootstrap`).
     """
     rows, size = [], logit_rows(model, batch, [hook_name])
-    for part in (batch[start : start + size] for start in range(0, len(batch), size)):
-        mask = part.keep[:, :-1] & part.keep[:, 1:]
+    parts = (batch[start : start + size] for start in range(0, len(batch), size))
+    for part, mask in zip(parts, counted(batch).split(size), strict=True):
         seen = Predictions(model, part.tokens, [hook_name])
         states = {"clean": seen.clean, "changed": seen.changed(hook_name, part.keep, change)}
         rows.append(pd.DataFrame({"tokens": mask.sum(1).numpy(), **seen.measure(states, mask)[0]}))

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import permutation_test
 from torch import Tensor
 
-from prism.data import DATA, TokenBatch
+from prism.data import DATA, TokenBatch, read_table
 from prism.evaluation.predictions import Change, Predictions, logit_rows
 
 CONTROLS = {"agreement": "a swap that grammar says must matter", "placebo": "a swap that should not matter"}
@@ -28,7 +28,7 @@ def load_counterfactuals() -> pd.DataFrame:
     Returns:
         One row a pair: template, kind, text_a, text_b, target_a, target_b (continuations, with a leading space).
     """
-    lines = pd.read_json(DATA / "texts" / "counterfactuals.jsonl", lines=True)
+    lines = read_table(DATA / "texts" / "counterfactuals.jsonl")
     rows = [
         (line.id, line.kind, *(line.template.replace("{}", term) for term in swap), *line.targets)
         for line in lines.itertuples()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.predictions import hooks_for
+from prism.evaluation.predictions import changing
 from prism.interventions.ablation import POSITIONS, Metric, scorer
 from prism.interventions.attribution import Nodes, Score, at_baseline, take_apart
 from prism.interventions.changes import Change
-from prism.models import activations_at, check_hook
+from prism.models import activations_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,19 +88,17 @@ def predictions(
     Returns:
         Columns truth, top, rival, p_top, p_truth, nats (loss on the true token).
     """
-    parts, hooks = [], []
+    parts = []
 
     def changed(activation: Tensor) -> Tensor:
         moved = change(activation[:, 1:].flatten(0, 1)).unflatten(0, activation[:, 1:].shape[:2])
         return torch.cat([activation[:, :1], moved.to(activation.dtype)], dim=1)
 
-    if hook_name is not None:
-        check_hook(model, hook_name)
-        hooks = hooks_for(hook_name, changed)
     rows = max(1, POSITIONS // tokens.shape[1])
     for ids, wanted in zip(tokens.split(rows), truth.split(rows), strict=True):
         ids = ids.to(model.cfg.device)
-        logits = model.run_with_hooks(ids, fwd_hooks=hooks, return_type="logits", logits_to_keep=1)[:, -1].float().cpu()
+        with changing(model, hook_name, changed) if hook_name is not None else nullcontext():
+            logits = model(ids, return_type="logits", logits_to_keep=1)[:, -1].float().cpu()
         log_p = logits.log_softmax(-1)
         best, nats = log_p.topk(2), -log_p.gather(1, wanted[:, None])[:, 0]
         parts.append(torch.column_stack([wanted, best.indices, best.values[:, 0].exp(), (-nats).exp(), nats]).double())

@@ -17,6 +17,8 @@ from torch import Tensor
 from prism.data import TokenBatch
 from prism.interventions.changes import edited
 
+STEERED = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_post")
+
 
 def count_tokens(
     texts: Sequence[str], kinds: Sequence[str], tokenizer, d_vocab: int
@@ -149,6 +151,20 @@ def repetition(tokens: Int[Tensor, "batch pos"], n: int = 3) -> Float[np.ndarray
     return np.array([1 - len(set(map(tuple, row.tolist()))) / len(row) for row in grams])
 
 
+def written(model, hook_name: str, direction: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_model"]:
+    """What a direction at one of the sites `STEERED` adds to the residual stream: itself, or, of neurons, their output.
+
+    >>> from types import SimpleNamespace as Some
+    >>> block = Some(mlp=Some(W_out=torch.tensor([[2.0], [3.0]])))
+    >>> written(Some(blocks=[block]), "blocks.0.mlp.hook_post", torch.tensor([1.0, 1.0])).tolist()
+    [5.0]
+    """
+    if not hook_name.endswith(".mlp.hook_post"):
+        return direction
+    weights = model.blocks[int(hook_name.split(".")[1])].mlp.W_out
+    return direction.to(weights) @ weights
+
+
 def lens_tokens(model, direction: Float[Tensor, "... d_in"], k: int = 20) -> Int[Tensor, "... k"]:
     """The `k` tokens that a direction of the residual stream promotes most, read straight off the unembedding.
 
@@ -168,7 +184,8 @@ def output_scores(
 ) -> Float[np.ndarray, " features"]:
     """How reliably each direction makes the model say what its own logit lens promises (Arad et al. 2025, section 3.2).
 
-    The direction is added at a neutral prompt's last token, and the score is
+    The direction is added at a neutral prompt's last token (at neurons, its lens is that of what they write), and the
+    score is
     `(1 − r / d_vocab) · p`, with `p` the largest probability of the `k` lens tokens after that and `r` the smallest
     rank, from 0, of any of them; averaged over the prompts. (The paper has one prompt and adds ten times the strongest
     activation of any feature; here the caller chooses, for a feature some multiple of its own maximum.)
@@ -180,7 +197,7 @@ def output_scores(
     Returns:
         One score a direction, 0 to 1.
     """
-    lens = lens_tokens(model, directions, k)
+    lens = lens_tokens(model, written(model, hook_name, directions), k)
     last = torch.zeros(len(directions), prompts.shape[1], dtype=torch.bool)
     last[:, -1] = True
     total = torch.zeros(len(directions))

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from prism.device import as_float16
+
 CONTROL = 3  # a GGUF file's type of token that never comes of text
 
 
 def convert_gguf(gguf: Path, out: Path, bos: str) -> None:
-    """Write configuration, tokenizer and float16 weights to a new folder.
+    """Write configuration, tokenizer and weights, in float16 where they fit, to a new folder.
 
     Args:
         bos: the token that goes in front of every text, whatever the file says.
@@ -27,13 +29,16 @@ def convert_gguf(gguf: Path, out: Path, bos: str) -> None:
     out.mkdir()
     tokenizer = gguf_tokenizer(gguf, bos)
     tokenizer.save_pretrained(out)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = model.config
     del config.quantization_config  # what is written is not quantised
-    config.dtype, config.bos_token_id = torch.float16, tokenizer.bos_token_id
-    config.save_pretrained(out)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    weights = {name: value.half() for name, value in model.state_dict().items() if name not in tied}
+    weights = {name: as_float16(value) for name, value in model.state_dict().items() if name not in tied}
+    fit = all(value.dtype == torch.float16 for value in weights.values())
+    config.dtype, config.bos_token_id = torch.float16 if fit else torch.float32, tokenizer.bos_token_id
+    config.save_pretrained(out)
     try:
         save_file(weights, out / "model.safetensors", {"format": "pt"})
     except SafetensorError as error:

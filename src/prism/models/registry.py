@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prism.data import DATA
+from prism.files import read_json
 from prism.models.fetching import SMOLLM2_WHEEL, is_fetched
+from prism.sae import read_config
 
+ARCHITECTURES = ("GPT-2", "GPT-NeoX", "GPT-J", "Phi", "Falcon", "BLOOM", "OPT", "Llama", "Mistral", "Mixtral", "Qwen2",
+                 "Gemma 2")  # fmt: skip
+NEEDED = f"needed is a causal language model with attention (tested: {', '.join(ARCHITECTURES)})"
 HOME_TOKENS = 200_000  # activations that an SAE is trained on for a model that has none
 
 
@@ -299,11 +304,11 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
     """Any model that `save_pretrained` wrote, tokenizer included, as a `ModelSpec`.
 
     Args:
-        saes: a folder of SAEs in SAELens' format, one folder each; by default the environment variable `PRISM_SAES`,
+        saes: an SAE's folder in SAELens' format, or a folder of such; by default the environment variable `PRISM_SAES`,
             else `saes` inside the model's folder. Without any, one SAE at the middle layer is trained when first used.
 
     Raises:
-        ValueError: no model there, or an SAE that names no hook point.
+        ValueError: no model there, one of a kind that cannot be read, or an SAE that names no hook point.
     """
     folder = Path(folder).expanduser().resolve()
     if not (folder / "config.json").is_file():
@@ -311,9 +316,9 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
             f"'{folder}' holds no model: there is no config.json. Give a folder that model.save_pretrained and "
             f"tokenizer.save_pretrained wrote, or a name: {', '.join(MODELS)}"
         )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    home = Path(saes or os.environ.get("PRISM_SAES") or folder / "saes")
-    found = [_local_sae(path.parent) for path in sorted(home.glob("*/cfg.json"))]
+    config = _read_config(folder)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    found = [_local_sae(home) for home in _sae_folders(folder / "saes", saes or os.environ.get("PRISM_SAES"))]
     if not found:
         layer = config.num_hidden_layers // 2
         title = f"residual stream before block {layer}, trained here on {HOME_TOKENS:,} tokens"
@@ -321,7 +326,7 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
     return ModelSpec(
         name=folder.name,
         title=f"{folder.name} ({config.model_type}, from its folder)",
-        context=min(512, config.max_position_embeddings),
+        context=min(512, longest) if isinstance(longest, int) and longest > 0 else 512,
         default_sae=found[0].name,
         saes={sae.name: sae for sae in found},
         corpus="mini",
@@ -329,12 +334,45 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
     )
 
 
+def _read_config(folder: Path) -> PreTrainedConfig:
+    """A model folder's configuration (of its text part), of a causal language model; never by code of its own."""
+    file = folder / "config.json"
+    raw = read_json(file)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise ValueError(f"'{file}' names no model_type; needed is what model.save_pretrained writes")
+    kind = f"the model in '{folder}' is of the kind '{raw['model_type']}'"
+    if raw["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        own = ", and code of its own (auto_map) is never run" if "auto_map" in raw else ""
+        raise ValueError(f"{kind}, which is no causal language model known here{own}; {NEEDED}")
+    if raw.get("is_encoder_decoder"):
+        raise ValueError(f"{kind}, an encoder with a decoder; {NEEDED}")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = config.get_text_config(decoder=True)
+    except Exception as error:
+        raise ValueError(f"'{file}' is no configuration of the kind '{raw['model_type']}': "
+                         f"{' '.join(str(error).split())}") from error  # fmt: skip
+    for name, meaning in (("num_attention_heads", "attention"), ("num_hidden_layers", "layers")):
+        if not hasattr(config, name):
+            raise ValueError(f"{kind}, which has no {meaning}; {NEEDED}")
+        if not isinstance(count := getattr(config, name), int) or count < 1:
+            raise ValueError(f"'{file}' has {count!r} as {config.attribute_map.get(name, name)}; needed is 1 or more")
+    return config
+
+
+def _sae_folders(own: Path, named: str | Path | None) -> list[Path]:
+    """Folders of single SAEs: `named` itself or those in it, else those in `own`, which need not exist."""
+    home = Path(named or own).expanduser().resolve()
+    found = [home] if (home / "cfg.json").is_file() else [path.parent for path in sorted(home.glob("*/cfg.json"))]
+    if named and not found:
+        what = "holds no SAE" if home.is_dir() else "is no folder"
+        raise ValueError(f"PRISM_SAES names '{home}', which {what}; needed is a folder with cfg.json and "
+                         "sae_weights.safetensors, or a folder of such folders")  # fmt: skip
+    return found
+
+
 def _local_sae(folder: Path) -> SaeSpec:
     """One SAE of a local model, from its own metadata."""
-    cfg = json.loads((folder / "cfg.json").read_text())
-    hook = (cfg.get("metadata") or cfg).get("hook_name")
-    if not hook or not hook.startswith("blocks."):
-        raise ValueError(
-            f"'{folder / 'cfg.json'}' names the hook point {hook!r}; needed is metadata.hook_name blocks.L.…"
-        )
+    cfg = read_config(folder)
+    hook = cfg["hook_name"]
     return SaeSpec(folder.name, hook, f"{hook}, {cfg['d_sae']:,} features", folder=folder)

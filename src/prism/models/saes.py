@@ -13,31 +13,28 @@ from prism.data import CACHE
 from prism.device import bulk_dtype, device, dtype_name
 from prism.models.loading import from_hub
 from prism.models.registry import ModelSpec, SaeSpec
+from prism.sae import read_sae, ready
 
 
 def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
     """Load a pretrained SAE in float32 on the CPU, ready for inference (streams use a copy on the model's device).
 
     Raises:
-        ValueError: unknown SAE name.
+        ValueError: unknown SAE name; or an SAE that is damaged or not honoured here (see `prism.sae.read_sae`).
         FileNotFoundError: embedded files missing, or neither cached nor downloadable.
     """
     sae_spec = spec.sae(name)
     if sae_spec.source is not None:
-        sae = from_hub(
+        return ready(from_hub(
             spec,
             lambda: hub.sae_files(*sae_spec.source),
             lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
             f"the SAE '{sae_spec.name}'",
-        )
-    else:
-        folder = sae_spec.folder or trained_here(spec, sae_spec)
-        if not (folder / "sae_weights.safetensors").is_file():
-            raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
-        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    for parameter in sae.parameters():
-        parameter.requires_grad_(False)
-    return sae.eval()
+        ))  # fmt: skip
+    folder = sae_spec.folder or trained_here(spec, sae_spec)
+    if not (folder / "sae_weights.safetensors").is_file():
+        raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
+    return read_sae(folder)
 
 
 def home_folder(spec: ModelSpec) -> Path:

@@ -2,4 +2,4 @@
 
 from prism.sae.architectures import ARCHITECTURES, BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK, make_sae
 from prism.sae.base import Entries, SaeConfig, SparseAutoencoder, fold_scale
-from prism.sae.saelens import from_saelens, save_saelens, to_saelens
+from prism.sae.saelens import check_settings, from_saelens, read_config, read_sae, ready, save_saelens, to_saelens

@@ -12,8 +12,12 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from prism.data import DATA, TokenBatch, corpus_batch, load_corpus
+from prism.device import as_float16
+from prism.manifest import intact
 from prism.models import (
     HOME_TOKENS,
+    MINI,
+    SMOLLM2,
     ModelSpec,
     harvest_kept,
     home_folder,
@@ -22,7 +26,7 @@ from prism.models import (
     random_model,
     without_massive,
 )
-from prism.sae import SaeConfig, SparseAutoencoder, save_saelens
+from prism.sae import SaeConfig, SparseAutoencoder, read_sae, save_saelens
 from prism.training.loop import TrainConfig, train
 from prism.training.monitor import Monitor
 
@@ -102,8 +106,8 @@ def first_sequences(batch: TokenBatch, n_tokens: int) -> TokenBatch:
 def training_activations(
     spec: ModelSpec, hook_name: str, n_tokens: int = HOME_TOKENS, random_weights: bool = False
 ) -> np.ndarray:
-    """One hook's activations on the training documents as float16 `[tokens, d_in]`; BOS, padding and massive tokens
-    are left out.
+    """One hook's activations on the training documents, `[tokens, d_in]`, as float16 if they fit there; BOS, padding
+    and massive tokens are left out.
 
     Args:
         n_tokens: how many at most; fewer if the corpus holds fewer.
@@ -111,7 +115,7 @@ def training_activations(
     model = random_model(spec) if random_weights else load_model(spec, bulk=True)
     limit = training_limit(spec, hook_name, random_weights)
     batch = without_massive(model, first_sequences(_training_batch(spec), n_tokens), hook_name, limit)
-    return np.concatenate([x.half().numpy() for x in harvest_kept(model, hook_name, batch)])[:n_tokens]
+    return np.concatenate([as_float16(x).numpy() for x in harvest_kept(model, hook_name, batch)])[:n_tokens]
 
 
 @lru_cache(maxsize=1)
@@ -134,8 +138,8 @@ def training_limit(spec: ModelSpec, hook_name: str, random_weights: bool = False
 
 def _homes(spec: ModelSpec) -> list[Path]:
     """Where a model's family may be: embedded, in the model's own folder, or trained here."""
-    embedded = {"mini": DATA / "saes" / "family", "smollm2": DATA / "smollm2" / "saes" / "family"}
-    beside = embedded.get(spec.name) or spec.folder and spec.folder / "saes" / "family"
+    embedded = {MINI.folder: DATA / "saes" / "family", SMOLLM2.folder: DATA / "smollm2" / "saes" / "family"}
+    beside = spec.folder and embedded.get(spec.folder, spec.folder / "saes" / "family")
     return ([beside] if beside else []) + [home_folder(spec) / "family"]
 
 
@@ -155,7 +159,7 @@ def family_front(spec: ModelSpec) -> pd.DataFrame | None:
         One row an SAE: member, target_l0, and measures of `evaluation.evaluate` under their names there.
     """
     path = next((home / "front.csv" for home in _homes(spec) if (home / "front.csv").is_file()), None)
-    return pd.read_csv(path) if path else None
+    return pd.read_csv(intact(path)) if path else None
 
 
 def load_family(
@@ -179,8 +183,7 @@ def load_family(
         limit = training_limit(spec, hook_name, FAMILY[name].random_model)
         metadata = metadata_of(trained, config, spec, hook_name, len(activations), massive_norm=limit)
         save_saelens(trained, folder, metadata)
-    loaded = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    return loaded.eval().requires_grad_(False)
+    return read_sae(folder)
 
 
 def train_for_model(spec: ModelSpec, hook_name: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from operator import index
 from pathlib import Path
 
 import torch
@@ -59,6 +60,22 @@ class TrainConfig:
 STEERING, AHEAD = 0.02, 2.0  # change of the penalty coefficient's logarithm a step; weight of where L0 is going
 THRESHOLD_RATE = 8.0  # JumpReLU's thresholds learn so many times faster: else they lag behind the penalty
 SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
+SAME_SCALE = 1e-4  # input scales that differ by less (relative) are one: another number of threads rounds otherwise
+NOT_FINITE = "activations are not finite in float32; check the model's weights and its number format"
+
+
+def mean_norm(sample: Float[Tensor, "sample d_in"]) -> Float[Tensor, ""]:
+    """Mean length of some activations.
+
+    Raises:
+        FloatingPointError: some have none in float32; ValueError: all are zero.
+    """
+    norms = sample.norm(dim=1)
+    if bad := int((~norms.isfinite()).sum()):
+        raise FloatingPointError(f"{bad:,} of {len(norms):,} {NOT_FINITE}")
+    if not norms.any():
+        raise ValueError("all activations are zero, so there is nothing to learn; check hook and text")
+    return norms.mean()
 
 
 class Trainer:
@@ -75,11 +92,12 @@ class Trainer:
         way: str | None = None, device: str | torch.device = "cpu",
     ):  # fmt: skip
         self.config, self.way, self.device = config, way, torch.device(device)
-        self.scale = float(sample.shape[1] ** 0.5 / sample.norm(dim=1).mean())
-        self.sample = sample.to(self.device) * self.scale
-        self.variance = float((self.sample - self.sample.mean(0)).pow(2).sum(1).mean())
+        self.sample = sample.to(self.device).float()
+        self.scale_to(float(sample.shape[1] ** 0.5 / mean_norm(sample.float())))
+        if self.variance < 1e-10 * sample.shape[1]:
+            raise ValueError("all activations are the same, so there is nothing to learn; check hook and text")
         self.sae = make_sae(sae) if isinstance(sae, SaeConfig) else sae
-        self.sae.b_dec.data = self.sample.mean(0).cpu()
+        self.sae.b_dec.data = (self.sample * self.scale).mean(0).cpu()
         self.sae.to(self.device).train()
         weights = dict(self.sae.named_parameters())
         thresholds = [weights.pop("log_threshold")] if "log_threshold" in weights else []
@@ -89,6 +107,11 @@ class Trainer:
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
         self.log_l0: float | None = None  # running mean of log L0
         self.quick = SparseGradients(self.sae, config.batch)
+
+    def scale_to(self, scale: float) -> None:
+        """Multiply inputs by `scale` from now on, and take the variance of the sample under it."""
+        scaled = self.sample * scale
+        self.scale, self.variance = scale, float((scaled - scaled.mean(0)).pow(2).sum(1).mean())
 
     def gradients(self, x: Tensor, dead: Tensor, sparsity: float) -> Step:
         """By the way that was asked for, else the quicker one."""
@@ -102,16 +125,14 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite; the message names the step.
         """
-        config, x = self.config, x.to(self.device) * self.scale
+        config, x = self.config, x.to(self.device).float() * self.scale
         dead = (self.quiet > config.dead_after).nonzero()[:, 0]
         sparsity = self.sparsity * config.sparsity_scale(self.step)
         found = self.gradients(x, dead, sparsity)
         loss = found.error + sparsity * found.penalty
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {self.step}; the usual causes are a learning rate that is too high "
-                f"(here {config.lr:g}) and activations that are not finite"
-            )
+            why = "the usual cause is a learning rate that is too high" if x.isfinite().all() else NOT_FINITE
+            raise FloatingPointError(f"the loss became {loss} at step {self.step} (learning rate {config.lr:g}); {why}")
         lr = config.lr * config.lr_scale(self.step)
         update(self.sae, self.optimizer, lr, config.freeze_decoder, config.normalise_decoder)
         self._after(x, found, dead)
@@ -144,7 +165,7 @@ class Trainer:
     def finish(self) -> SparseAutoencoder:
         """Set the threshold that takes the batch's place, fold the input scale in, and hand the SAE over."""
         if isinstance(self.sae, BatchTopK):
-            calibrate(self.sae, self.sample)
+            calibrate(self.sae, self.sample * self.scale)
         fold_scale(self.sae, self.scale)
         return self.sae.cpu().eval()
 
@@ -162,7 +183,7 @@ class Trainer:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
     def load(self, path: Path) -> list[dict]:
-        """Go on from a checkpoint; returns its log.
+        """Go on from a checkpoint, with its input scale; returns its log.
 
         Raises:
             ValueError: it belongs to another run, with the settings that differ; or it is no checkpoint.
@@ -171,23 +192,40 @@ class Trainer:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 state = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
+            there, mine = state["key"], self._key()
+            differ = [k for k in mine if there.get(k) != mine[k]]
+            if math.isclose(there["input_scale"], self.scale, rel_tol=SAME_SCALE):
+                differ = [k for k in differ if k != "input_scale"]
+            if not differ:
+                self._take_over(state, tensors)
         except Exception as error:  # safetensors has no exception of its own
-            raise ValueError(f"'{path}' is no checkpoint of this trainer ({error}); delete it to start anew") from None
-        mine = self._key()
-        differ = [k for k in mine if state["key"].get(k) != mine[k]]
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"'{path}' is no checkpoint of this trainer ({why}); delete it to start anew") from None
         if differ:
-            what = ", ".join(f"{k} {state['key'].get(k)} there and {mine[k]} here" for k in differ)
+            what = ", ".join(f"{k} {there.get(k)} there and {mine[k]} here" for k in differ)
             raise ValueError(f"'{path}' belongs to another run: {what}. Delete it to start anew, or use its settings")
-        self.sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
-        self.quiet = tensors["quiet"]
-        for name, parameter in self.sae.named_parameters():
-            kept = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
-            if kept:
-                self.optimizer.state[parameter] = kept
-        self.step, self.l0, self.log_l0 = state["step"], state["l0"], state["log_l0"]
-        self.sparsity = state["sparsity"]
-        self.quick.low = state["low"]
         return state["rows"]
+
+    def _take_over(self, state: dict, tensors: dict[str, Tensor]) -> None:
+        """Become what a checkpoint of the same settings holds; any error if it does not hold all of it."""
+
+        def kept(name: str, like: Tensor) -> Tensor:
+            found = tensors[name]
+            if (found.shape, found.dtype) != (like.shape, like.dtype):
+                raise ValueError(f"{name} is {tuple(found.shape)} {found.dtype}, not {tuple(like.shape)} {like.dtype}")
+            return found
+
+        self.sae.load_state_dict({name: kept(f"sae.{name}", t) for name, t in self.sae.state_dict().items()})
+        self.quiet = kept("quiet", self.quiet)
+        for name, parameter in self.sae.named_parameters():
+            if not (self.config.freeze_decoder and parameter is self.sae.W_dec):
+                like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+                self.optimizer.state[parameter] = {key: kept(f"adam.{name}.{key}", t) for key, t in like.items()}
+        if not all(isinstance(row, dict) and row.keys() & {"step", "round"} for row in state["rows"]):
+            raise ValueError("its log has rows without a step")
+        self.step, self.l0, self.sparsity = index(state["step"]), float(state["l0"]), float(state["sparsity"])
+        self.log_l0, self.quick.low = (None if state[k] is None else float(state[k]) for k in ("log_l0", "low"))
+        self.scale_to(state["key"]["input_scale"])
 
     def _key(self) -> dict:
         """What must be equal for a run to go on."""

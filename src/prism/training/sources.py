@@ -16,6 +16,28 @@ from prism.models import harvest_kept
 SAMPLE = 20_000  # activations from which scale, mean and threshold are read
 
 
+def as_rows(part) -> Float[Tensor, "rows d_in"]:
+    """Some activations as float32 on the CPU: from an array or a tensor of any number format, or a tuple of one.
+
+    Raises:
+        ValueError: something else, or another shape.
+    """
+    kind = type(part).__name__
+    try:
+        if isinstance(part, list | tuple) and any(isinstance(one, Tensor) for one in part):  # of a TensorDataset
+            if len(part) > 1:
+                raise ValueError(f"{len(part)} tensors")
+            part = part[0]
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and said to be so by the trainer
+            rows = part.detach().cpu() if isinstance(part, Tensor) else np.asarray(part).astype(np.float32)
+        if rows.ndim != 2:
+            raise ValueError(f"shape {tuple(rows.shape)}")
+        return torch.as_tensor(rows).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"activations come as {kind} ({error}); give numbers of shape [any, d_in], "
+                         "alone or in a tuple of one, such as `TensorDataset(x)`") from None  # fmt: skip
+
+
 class ArraySource:
     """Random batches without replacement from `[samples, d_in]`, epoch after epoch.
 
@@ -26,12 +48,12 @@ class ArraySource:
     def __init__(self, activations: np.ndarray | Tensor, batch: int, seed: int):
         if len(activations) < batch:
             raise ValueError(f"{len(activations)} activations do not fill one batch of {batch}")
-        self.activations, self.batch, self.seed = np.asarray(activations), batch, seed
+        self.activations = activations if isinstance(activations, Tensor) else np.asarray(activations)
+        self.batch, self.seed = batch, seed
 
     def sample(self) -> Float[Tensor, "sample d_in"]:
         """Activations spread over the whole array."""
-        part = self.activations[:: max(1, len(self.activations) // SAMPLE)]
-        return torch.from_numpy(part.astype(np.float32))
+        return as_rows(self.activations[:: max(1, len(self.activations) // SAMPLE)])
 
     def batches(self, first: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches from step `first` on, as float32; the same ones as if the steps before had been taken."""
@@ -40,7 +62,7 @@ class ArraySource:
         while True:
             order = rng.permutation(len(self.activations))[: each * self.batch].reshape(each, self.batch)
             for rows in order[max(0, first - step) :]:
-                yield torch.from_numpy(self.activations[np.sort(rows)].astype(np.float32))
+                yield as_rows(self.activations[np.sort(rows)])
             step += each
 
 
@@ -61,9 +83,9 @@ class StreamSource:
     def _endless(self) -> Iterator[Tensor]:
         while True:
             found = 0
-            for part in self.stream:
+            for part in map(as_rows, self.stream):
                 found += len(part)
-                yield torch.as_tensor(part).float()
+                yield part
             if not found:
                 raise ValueError("the activation source is empty, or can be read only once; "
                                  "give something that can be iterated again, such as a DataLoader")  # fmt: skip
@@ -114,12 +136,12 @@ def as_source(activations, batch: int, seed: int) -> ArraySource | StreamSource:
     """What `train` reads: arrays and tensors at random, everything else through a shuffling buffer.
 
     Args:
-        activations: `[samples, d_in]` array, memory map or tensor; a map-style `Dataset` of rows; or an iterable of
-            `[any, d_in]` tensors.
+        activations: `[samples, d_in]` array, memory map, tensor or table; a map-style `Dataset` of rows; or an iterable
+            of `[any, d_in]` tensors. Rows and tensors may come in tuples of one, as of a `TensorDataset`.
     """
     if isinstance(activations, ArraySource | StreamSource):
         return activations
-    if isinstance(activations, np.ndarray | Tensor):
+    if hasattr(activations, "__array__"):
         return ArraySource(activations, batch, seed)
     if hasattr(activations, "__getitem__") and hasattr(activations, "__len__"):
         generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from prism.files import write_text
 from prism.sae import SaeConfig, SparseAutoencoder
 from prism.training.loop import TrainConfig, Trainer
 from prism.training.sources import SAMPLE
@@ -74,6 +75,8 @@ class RollingBuffer:
         for hook, values in self.chunk(number).items():
             if hook not in self.held:
                 self.held[hook] = values.new_empty(self.passes * len(values), values.shape[1])
+            wider = torch.promote_types(self.held[hook].dtype, values.dtype)  # a chunk may be beyond float16
+            self.held[hook] = self.held[hook].to(wider)
             self.held[hook][slot * len(values) : (slot + 1) * len(values)] = values
         self.slots[slot] = number
 
@@ -141,8 +144,8 @@ def train_together(
 
 def _newest(folder: Path | None) -> int:
     """Rounds that the checkpoint in a folder has behind it; 0 without one."""
-    found = folder.glob("round-*[0-9]") if folder is not None else ()
-    return max((int(path.name.removeprefix("round-")) for path in found), default=0)
+    found = folder.glob("round-*") if folder is not None else ()
+    return max((int(number) for path in found if (number := path.name.removeprefix("round-")).isdecimal()), default=0)
 
 
 def _key(buffer: RollingBuffer, runs: Mapping[str, Run]) -> dict:
@@ -152,7 +155,11 @@ def _key(buffer: RollingBuffer, runs: Mapping[str, Run]) -> dict:
 
 
 def _check_same(path: Path, key: dict) -> None:
-    kept = json.loads(path.read_text())
+    try:
+        kept = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        where = path.parent
+        raise ValueError(f"'{where}' is no checkpoint of this trainer ({error}); delete it to start anew") from None
     if differ := [name for name in kept | key if kept.get(name) != key.get(name)]:
         what = ", ".join(f"{name} {kept.get(name)} there and {key.get(name)} here" for name in differ)
         raise ValueError(f"'{path.parent}' belongs to other runs: {what}. Delete it to start anew")
@@ -166,7 +173,7 @@ def _keep(
     shutil.rmtree(part, ignore_errors=True)
     for name, trainer in trainers.items():
         trainer.save(part / f"{name}.safetensors", logs[name])
-    (part / "key.json").write_text(json.dumps(key))
+    write_text(part / "key.json", json.dumps(key))
     os.replace(part, whole)
     for other in folder.glob("round-*"):
         if other != whole:

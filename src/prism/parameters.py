@@ -1,0 +1,169 @@
+"""The check below a notebook's parameter cell: what may stand there, and one sentence where something else does."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from numbers import Integral, Real
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from prism.data import readable, token_ids
+from prism.models import ModelSpec, get_spec
+
+Rule = Callable[[str, object], None]  # raises a ValueError on a value that may not be; gets its name for the message
+LARGEST_SEED = 2**31 - 1
+
+
+def check_parameters(cell: Mapping[str, object], **rules: Rule) -> ModelSpec:
+    """Check a parameter cell before any work is done; MODEL, SAE and SEED need no rule of their own.
+
+    Args:
+        cell: the notebook's names, `globals()`.
+        rules: parameter -> what it may be, made by the functions below.
+
+    Returns:
+        The model's entry in the registry.
+
+    Raises:
+        ValueError: the first parameter that may not be as it is; the message names it and says what it may be.
+    """
+    for name in ("MODEL", "SEED", *rules):
+        require(name in cell, f"{name} is missing from the parameter cell; write it there again")
+    spec = get_spec(_name("MODEL", cell["MODEL"]))
+    for name in {"SAE", "SAE_NAME"} & cell.keys():
+        if not isinstance(cell[name], type):  # SAELens has a class of that name
+            spec.sae(_name(name, cell[name]))
+    for name, rule in {"SEED": whole(0, LARGEST_SEED), **rules}.items():
+        rule(name, cell[name])
+    return spec
+
+
+def require(holds: bool, sentence: str) -> None:
+    """What must fit together: a ValueError with the sentence where it does not."""
+    if not holds:
+        raise ValueError(sentence)
+
+
+def whole(least: int, most: int | None = None, because: str = "") -> Rule:
+    """A whole number; `because` says what the bound is for."""
+    return _number(least, most, because, Integral, "a whole number")
+
+
+def number(least: float, most: float | None = None, because: str = "") -> Rule:
+    """A finite number."""
+    return _number(least, most, because, Real, "a number")
+
+
+def share(least: float = 0.0, most: float = 1.0) -> Rule:
+    """A number from 0 to 1."""
+    return number(least, most)
+
+
+def one_of(options: Iterable[str]) -> Rule:
+    """One of some names; the message gives the nearest."""
+    options = list(options)
+
+    def rule(name: str, value: object) -> None:
+        if value not in options:
+            near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.3)
+            raise ValueError(f"{name} is {reprlib.repr(value)}; choose from {', '.join(options)}"
+                             + (f" (did you mean {near[0]!r}?)" if near else ""))  # fmt: skip
+
+    return rule
+
+
+def text(name: str, value: object) -> None:
+    """Words: at least one character that is not a space, and no half of one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a text with at least one word")
+    readable(value, name)
+
+
+def model(name: str, value: object) -> None:
+    """The name of a model, or its folder."""
+    require(value is not None, f"{name} is None; it must be a name in quotes")
+    try:
+        get_spec(_name(name, value))
+    except ValueError as error:
+        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+
+def yes_or_no(name: str, value: object) -> None:
+    """True or False."""
+    require(isinstance(value, bool), f"{name} is {reprlib.repr(value)}; it must be True or False")
+
+
+def check_lengths(spec: ModelSpec, least: int = 1, room: int = 0, **texts: str | Sequence[str]) -> None:
+    """Whether a model reads some texts whole. (One that is not on this disk says so when it reads them.)
+
+    Args:
+        spec: the model's entry in the registry.
+        least: tokens that a text must have.
+        room: tokens that the model is to write behind it.
+        texts: parameter -> a text, or several.
+
+    Raises:
+        ValueError: a text with too few tokens or too many; the message names the parameter.
+    """
+    folder = spec.tokenizer_folder or spec.folder
+    tokenizer = folder and _tokenizer(folder)
+    if tokenizer is None:
+        return
+    most, behind = spec.context - 1 - room, f", for {room} more are written behind them" if room else ""
+    for name, given in texts.items():
+        for one in [given] if isinstance(given, str) else given:
+            n = len(token_ids(tokenizer, one, name))
+            require(least <= n <= most, f"{name} holds a text of {n} tokens, {reprlib.repr(one)}; {spec.name} takes "
+                                        f"{least} to {most} here{behind}")  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path):
+    """A model's tokenizer; None where it cannot be read, for whoever loads the model says why."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:
+        return None
+
+
+def each(rule: Rule, least: int = 1, most: int | None = None, different: bool = True) -> Rule:
+    """Several values in a list or tuple, each as `rule` says."""
+
+    def check(name: str, values: object) -> None:
+        if isinstance(values, str) or not isinstance(values, list | tuple):
+            raise ValueError(f"{name} is {reprlib.repr(values)}; it must be several values, such as (1, 2)")
+        whole(least, most)(f"the number of values in {name}", len(values))
+        for value in values:
+            rule(f"a value in {name}", value)
+        if different and len(set(values)) < len(values):
+            raise ValueError(f"{name} is {reprlib.repr(values)}; the same value stands there twice")
+
+    return check
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or as `rule` says."""
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def _number(least: float, most: float | None, because: str, kind: type, words: str) -> Rule:
+    def rule(name: str, value: object) -> None:
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        fits = fits and (isinstance(value, Integral) or math.isfinite(value))
+        if not fits or value < least or (most is not None and value > most):
+            bounds = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+            why = f": {because}" if because else ""
+            raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {words} {bounds}{why}")
+
+    return rule
+
+
+def _name(name: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a name in quotes, or None for the default")
+    return value

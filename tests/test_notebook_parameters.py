@@ -1,0 +1,288 @@
+"""The parameter cell of each notebook and the check right below it, run by themselves: no model is loaded for that.
+
+What may stand there, the extremes included, passes; anything else is one sentence that names the parameter.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from prism import evaluation as ev
+from prism import interventions as iv
+from prism.analysis import ClaimCard
+from prism.data import tokenize
+from prism.models import get_spec, load_model, load_sae
+from prism.notebooks import find_notebooks, phase_of
+
+NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
+PHASES = list(NOTEBOOKS)
+OF_ITS_OWN = {"MODEL", "SAE", "SAE_NAME", "SEED"}  # checked without a rule in the notebook
+NOTHING = {("1", "CORPUS_DOCUMENTS"), ("5", "COMPARE")}  # None is one of their values
+JUNK = (None, True, -1, 0.5, 10**400, float("nan"), float("inf"), 1j, "", " ", "nonsense", "\ud83d", b"x", (),
+        ("x", "x"), [[1]], {"a": 1}, {1}, object())  # fmt: skip
+
+GOOD = {
+    "0": ["PICTURES, SWEEP, DENSITIES = (1, 0.0001), [0.0001, 0.00012], ()", "FEATURES, HIDDEN, RUNS = 1, 500, 1",
+          "FEATURES, RUNS, SWEEP = 200, 100, (1,)", "DECAY = 0", "DECAY, GRID, RESTARTS = 1, 60, 60",
+          "GRID, RESTARTS, TOP_TEXTS = 2, 1, 1", "DIRECTIONS, WIDTH, DENSITY = 1, 2, 0.001",
+          "DIRECTIONS, WIDTH, DENSITY = 1_000, 250, 1"],
+    "1": ["PROMPT = '東京'", "PROMPT = 'the ' * 200", "CORPUS_DOCUMENTS, PER_CATEGORY, TOP_K = 4, 1, 1",
+          "CORPUS_DOCUMENTS, PER_CATEGORY, TOP_K = 1_000, 10, 100"],
+    "2": ["THRESHOLD, PERMUTATIONS = 229.5, 79", "THRESHOLD, PER_CATEGORY = 1e9, 100", "SAMPLE_TEXTS = [69]",
+          "SAMPLE_TEXTS = tuple(range(70))", "CONCEPT, OTHER = ['one'], ['two', 'two']"],
+    "3": ["N_TOKENS, FIT_TOKENS, PERMUTATIONS = 1_000, 1_000, 19", "N_TOKENS, FIT_TOKENS = 60_000, 200_000",
+          "THRESHOLD, COSINE, SHARE, L0_SLACK = 1e9, 0, 0, 0",
+          "COSINE, SHARE, L0_SLACK, TRAIN_MISSING = 1, 1, 9, True"],
+    "4": ["D_SAE, K = 64, 1", "D_SAE, K = 64, 64", "D_SAE, K, L1 = 8_192, 128, 0", "D_SAE, K, L1 = 32_768, 256, 1_000",
+          "TRAIN_TOKENS, SWEEP_TOKENS, HELD_OUT_TOKENS, NEURON_TOKENS, UNITS = 2_048, 1_024, 2_000, 20_000, 2",
+          "MEMBERS = [name for name in FAMILY if name != 'matryoshka']"],
+    "5": ["SENTENCE, TOKEN, PROMPT = 'Hi <b>there</b>, 東京!', '(', 'x'", "CONCEPT = 'one text\\nand another'",
+          "HOW, STRENGTH, COMPARE = 'clamp', -20, ('1-res',)", "TOP, DRAWS, UNITS, STRENGTH = 1, 1, 5, 0",
+          "COMPARE = ['2-res-x32', '2-mlp-post', '3-res']"],
+    "6a": ["TARGET, NEW_TOKENS, DOSES = 'social', 4, (2.0,)", "NEW_TOKENS, SAMPLES, CANDIDATES = 3, 1, 1",
+           "NEW_TOKENS, CONTEXT_TOKENS, COST = 230, 128, 1_000", "DOSES, OUTPUT_DOSE = [4, 0.5], 1_000",
+           "CONTEXTS, CONTEXT_TOKENS, WORK, DIRECTIONS, COST = 2, 3, 1, 19, 0.001"],
+    "6b": ["LENGTH, SET_SIZES, TOP = 3, (1, 10_000), (10_000,)", "LENGTH, WINDOWS, N_PROMPTS = 128, 20_000, 1_000",
+           "WINDOWS, N_PROMPTS, N_PAIRS, FIT_DOCUMENTS, FIT_PROMPTS = 100, 5, 1, 10, 10",
+           "CONFIDENT, TOO_COMMON, SIBLINGS, MAX_EDIT, ATTEMPTS = 0, 0, 1, 1, 1",
+           "CONFIDENT, TOO_COMMON, SIBLINGS, MAX_EDIT, ATTEMPTS = 1, 1, 10_000, 100, 1_000"],
+    "6c": ["N_TOKENS, MIN_FIRINGS, THRESHOLD = 2_000, 1, 0.2", "N_TOKENS, MIN_FIRINGS, THRESHOLD = 10**9, 100, 1",
+           "THRESHOLDS, SMALL_WIDTH, SMALL_TOKENS, SMALL_DISTINCT, MAX_CHAINS = (0.5,), 1, 1_000, 1_000, 2"],
+    "6d": ["EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, TERMS, RADIUS = 50, 50, 5, 1, 64",
+           "LENGTHS, LENGTH_UNITS, MODEL_UNITS, RADIUS, TRAIN_MISSING = [1], 1, 0, 1, True"],
+    "6e": ["COMPARE, REAL_WORLD = (), ()", "COMPARE, REAL_WORLD = ['gemma-2-2b'], ('mini',)",
+           "CHARACTERS, MEASURED, READ, UNITS, EXAMPLES, MIN_FIRINGS, PERMUTATIONS = 20, 2, 1, 2, 4, 1, 19",
+           "CHARACTERS, MEASURED, READ, UNITS, EXAMPLES, MIN_FIRINGS = 10_000, 200, 300, 2_000, 100, 10**6"],
+    "6f": ["CLASS, RECALL, WINDOW, DOCUMENTS = 'python', 0.01, 2, 8", "RECALL, WINDOW, DOCUMENTS = 1, 255, 150",
+           "FEATURES, DOSES, RANDOM_SETS, ORDINARY = 1, (60, 5), 1, 10"],
+}  # fmt: skip
+
+BAD = {
+    "0": [("SWEEP = (0.5, 0)", "a value in SWEEP is 0; .* from 0.0001 to 1"), ("DECAY = 1.1", "DECAY is 1.1"),
+          ("PICTURES = 0.5", "PICTURES is 0.5; it must be several values"), ("WIDTH = 1", "WIDTH is 1; .* from 2"),
+          ("RUNS, FEATURES = 100, 100", "FEATURES × RUNS × the number of values in SWEEP is more than 20,000")],
+    "1": [("PROMPT = 'the ' * 240", "PROMPT holds a text of 24. tokens.*mini takes 1 to 225 here, for 30 more"),
+          ("CORPUS_DOCUMENTS = 0", "CORPUS_DOCUMENTS is 0; .* from 4 to 1,000"), ("TOP_K = 10.0", "TOP_K is 10.0"),
+          ("PROMPT = 'half \\ud83d'", "PROMPT has half of a character")],
+    "2": [("PERMUTATIONS = 20", "PERMUTATIONS is 20; .* from 79 to 100,000: with fewer shuffles no p"),
+          ("THRESHOLD = -0.1", "THRESHOLD is -0.1"), ("SAMPLE_TEXTS = (0, 70)", "a value in SAMPLE_TEXTS is 70"),
+          ("CONCEPT = 'It cost 45 dollars.'", "CONCEPT is .* it must be several values"),
+          ("OTHER = ['word ' * 300]", "OTHER holds a text of .* mini takes 1 to 255 here"),
+          ("SAE_NAME = '2-rse'", "did you mean '2-res'")],
+    "3": [("N_TOKENS = 100", "N_TOKENS is 100; .* at 1,000|N_TOKENS is 100; .* from 1,000 to 60,000"),
+          ("PERMUTATIONS = 18", "PERMUTATIONS is 18; .* from 19"), ("COSINE = 1.5", "COSINE is 1.5"),
+          ("TRAIN_MISSING = 1", "TRAIN_MISSING is 1; it must be True or False")],
+    "4": [("K, D_SAE = 65, 64", "K is 65 and D_SAE 64"), ("K = 0", "K is 0; .* from 1 to 256"),
+          ("D_SAE = 32", "D_SAE is 32; .* from 64"), ("L1 = -1", "L1 is -1"),
+          ("MEMBERS = ('topk', 'relu')", "MEMBERS may lack 'matryoshka' alone"),
+          ("MEMBERS = ('topkk',)", "a value in MEMBERS is 'topkk'.*did you mean 'topk'")],
+    "5": [("SENTENCE = 'the'", "SENTENCE holds a text of 1 tokens.*mini takes 2 to 255"),
+          ("SENTENCE = 'a ' * 501", "SENTENCE and PROMPT may have 1,000 characters each, not 1,002"),
+          ("PROMPT = 'the ' * 230", "PROMPT holds a text of 23. tokens.*mini takes 1 to 225 here, for 30 more"),
+          ("COMPARE = ('2-res', '9-res')", "a value in COMPARE is '9-res'; choose from 2-res"),
+          ("CATEGORY = 'Pyton'", "CATEGORY is 'Pyton'.*did you mean 'python'"), ("HOW = 'ad'", "did you mean 'add'"),
+          ("STRENGTH = 21", "STRENGTH is 21; .* from -20"), ("CONCEPT = []", "number of values in CONCEPT is 0"),
+          ("UNITS = 4", "UNITS is 4; .* from 5 to 500: fewer than five")],
+    "6a": [("NEW_TOKENS = 2", "NEW_TOKENS is 2; .* from 3 to 230: repetition"),
+           ("NEW_TOKENS = 231", "NEW_TOKENS is 231"),
+           ("DOSES = (1.0, 0)", "a value in DOSES is 0"), ("DOSES = 1.0", "DOSES is 1.0; it must be several values"),
+           ("DIRECTIONS = 18", "DIRECTIONS is 18; .* no p can fall"), ("TARGET = 'code'", "TARGET is 'code'; choose"),
+           ("CONTEXT_TOKENS = 129", "CONTEXT_TOKENS is 129"), ("SAE = '2-rez'", "no SAE for 'mini' named '2-rez'")],
+    "6b": [("LENGTH = 2", "LENGTH is 2; .* from 3 to 128"), ("N_PROMPTS = 101", "N_PROMPTS is 101; .* from 1 to 100"),
+           ("SET_SIZES = (16, 64)", "the least of SET_SIZES is 16; it must be below 15"),
+           ("TOP = (1, 0)", "a value in TOP is 0"), ("CONFIDENT = 1.01", "CONFIDENT is 1.01"),
+           ("WINDOWS = 99", "WINDOWS is 99")],
+    "6c": [("THRESHOLD = 0.1", "THRESHOLD is 0.1; .* from 0.2 to 1: pairs less alike"),
+           ("MIN_FIRINGS = 161", "MIN_FIRINGS is 161 of N_TOKENS = 16000"), ("MAX_CHAINS = 1", "MAX_CHAINS is 1"),
+           ("THRESHOLDS = (0.3, 0.3)", "THRESHOLDS is .* the same value stands there twice")],
+    "6d": [("UNITS = 4", "UNITS is 4; .* from 5 to 300"), ("RADIUS = 0", "RADIUS is 0; .* from 1 to 64"),
+           ("LENGTHS = (1, 0)", "a value in LENGTHS is 0"), ("SCORE_DOCUMENTS = 10", "SCORE_DOCUMENTS is 10")],
+    "6e": [("COMPARE = ('mini', 'minni-small')", "did you mean 'mini-small'"),
+           ("COMPARE = 'mini'", "COMPARE is 'mini'; it must be several values"),
+           ("COMPARE = ('mini', None)", "a value in COMPARE is None"), ("EXAMPLES = 3", "EXAMPLES is 3; .* from 4"),
+           ("REAL_WORLD = ('gpt-2',)", "no model named 'gpt-2'"), ("PERMUTATIONS = 18", "PERMUTATIONS is 18")],
+    "6f": [("CLASS = 'Social'", "CLASS is 'Social'.*did you mean 'social'"), ("RECALL = 0", "RECALL is 0; .* from"),
+           ("WINDOW = 256", "WINDOW is 256; .* from 2 to 255"), ("DOCUMENTS = 7", "DOCUMENTS is 7"),
+           ("DOCUMENTS, WINDOW = 500, 100", "DOCUMENTS × WINDOW is 50,000"), ("DOSES = ()", "values in DOSES is 0")],
+}  # fmt: skip
+
+
+def cells(phase: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(NOTEBOOKS[phase], 4).cells if cell.cell_type == "code"]
+
+
+def parameters(phase: str) -> set[str]:
+    return bound(cells(phase)[1].source)
+
+
+def bound(source: str) -> set[str]:
+    """Names that a cell binds for the cells after it."""
+    inner = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+    def names(node: ast.AST) -> set[str]:
+        if isinstance(node, inner):
+            return {node.name} if isinstance(node, ast.FunctionDef) else set()
+        own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+        return own.union(*(names(child) for child in ast.iter_child_nodes(node)))
+
+    return names(ast.parse(source))
+
+
+def used(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+@functools.cache
+def imported(phase: str) -> dict:
+    names: dict = {}
+    exec(cells(phase)[0].source, names)
+    return names
+
+
+@functools.cache
+def compiled(phase: str):
+    return [compile(cell.source, f"phase {phase}", "exec") for cell in cells(phase)[1:3]]
+
+
+@pytest.fixture
+def check(monkeypatch):
+    """Runs a notebook's parameter cell, a line of changes, and the check."""
+    monkeypatch.setenv("PRISM_MODEL", "mini")
+
+    def run(phase: str, change: str = "", **values: object) -> dict:
+        names = dict(imported(phase))
+        given, checked = compiled(phase)
+        exec(given, names)
+        exec(change, names)
+        names.update(values)
+        exec(checked, names)
+        return names
+
+    return run
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_check_stands_below_the_parameters_and_knows_all_of_them(phase):
+    notebook, (_, given, checked, *rest) = nbformat.read(NOTEBOOKS[phase], 4), cells(phase)
+    places = [cell.id for cell in notebook.cells]
+    assert places.index(checked.id) == places.index(given.id) + 1 and not checked.outputs
+    assert "check_parameters(\n    globals()," in checked.source
+    assert parameters(phase) - OF_ITS_OWN <= {word for word in used(checked.source)} | {
+        keyword.arg for node in ast.walk(ast.parse(checked.source)) if isinstance(node, ast.Call)
+        for keyword in node.keywords
+    }  # fmt: skip
+    needed = parameters(phase) | used(checked.source) - {"main", "spec"}
+    again = {name: cell.id for cell in rest for name in bound(cell.source) & needed}
+    assert again == {}, "a later cell gives these names another meaning, so the check could not be run again"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_defaults_every_sae_and_every_seed_pass(phase, check):
+    found = check(phase)
+    assert (found.get("spec") or found["main"]).name == "mini"
+    for seed in (0, 1, 2**31 - 1):
+        check(phase, SEED=seed)
+    for name in {"SAE", "SAE_NAME"} & parameters(phase):
+        for sae in (None, *get_spec("mini").saes):
+            check(phase, **{name: sae})
+
+
+@pytest.mark.parametrize(("phase", "change"), [(phase, one) for phase in PHASES for one in GOOD[phase]])
+def test_what_may_be_passes(phase, change, check):
+    assert bound(change) <= parameters(phase) | {"name"}
+    check(phase, change)
+
+
+@pytest.mark.parametrize(("phase", "change", "says"), [(phase, *one) for phase in PHASES for one in BAD[phase]])
+def test_what_may_not_be_is_one_sentence(phase, change, says, check):
+    assert bound(change) <= parameters(phase)
+    with pytest.raises(ValueError, match=says) as told:
+        check(phase, change)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_junk_is_refused_by_the_name_of_the_parameter(phase, check):
+    for name in parameters(phase):
+        refused = 0
+        for value in JUNK:
+            try:
+                check(phase, **{name: value})
+            except ValueError as error:
+                refused += 1
+                assert "\n" not in str(error)
+                assert name in str(error) or name in OF_ITS_OWN, (name, value, error)
+        assert refused >= len(JUNK) / 2, name
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_none_is_refused_where_it_means_nothing(phase, check):
+    for name in parameters(phase) - OF_ITS_OWN | {"SEED"}:
+        if (phase, name) in NOTHING:
+            check(phase, **{name: None})
+        else:
+            with pytest.raises(ValueError, match=name):
+                check(phase, **{name: None})
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_parameter_that_was_deleted_is_missed(phase, check):
+    names = dict(imported(phase))
+    given, checked = compiled(phase)
+    exec(given, names)
+    for name in sorted(parameters(phase) - {"SAE", "SAE_NAME"}):
+        without = {key: value for key, value in names.items() if key != name}
+        try:
+            exec(checked, without)
+        except ValueError as error:
+            assert name in str(error)
+        except NameError as error:  # the rules of these look at the others
+            assert name in str(error)
+        else:
+            raise AssertionError(name)
+
+
+# --- what makes a notebook's cells survive such values ---------------------------------------------------------------
+
+
+def test_a_card_shows_a_dash_for_what_could_not_be_measured():
+    nan = float("nan")
+    effect, interval = f"{nan:+.2f} nats, {nan:.1%}; 'nan'", f"[{nan:.2f}, {nan:.2f}]"
+    card = ClaimCard("nan stays here", effect, interval, "nanotubes", "", False)
+    assert (card.effect, card.interval, card.control) == ("– nats, –; 'nan'", "[–, –]", "nanotubes")
+    assert card.claim == "nan stays here"
+
+
+def test_every_kind_is_in_every_part():
+    many = ["a"] * 300 + ["b"] * 200
+    assert np.array_equal(ev.random_parts(many, seed=3), np.random.default_rng(3).permutation(500) % 4)
+    for seed in range(12):
+        few = np.random.default_rng(seed).permutation(["a"] * 40 + ["b"] * 4 + ["c"] * 5)
+        parts = ev.random_parts(few, seed=seed)
+        assert all({*parts[few == kind]} == {0, 1, 2, 3} for kind in "abc")
+
+
+def test_a_concept_that_a_half_does_not_have_is_left_out():
+    values, train = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2 == 0
+    first = np.arange(40) < 20
+    concepts = {"both": first, "train": train & first, "held": ~train & first}
+    assert set(ev.probe_table({"x": values}, concepts, train, n=10)["concept"]) == {"both"}
+
+
+def test_what_neurons_write_is_read_off_the_vocabulary():
+    spec = get_spec("mini")
+    model, sae = load_model(spec), load_sae(spec, "2-mlp-post")
+    hook, rows = sae.cfg.metadata.hook_name, sae.W_dec[:3]
+    wrote = iv.written(model, hook, rows)
+    assert wrote.shape == (3, model.cfg.d_model)
+    assert torch.equal(iv.written(model, "blocks.2.hook_mlp_out", wrote), wrote)
+    assert torch.allclose(wrote, rows @ model.W_out[2], atol=1e-5)
+    prompts = tokenize(["Once upon a time"], model.tokenizer, spec.context).tokens
+    assert iv.output_scores(model, hook, rows, prompts).shape == (3,)

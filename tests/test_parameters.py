@@ -1,0 +1,139 @@
+"""The check below a parameter cell: what may stand there passes, anything else is one sentence that names it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prism.models import get_spec
+from prism.parameters import (
+    check_lengths,
+    check_parameters,
+    each,
+    model,
+    number,
+    one_of,
+    optional,
+    require,
+    share,
+    text,
+    whole,
+    yes_or_no,
+)
+
+CELL = {"MODEL": "mini", "SAE": None, "SEED": 0}
+
+
+def check(value, rule):
+    return check_parameters({**CELL, "N": value}, N=rule)
+
+
+def test_the_defaults_pass_and_give_the_model():
+    assert check_parameters(CELL).name == "mini"
+    assert check_parameters({"MODEL": "mini-llama", "SEED": 2**31 - 1}).name == "mini-llama"
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"MODEL": "minni"}, "did you mean 'mini'"),
+        ({"MODEL": 3}, "MODEL is 3; it must be a name in quotes, or None for the default"),
+        ({"MODEL": ""}, "MODEL is ''; it must be a name"),
+        ({"SAE": "2-ress"}, "did you mean '2-res'"),
+        ({"SAE": ["2-res"]}, "SAE is .*; it must be a name in quotes"),
+        ({"SEED": -1}, "SEED is -1; it must be a whole number from 0 to 2,147,483,647"),
+        ({"SEED": 2**31}, "SEED is 2147483648; it must be"),
+        ({"SEED": 0.5}, "SEED is 0.5; it must be a whole number"),
+        ({"SEED": True}, "SEED is True; it must be a whole number"),
+        ({"SEED": None}, "SEED is None; it must be a whole number"),
+    ],
+)
+def test_model_sae_and_seed_need_no_rule(cell, says):
+    with pytest.raises(ValueError, match=says):
+        check_parameters(CELL | cell)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule", "says"),
+    [
+        (18, whole(19, because="p cannot fall under 5 %"), "N is 18; .* at least 19: p cannot fall under 5 %"),
+        ("20", whole(1), "N is '20'; it must be a whole number of at least 1"),
+        (10**400, whole(1, 100), "it must be a whole number from 1 to 100"),
+        ("x" * 9_999, number(0), r"N is 'x+\.\.\.x+'; it must be a number"),
+        (float("nan"), number(0), "N is nan; it must be a number of at least 0"),
+        (float("inf"), number(0), "N is inf; it must be a number of at least 0"),
+        (1j, number(0), "N is 1j; it must be a number"),
+        (1.5, share(), "N is 1.5; it must be a number from 0.0 to 1.0"),
+        ("pyton", one_of(("python", "urls")), "choose from python, urls .did you mean 'python'"),
+        (" ", text, "N is ' '; it must be a text"),
+        ("half \ud83d", text, "N has half of a character"),
+        ("minni", model, "N: no model named 'minni'; did you mean 'mini'"),
+        (None, model, "N is None; it must be a name in quotes"),
+        (1, yes_or_no, "N is 1; it must be True or False"),
+        (5, each(whole(1)), "N is 5; it must be several values"),
+        ("abc", each(text), "N is 'abc'; it must be several values"),
+        ((), each(whole(1)), "number of values in N is 0"),
+        ((1, 0), each(whole(1)), "a value in N is 0; it must be a whole number of at least 1"),
+        ((2, 2), each(whole(1)), "the same value stands there twice"),
+        (0, optional(whole(1)), "N is 0; it must be a whole number of at least 1"),
+    ],
+)
+def test_what_may_not_be_is_one_sentence(value, rule, says):
+    with pytest.raises(ValueError, match=says) as told:
+        check(value, rule)
+    assert str(told.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [(19, whole(19)), (None, optional(whole(1))), (0.5, share()), (1, number(0)), ("a", text), ([3, 1], each(whole(1))),
+     ((0.1, 1), each(share(), least=2)), ("urls", one_of(("python", "urls"))), (False, yes_or_no), ("mini", model)],
+)  # fmt: skip
+def test_what_may_be_passes(value, rule):
+    assert check(value, rule).name == "mini"
+
+
+def test_numpy_numbers_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    assert check(numpy.int64(3), whole(1)) and check(numpy.float32(0.5), share())
+
+
+ANYTHING = (st.none, st.integers, st.floats, st.text, st.binary, st.complex_numbers, lambda: st.lists(st.integers()))
+
+
+@given(st.one_of(kind() for kind in ANYTHING))
+def test_nothing_but_a_value_error_comes_of_any_value(value):
+    for rule in (whole(1, 9), number(0, 1), one_of(("a", "b")), text, each(whole(1)), optional(share()), yes_or_no):
+        try:
+            rule("N", value)
+        except ValueError:
+            pass
+
+
+def test_what_must_fit_together():
+    require(True, "never said")
+    with pytest.raises(ValueError, match="FIT_TOKENS must not exceed"):
+        require(False, "FIT_TOKENS must not exceed N_TOKENS")
+
+
+def test_a_parameter_that_is_missing_is_named():
+    for name in ("MODEL", "SEED", "N"):
+        cell = {key: value for key, value in (CELL | {"N": 1}).items() if key != name}
+        with pytest.raises(ValueError, match=f"{name} is missing from the parameter cell"):
+            check_parameters(cell, N=whole(0))
+
+
+def test_a_class_of_the_name_is_no_sae():
+    assert check_parameters(CELL | {"SAE": dict}).name == "mini"
+
+
+def test_texts_must_fit_the_model():
+    spec = get_spec("mini")
+    check_lengths(spec, PROMPT="Once upon a time", TEXTS=["one", "two"])
+    check_lengths(get_spec("gpt2-small"), PROMPT="the " * 999)  # not on this disk: it says so itself
+    for least, room, texts, says in (
+        (1, 0, "the " * 300, "PROMPT holds a text of 30. tokens, 'the the .*; mini takes 1 to 255 here$"),
+        (1, 30, ["fine", "the " * 240], "mini takes 1 to 225 here, for 30 more are written behind them"),
+        (2, 0, "the", "PROMPT holds a text of 1 tokens, 'the'; mini takes 2 to 255 here$"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_lengths(spec, least, room, PROMPT=texts)
