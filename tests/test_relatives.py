@@ -44,11 +44,11 @@ class TestEmbedded:
         reference = AutoModelForCausalLM.from_pretrained(spec.folder, dtype=torch.float32).eval()
         tokens = tokenize(TEXTS, model.tokenizer, spec.context).tokens
         torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-3, rtol=1e-4)
-        assert json.loads((spec.folder / "config.json").read_text())["dtype"] == "float16"
+        assert json.loads((spec.folder / "config.json").read_text(encoding="utf-8"))["dtype"] == "float16"
 
     @pytest.mark.parametrize("name", NAMES)
     def test_it_is_what_the_build_makes(self, name):
-        config = json.loads((DATA / "models" / name / "config.json").read_text())
+        config = json.loads((DATA / "models" / name / "config.json").read_text(encoding="utf-8"))
         settings = RELATIVES[name]
         assert config["model_type"] == settings.architecture
         assert {config.get("n_layer"), config.get("num_hidden_layers")} == {settings.n_layer, None}
@@ -74,8 +74,8 @@ class TestEmbedded:
         assert family_front(get_spec("gpt2-small")) is None
 
     def test_they_predict_better_than_a_unigram(self):
-        measured = json.loads((DATA / "models" / "measurements.json").read_text())
-        baselines = json.loads((DATA / "measurements.json").read_text())["bits_per_byte"]
+        measured = json.loads((DATA / "models" / "measurements.json").read_text(encoding="utf-8"))
+        baselines = json.loads((DATA / "measurements.json").read_text(encoding="utf-8"))["bits_per_byte"]
         for name in NAMES:
             assert measured[name]["bits_per_byte"]["all"] < 0.8 * baselines["all"]["unigram"]
         assert measured["mini"]["bits_per_byte"]["all"] == baselines["all"]["model"]
@@ -249,11 +249,12 @@ class TestBuild:
         (data / "saes" / "family").mkdir(parents=True)
         write_front(data / "saes" / "family")
         bits = {kind: {"model": 2.0, "5-gram": 1.5, "unigram": 3.0} for kind in ("python", "all")}
-        (data / "measurements.json").write_text(json.dumps({"bits_per_byte": bits, "trained_tokens": 384.0}))
+        measured = json.dumps({"bits_per_byte": bits, "trained_tokens": 384.0})
+        (data / "measurements.json").write_text(measured, encoding="utf-8")
         command(["relatives", *common])
-        card = (data / "models" / "README.md").read_text()
+        card = (data / "models" / "README.md").read_text(encoding="utf-8")
         assert "confounded" in card and "| mini-llama | llama |" in card and "| python | 2.000 |" in card
-        measured = json.loads((data / "models" / "measurements.json").read_text())
+        measured = json.loads((data / "models" / "measurements.json").read_text(encoding="utf-8"))
         assert measured["mini-small"]["trained_tokens"] == measured["mini-llama"]["trained_tokens"] == TINY.tokens
         for name in small:
             model = AutoModelForCausalLM.from_pretrained(data / "models" / name)
