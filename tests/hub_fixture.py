@@ -257,11 +257,10 @@ class Hub:
 
     Attributes:
         endpoint: for `HF_ENDPOINT`. Large files come from a second port, as on the hub from another host.
-        cut: file name -> bytes after which the connection is cut, once.
+        cut: file name -> bytes after which to cut the connection, one a request.
         answers: file name -> (status, headers) to give first, one a request.
         wrong: file name -> what is sent instead of its content.
-        ranges: False to ignore Range headers.
-        requests: (method, path, Range header) of each request.
+        requests: (method, path) of each request.
         trusted: first parts of the paths that were asked for with the user's token.
         sent: file name -> bytes of content sent in all.
     """
@@ -269,17 +268,12 @@ class Hub:
     repos: Repos
     endpoint: str = ""
     storage: str = ""
-    cut: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
     answers: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     wrong: dict[str, bytes] = field(default_factory=dict)
-    ranges: bool = True
-    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     trusted: set[str] = field(default_factory=set)
     sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def asked(self, name: str, method: str = "GET") -> list[str | None]:
-        """Range headers of the requests for a file that were answered from storage or git."""
-        return [range_ for how, path, range_ in self.requests if how == method and path.endswith(f"/{name}")]
 
 
 @contextmanager
@@ -304,7 +298,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = unquote(self.path.partition("?")[0])
-            hub.requests.append((self.command, path, self.headers.get("Range")))
+            hub.requests.append((self.command, path))
             if "Authorization" in self.headers:
                 hub.trusted.add(path.split("/")[1])
             if path.startswith("/api/models/"):
@@ -349,18 +343,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             sha, commit = f'"{blob_hash(name, content)}"', {"X-Repo-Commit": commit_of(repo, hub.repos[repo])}
             if not is_large(name):
                 return commit | {"ETag": sha}
-            return commit | {"ETag": '"other"', "X-Linked-Etag": sha, "X-Linked-Size": str(len(content))}
+            xet = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{hub.endpoint}/api/xet"}  # another way to get it
+            return commit | xet | {"ETag": '"other"', "X-Linked-Etag": sha, "X-Linked-Size": str(len(content))}
 
         def content(self, name: str, content: bytes, headers: dict[str, str]) -> None:
             content, asked, status = hub.wrong.get(name, content), self.headers.get("Range"), 200
-            if asked and hub.ranges:
+            if asked:
                 start = int(asked.removeprefix("bytes=").split("-")[0])
-                if start >= len(content):
-                    return self.answer(416)
                 headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
                 content, status = content[start:], 206
-            stop = hub.cut.pop(name, None) if self.command == "GET" else None
-            hub.sent[name] += len(content[:stop]) if self.command == "GET" else 0  # before the client can look
+            stop = None
+            if self.command == "GET":
+                stop = hub.cut[name].pop(0) if hub.cut.get(name) else None
+                hub.sent[name] += len(content[:stop])  # before the client can look
             self.answer(status, headers, content, stop)
 
         def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", stop=None) -> None:

@@ -393,7 +393,7 @@ def test_fetch_that_is_stopped_can_go_on(tmp_path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(hub, "model_files", stop)
     assert cli.main(["fetch", "gpt2-small"]) == 130
-    assert "stopped; `prism fetch gpt2-small` goes on where it stopped" in capsys.readouterr().err
+    assert "stopped; `prism fetch gpt2-small` goes on: files that are complete are kept" in capsys.readouterr().err
 
 
 @pytest.mark.slow

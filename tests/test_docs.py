@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants, file_download
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -86,8 +88,10 @@ def test_troubleshooting_names_what_exists() -> None:
     for name, phase in (("CORPUS_DOCUMENTS", 1), ("D_SAE", 4), ("TRAIN_TOKENS", 4)):
         (notebook,) = (ROOT / "notebooks").glob(f"phase_{phase}_*.ipynb")
         assert f"{name} = " in notebook.read_text(encoding="utf-8"), name
-    for part in ("TIMEOUT = 20.0", "TRIES = 5", "PATIENCE = 3.0", "FETCH_PATIENCE = 15.0"):
+    for part in ("PATIENCE = 3.0", "FETCH_PATIENCE = 15.0"):
         assert part in SOURCE, "the waiting times in TROUBLESHOOTING.md"
+    tries = inspect.signature(file_download.http_get).parameters["_nb_retries"].default
+    assert (constants.DEFAULT_DOWNLOAD_TIMEOUT, tries) == (10, 5), "and those of a download"
 
 
 def test_dev_container_builds_what_make_builds() -> None:

@@ -373,7 +373,7 @@ def _fetch(options: argparse.Namespace) -> int:
         place = "is part of this repository" if registered else f"lies in '{spec.folder}'"
         print(f"{spec.name} {place}; nothing to fetch")
         return 0
-    with stopping.at_stop(lambda: f"`prism fetch {spec.name}` goes on where it stopped"):
+    with stopping.at_stop(lambda: f"`prism fetch {spec.name}` goes on: files that are complete are kept"):
         files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
         files += [file for source in sources if source for file in hub.sae_files(*source)]
         _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))

@@ -1,27 +1,67 @@
 """The Hugging Face hub: which files a model and its SAEs need, which of them are cached, fetching the rest.
 
-The cache is huggingface_hub's own (blobs named by their hash, snapshots that point at them), so transformers and
-SAELens find whatever is fetched here.
+The cache and the downloads are huggingface_hub's own, so transformers and SAELens find whatever is fetched here. Added
+is what it leaves out: content checked against its hash, a quick answer where there is no network, errors of one line.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import repo_folder_name, try_to_load_from_cache
+from huggingface_hub.utils.sha import git_hash
+from tqdm.auto import tqdm
 
-from prism._download import HASH, TIMEOUT, HubError, HubFile, check, download, knock, retrying
+from prism.files import sha256
 
 PATIENCE = 3.0  # s until the first answer: without a network the error must come quickly
+HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # git's sha1 (small files, commits) or sha256 (large files)
 WEIGHTS = re.compile(r"model(-\d+-of-(?P<shards>\d+))?\.safetensors(\.index\.json)?")
 TOKENIZER = re.compile(r"tokenizer\.json|merges\.txt|vocab\.txt|.*\.model")  # one such file is enough
 SETTINGS = re.compile(r"((generation_|tokenizer_)?config|vocab|added_tokens|special_tokens_map)\.json")
+AGAIN = "run it again: files that are complete are kept"
+
+
+class HubError(OSError):
+    """A file of the hub cannot be had. The message is one line: which file, what was wrong, what to do."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository on the hub.
+
+    Attributes:
+        filename: path inside the repository.
+        repo_type: `model` or `dataset`.
+        optional: its readers do without it if the repository has no such file.
+    """
+
+    repo_id: str
+    filename: str
+    repo_type: str = "model"
+    optional: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}, file {self.filename}"
+
+    @property
+    def revision(self) -> str:
+        """The cached commit, so that all files of a repository come from one; `main` if nothing is cached."""
+        folder = repo_folder_name(repo_id=self.repo_id, repo_type=self.repo_type)
+        ref = Path(constants.HF_HUB_CACHE, folder, "refs", "main")
+        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else "main"
+
+    @property
+    def url(self) -> str:
+        """Address on the hub."""
+        return hf_hub_url(self.repo_id, self.filename, repo_type=self.repo_type, revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -44,11 +84,6 @@ def cached_path(file: HubFile) -> Path | None:
     """Where the file lies in the local cache, or None. No request is made."""
     found = try_to_load_from_cache(file.repo_id, file.filename, repo_type=file.repo_type)
     return Path(found) if isinstance(found, str) else None
-
-
-def is_cached(file: HubFile) -> bool:
-    """Whether the file is in the local cache. No request is made."""
-    return cached_path(file) is not None
 
 
 def cached_model_files(repo_id: str) -> list[HubFile]:
@@ -79,9 +114,9 @@ def model_files(repo_id: str, patience: float = PATIENCE) -> list[HubFile]:
     config = HubFile(repo_id, "config.json")
     knock(config, patience)
     try:
-        info = retrying(config, lambda: HfApi().model_info(repo_id, revision=config.revision, timeout=TIMEOUT))
-    except ValueError:  # not JSON
-        raise HubError(f"{repo_id}: {constants.ENDPOINT} does not answer like a hub; is a proxy in between?") from None
+        info = HfApi().model_info(repo_id, revision=config.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (errors.HTTPError, OSError, ValueError) as error:
+        raise _in_one_line(config, error) from None
     files = _model_files(repo_id, [entry.rfilename for entry in info.siblings or []])
     if not files or not WEIGHTS.fullmatch(files[-1].filename):
         raise HubError(f"{repo_id}: it has no weights in the safetensors format; choose another model")
@@ -111,21 +146,27 @@ def sae_files(release: str, sae_id: str) -> list[HubFile]:
 def cached_sae_files(release: str, sae_id: str) -> list[HubFile]:
     """The cached files of one SAE if none that it needs is missing, else an empty list. No request."""
     files = sae_files(release, sae_id)
-    return [file for file in files if is_cached(file)] if all(is_cached(f) or f.optional for f in files) else []
+    found = [file for file in files if cached_path(file)]
+    return found if all(file in found or file.optional for file in files) else []
 
 
 @contextmanager
-def cached_only() -> Iterator[None]:
+def _switched_on(name: str) -> Iterator[None]:
+    """Inside, one of huggingface_hub's switches is on."""
+    before = getattr(constants, name)
+    setattr(constants, name, True)
+    try:
+        yield
+    finally:
+        setattr(constants, name, before)
+
+
+def cached_only() -> AbstractContextManager[None]:
     """Inside, huggingface_hub, transformers and SAELens answer from the cache alone and make no request.
 
     A switch for the whole process: what `HF_HUB_OFFLINE=1` sets, which is read only at import. `datasets` has its own.
     """
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    return _switched_on("HF_HUB_OFFLINE")
 
 
 def fetch(
@@ -133,8 +174,7 @@ def fetch(
 ) -> list[Fetched]:
     """Download what the cache lacks; no request if it lacks nothing (or nothing but optional files).
 
-    A broken download goes on where it stopped, in a later process too. No file becomes visible before its content was
-    checked against the hash that the hub names.
+    A file becomes visible when it is complete, and then its content is checked against the hash that the hub names.
 
     Args:
         progress: show a bar for each download.
@@ -151,9 +191,8 @@ def fetch(
     missing = [file for file, entry in found.items() if entry is None]
     if not all(file.optional for file in missing):
         knock(missing[0], patience)
-        for file in missing:
-            if got := download(file, progress):
-                found[file] = Fetched(file, got[0], "downloaded", got[1])
+        with _switched_on("HF_HUB_DISABLE_XET"):  # it has errors and waits of its own
+            found |= {file: _download(file, progress) for file in missing}
     return [entry for entry in found.values() if entry]
 
 
@@ -166,6 +205,52 @@ def _look_up(file: HubFile, verify: bool) -> Fetched | None:
     except HubError as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
+
+
+def _download(file: HubFile, progress: bool) -> Fetched | None:
+    """None for an optional file that does not exist."""
+
+    def bar(**settings: object) -> tqdm:
+        return tqdm(**settings | {"desc": Path(file.filename).name, "leave": False, "disable": not progress})
+
+    place = {"repo_type": file.repo_type, "revision": file.revision}
+    try:
+        path = Path(hf_hub_download(file.repo_id, file.filename, **place, tqdm_class=bar))
+        sha = _recorded_hash(path) or get_hf_file_metadata(file.url, timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+    except (errors.HTTPError, OSError) as error:
+        if file.optional and isinstance(error, errors.RemoteEntryNotFoundError):
+            return None
+        raise _in_one_line(file, error) from None
+    _check(file, path, sha)
+    return Fetched(file, path.stat().st_size, "downloaded", sha)
+
+
+def knock(file: HubFile, patience: float) -> None:
+    """One question about the file, to learn within `patience` seconds whether a hub can be reached.
+
+    Raises:
+        HubError: it cannot, or something else answers. (An answer that it has no such file is no error here.)
+    """
+    answers: list = [TimeoutError("no answer")]
+
+    def ask() -> None:
+        try:
+            answers.append(get_hf_file_metadata(file.url, timeout=patience))
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a host's name knows no timeout
+    thread.start()
+    thread.join(patience)
+    answer = answers[-1]
+    if isinstance(answer, errors.OfflineModeIsEnabled):
+        raise HubError(f"{file}: not fetched, because HF_HUB_OFFLINE is set; unset it to allow downloads")
+    if isinstance(answer, errors.HfHubHTTPError):
+        return
+    if isinstance(answer, Exception):
+        raise HubError(f"{file}: {constants.ENDPOINT} cannot be reached ({_told(answer)}); check the network")
+    if not (HASH.fullmatch(answer.etag or "") and HASH.fullmatch(answer.commit_hash or "")):
+        raise _in_one_line(file, errors.FileMetadataError())
 
 
 def verify_cached(file: HubFile) -> str:
@@ -181,11 +266,48 @@ def verify_cached(file: HubFile) -> str:
     path = cached_path(file)
     if path is None:
         raise HubError(f"{file}: not in the cache {constants.HF_HUB_CACHE}; fetch it first")
-    sha = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if not HASH.fullmatch(sha):
-        return ""
-    check(file, path, sha)
+    if sha := _recorded_hash(path):
+        _check(file, path, sha)
     return sha
+
+
+def _recorded_hash(path: Path) -> str:
+    """The name of the blob that a cached file is a link to; empty for a file of its own."""
+    name = path.readlink().name if path.is_symlink() else ""
+    return name if HASH.fullmatch(name) else ""
+
+
+def _check(file: HubFile, path: Path, sha: str) -> None:
+    """Raise a HubError, and delete the content, if it does not have that hash (sha256, or git's sha1)."""
+    if sha != (sha256(path) if len(sha) == 64 else git_hash(path.read_bytes())):
+        for entry in (path.resolve(), path):
+            entry.unlink(missing_ok=True)
+        raise HubError(f"{file}: its content does not have the hash {sha[:12]}…, so it was deleted; fetch it again")
+
+
+def _in_one_line(file: HubFile, error: Exception) -> HubError:
+    """What huggingface_hub, the network or the disk had to say."""
+    if isinstance(error, errors.LocalEntryNotFoundError):  # 'neither there nor here': the cause is what counts
+        error = error.__cause__ or error
+    if isinstance(error, errors.HfHubHTTPError):
+        told = f"the server answered HTTP {error.response.status_code}"
+        if error.response.status_code in (401, 403, 404):
+            return HubError(f"{file}: {told}: no such file, or not for you; check the name, or "
+                            "log in with `hf auth login`")  # fmt: skip
+    elif isinstance(error, (errors.FileMetadataError, ValueError)):
+        return HubError(f"{file}: {constants.ENDPOINT} does not answer like a hub; is a proxy in between?")
+    elif getattr(error, "errno", None):
+        cache = constants.HF_HUB_CACHE
+        return HubError(f"{file}: {_told(error)}; mend that in HF_HUB_CACHE ({cache}), then {AGAIN}")
+    else:
+        told = f"the connection broke ({_told(error)})"
+    return HubError(f"{file}: {told}; {AGAIN}")
+
+
+def _told(error: Exception) -> str:
+    """The error in a few words, on one line."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:100]
 
 
 def not_available(what: str, name: str, megabytes: int, reason: object) -> FileNotFoundError:
