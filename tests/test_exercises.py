@@ -21,7 +21,7 @@ CHECKS = [checker for checker in dict.fromkeys(entry[0] for entry in RIGHT)]
 
 
 def name_of(checker):
-    return f"{checker.__module__.rpartition('.phase_')[2]}/{checker.__name__.removeprefix('check_')}"
+    return f"{checker.__module__.rpartition('.phase_')[2].partition('.')[0]}/{checker.__name__.removeprefix('check_')}"
 
 
 def reference_of(checker):

@@ -132,8 +132,9 @@ def exercise_table(folder: Path) -> str:
         if not exercises:
             raise ValueError(f"no '**Exercise 1** (easy, 5 minutes).' in {path.name}")
         phase = phase_of(path)
-        notebook, answer = f"[{phase}](../notebooks/{path.name})", f"phase_{phase}.py"
-        where = f"[{answer}](../src/prism/exercises/{answer})"
+        notebook, own = f"[{phase}](../notebooks/{path.name})", f"phases/phase_{phase}/exercises.py"
+        answer = own if (Path(__file__).parent / own).is_file() else f"exercises/phase_{phase}.py"
+        where = f"[{Path(answer).name}](../src/prism/{answer})"
         for number, level, minutes, text in exercises:
             lines.append(f"| {notebook} | {number} | {level} | {minutes} | {_in_one_line(text)} | {where} |")
     return "\n".join(lines)

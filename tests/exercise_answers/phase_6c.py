@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from prism.exercises import phase_6c
+from prism.phases.phase_6c import exercises as phase_6c
 
 
 def loop_mutual(forward, backward):

@@ -19,22 +19,6 @@ from prism.analysis.examples import (
     windows,
 )
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
-from prism.analysis.layers import (
-    activation_pairs,
-    bar_same_index,
-    best_partners,
-    chains,
-    decoder_pairs,
-    direct_ranks,
-    fates,
-    following_tokens,
-    one_to_one,
-    pairs_by_measure,
-    persistence,
-    random_like,
-    swap_within,
-    tilted,
-)
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (
     Pair,

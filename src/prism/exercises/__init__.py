@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import re
 import reprlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ def check(
     Args:
         answer: the reader's function; one whose body is empty (or says `raise NotImplementedError`) counts as
             untouched.
-        reference: the right answer; its name and its module (`phase_1` and so on) say which exercise it is.
+        reference: the right answer; its name and its phase's module (`phase_1` and so on) say which exercise it is.
         cases: argument tuples to try it on.
         mistakes: hint -> a function that makes this typical mistake; a wrong answer that agrees with one of them
             gets its hint.
@@ -71,9 +72,8 @@ class _Untouched(Exception):
 
 def _record(reference: Callable, state: str) -> None:
     """Keeps how an exercise of a phase went; a check of anything else is none of it."""
-    package, _, phase = reference.__module__.rpartition(".phase_")
-    if package == __name__:
-        progress.record(phase, reference.__name__, state)
+    if phase := re.match(r"prism\.\w+\.phase_(\w+)", reference.__module__):
+        progress.record(phase[1], reference.__name__, state)
 
 
 def _problem(

@@ -15,7 +15,8 @@ class Exercise:
         name: what the notebook calls the answer.
         level: easy, medium or hard.
         minutes: what it takes a reader.
-        checks: names of its checks in `prism.exercises.phase_<phase>`, without `check_`.
+        checks: names of its checks, without `check_`, in `prism.phases.phase_<phase>.exercises` (of a phase without a
+            room in `prism.exercises.phase_<phase>`).
     """
 
     phase: str

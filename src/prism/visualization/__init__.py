@@ -22,7 +22,6 @@ from prism.visualization.explorer import explore
 from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.gallery import gallery_index
-from prism.visualization.layers import agreement_lines, depth_sankey, lens_lines, persistence_curves
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, density_purity_figure, unit_scores_figure
 from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_in_short, feature_page

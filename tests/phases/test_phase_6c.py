@@ -1,5 +1,7 @@
 """Features across layers: pairs, assignments, chains and their controls, on cases whose answer is known."""
 
+import doctest
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
-from prism import analysis
-from prism import visualization as viz
-from prism.analysis import (
+from prism.analysis import match_activations
+from prism.phases.phase_6c import figures, methods
+from prism.phases.phase_6c.methods import (
     activation_pairs,
     bar_same_index,
     best_partners,
@@ -20,7 +22,6 @@ from prism.analysis import (
     direct_ranks,
     fates,
     following_tokens,
-    match_activations,
     one_to_one,
     pairs_by_measure,
     persistence,
@@ -28,7 +29,6 @@ from prism.analysis import (
     swap_within,
     tilted,
 )
-from prism.analysis import layers as layers_module
 
 RNG = np.random.default_rng(0)
 
@@ -52,7 +52,7 @@ class TestPairs:
     def test_blocks_do_not_change_the_cosines(self, monkeypatch):
         a, b = RNG.normal(size=(7, 5)), RNG.normal(size=(9, 5))
         whole = decoder_pairs(a, b).toarray()
-        monkeypatch.setattr(layers_module, "BLOCK", 20)
+        monkeypatch.setattr(methods, "BLOCK", 20)
         np.testing.assert_allclose(decoder_pairs(a, b).toarray(), whole, atol=1e-6)
 
     def test_correlations_are_numpys(self):
@@ -222,7 +222,7 @@ class TestDirectRanks:
 class TestFigures:
     def test_the_sankey_conserves_features(self):
         found = fates(chains(TestChains.PARTNERS, 3))
-        fig = viz.depth_sankey(found, ["1-res", "2-res", "3-res"])
+        fig = figures.depth_sankey(found, ["1-res", "2-res", "3-res"])
         link, labels = fig.data[0].link, list(fig.data[0].node.label)
         into, out = (np.bincount(ends, link.value, minlength=len(labels)) for ends in (link.target, link.source))
         assert labels[:3] == ["1-res: 3", "2-res: 4", "3-res: 3"]
@@ -230,25 +230,29 @@ class TestFigures:
         assert labels[3:5] == ["no ancestor: 2", "no ancestor: 1"] and labels[5:] == ["no heir: 1", "no heir: 2"]
 
     def test_a_river_in_which_all_die_can_be_drawn(self):
-        fig = viz.depth_sankey(fates(chains([np.array([-1, -1])], 1)), ["a", "b"])
+        fig = figures.depth_sankey(fates(chains([np.array([-1, -1])], 1)), ["a", "b"])
         assert sum(fig.data[0].link.value) == 3
 
     def test_each_line_and_panel_is_there(self):
         points = [(s, m, line, t, 0.5) for s in "ab" for m in ("cosine", "both") for line in "xy" for t in (0.3, 0.5)]
         curves = pd.DataFrame(points, columns=["step", "measure", "line", "threshold", "one_to_one"])
-        fig = viz.persistence_curves(curves, 0.5)
+        fig = figures.persistence_curves(curves, 0.5)
         assert len(fig.data) == 8 and sum(bool(trace.showlegend) for trace in fig.data) == 2
         assert {note.text for note in fig.layout.annotations} >= {"a: cosine", "b: both"}
 
     def test_lines_of_agreement_and_of_the_lens(self):
         bins = pd.DataFrame({"line": ["x", "x", "y"], "cosine": [0.3, 0.5, 0.3], "agreement": [0.1, 0.9, 0.0],
                              "features": [20, 30, 40]})  # fmt: skip
-        assert [trace.name for trace in viz.agreement_lines(bins).data] == ["x", "y"]
+        assert [trace.name for trace in figures.agreement_lines(bins).data] == ["x", "y"]
         lens = pd.DataFrame({"layer": ["1", "2"] * 2, "token": ["here"] * 2 + ["next"] * 2, "low": -0.1, "high": 0.3,
                              "advantage": [0.1, 0.0, 0.2, 0.1]})  # fmt: skip
-        fig = viz.lens_lines(lens)
+        fig = figures.lens_lines(lens)
         assert isinstance(fig, go.Figure) and np.allclose(fig.data[0].error_y.array, [0.2, 0.3])
 
 
 def test_the_package_exports_what_the_notebook_uses():
-    assert analysis.decoder_pairs is decoder_pairs and analysis.tilted is tilted
+    assert methods.decoder_pairs is decoder_pairs and methods.tilted is tilted
+
+
+def test_doctests():
+    assert doctest.testmod(methods).failed == 0

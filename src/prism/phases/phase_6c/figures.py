@@ -79,7 +79,7 @@ def depth_sankey(
     """Aggregated flows of features from layer to layer, coloured by the layer at which their chain begins.
 
     Args:
-        fates: from `analysis.fates`: born, last (layers from 0), features.
+        fates: from `methods.fates`: born, last (layers from 0), features.
         names: of the layers, from the first on.
         title: the figure's title.
     """

@@ -1,0 +1,1 @@
+"""Phase 6c: features followed from layer to layer."""

@@ -1,0 +1,167 @@
+"""The house: which room may import which, who uses a public name, and what is declared to be installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src" / "prism"
+
+# From the ground up: a room imports those before its own line, and of its own line none.
+FLOORS = (
+    ("stopping", "device"),
+    ("files", "_download"),
+    ("hub", "manifest"),
+    ("data",),
+    ("sae",),
+    ("fast",),
+    ("training",),
+    ("models",),
+    ("features", "parameters"),
+    ("analysis", "evaluation"),
+    ("interventions", "autointerp"),
+    ("visualization",),
+    ("exercises",),
+    ("phases",),
+    ("gallery", "notebooks", "papers"),
+    ("explorer", "documents"),
+    ("app", "site", "build"),
+    ("cli",),
+    ("__main__",),
+)
+AGAINST_THE_ORDER = {("training", "models")}  # the list only shrinks
+LAYER = ("analysis", "autointerp", "data", "device", "evaluation", "features", "fast", "files", "hub", "interventions",
+         "models", "sae", "training", "visualization")  # fmt: skip
+AT_WORK = {"ipykernel", "pyarrow"}  # declared and never imported by name: the kernels, and what reads pandas' Parquet
+# Imported, and a part of what is declared: of gradio, of ipykernel, and for `make execute` of kaleido.
+COME_WITH = {"fastapi", "starlette", "uvicorn", "ipython", "choreographer"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that is imported; the name is empty for a whole module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SRC.rglob("*.py"))}
+
+
+def test_imports_run_one_way():
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    found = set()
+    for path, tree in trees().items():
+        for module, name in imports(tree):
+            if module.split(".")[0] == "prism" and (module != "prism" or name != "__version__"):
+                other = (module.split(".") + [name])[1]
+                if other != room(path) and floor[other] >= floor[room(path)]:
+                    found.add((room(path), other))
+    assert found == AGAINST_THE_ORDER
+
+
+def test_no_phase_imports_another():
+    for path, tree in trees().items():
+        if room(path) == "phases":
+            own = path.relative_to(SRC).parts[1].removesuffix(".py")
+            others = {module for module, _ in imports(tree) if module.startswith("prism.phases.phase_")}
+            assert all(module.split(".")[2] == own for module in others), path
+
+
+def used_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(room, name) of every public name of ours that a module or a notebook touches."""
+    alias = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prism":
+            for one in node.names:
+                if node.module == "prism":
+                    alias[one.asname or one.name] = one.name
+                else:
+                    yield node.module.split(".")[1], one.name
+                    if (SRC / Path(*node.module.split(".")[1:]) / f"{one.name}.py").exists():
+                        alias[one.asname or one.name] = node.module.split(".")[1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in alias:
+            yield alias[node.value.id], node.attr
+
+
+def faces() -> Iterator[tuple[str, str]]:
+    """(room, name) of all that a room of the layer shows: what its `__init__` exports, or its one file defines."""
+    for path, tree in trees().items():
+        if room(path) not in LAYER or path.parent != SRC and path.name != "__init__.py":
+            continue
+        for node in tree.body:
+            names = []
+            if path.parent == SRC and isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif path.parent != SRC and isinstance(node, ast.ImportFrom):
+                names = [alias.asname or alias.name for alias in node.names]
+            yield from ((room(path), name) for name in names if not name.startswith("_"))
+
+
+def users() -> dict[tuple[str, str], set[str]]:
+    """Who touches each public name of the layer: phases, products, and other rooms of the layer."""
+    found = defaultdict(set)
+    for path, tree in trees().items():
+        own = room(path)
+        who = path.relative_to(SRC).parts[1].removesuffix(".py") if own == "phases" else own
+        for name in used_names(tree):
+            if name[0] != own or own == "phases":
+                found[name].add(who)
+    for path in (ROOT / "notebooks").glob("phase_*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", code))
+        phase = re.match(r"phase_[0-9][a-z]?", path.stem)[0]
+        for name in used_names(tree):
+            found[name].add(phase)
+    return found
+
+
+def test_a_public_name_has_two_users():
+    """A phase and another phase, or a phase and a product, or a room of the layer: else it belongs to its one user."""
+    found = users()
+    lonely = sorted({f"{where}.{name}" for where, name in faces() if len(found[where, name]) < 2
+                     and not found[where, name] & set(LAYER)})  # fmt: skip
+    listed = (Path(__file__).parent / "one_user.txt").read_text(encoding="utf-8").split()
+    new, gone = set(lonely) - set(listed), set(listed) - set(lonely)
+    assert not new, f"give these a second user, or a place with their only one: {sorted(new)}"
+    assert not gone, f"take these off tests/one_user.txt, the list only shrinks: {sorted(gone)}"
+
+
+def test_what_is_declared_is_imported_and_the_other_way_round():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    modules = {module.split(".")[0] for tree in trees().values() for module, _ in imports(tree)} - {"prism"}
+    of = packages_distributions()
+    used = {of[name][0].lower().replace("_", "-") for name in modules - sys.stdlib_module_names}
+    assert used - declared == COME_WITH, "imported, and not declared in pyproject.toml"
+    assert declared - used == AT_WORK, "declared, and imported nowhere"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from prism.models import load_model",
+        "from prism.models.loading import load_model",
+        "from prism import models as m\nm.load_model()",
+    ],
+)
+def test_a_use_is_seen(code):
+    assert ("models", "load_model") in set(used_names(ast.parse(code)))
