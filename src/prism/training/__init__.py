@@ -11,8 +11,6 @@ from prism.training.family import (
     trained_family,
     training_activations,
 )
-from prism.training.loop import TrainConfig, Trainer, train
+from prism.training.loop import TrainConfig, Trainer, resample, train
 from prism.training.monitor import Monitor
-from prism.training.sources import ActivationStream
-from prism.training.steps import dense_gradients, sparse_gradients
 from prism.training.together import RollingBuffer, Run, train_together
