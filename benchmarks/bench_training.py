@@ -20,10 +20,10 @@ from timing import interleaved, peak_memory, print_table
 from prism import models
 from prism.data import corpus_batch, load_corpus
 from prism.evaluation import explained_variance
-from prism.sae import SaeConfig, make_sae
-from prism.training import TrainConfig, dense_gradients, train
+from prism.fast import SparseGradients
+from prism.sae import SaeConfig, dense_gradients, make_sae
+from prism.training import TrainConfig, train
 from prism.training.loop import update
-from prism.training.steps import SparseGradients
 
 D_IN, BATCH, K, RELU_L0 = 768, 4_096, 32, (60, 120, 300)
 EQUAL_TOKENS, EQUAL_WIDTH = 150_000, 3_072

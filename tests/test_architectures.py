@@ -346,8 +346,7 @@ class TestIdentity:
     @pytest.mark.parametrize("name", ["mini", "gpt2-small", "smollm2"])
     def test_a_folder_with_a_name_of_the_registry(self, name, home, tmp_path, capsys):
         from prism import cli
-        from prism.training import trained_family
-        from prism.training.family import _homes
+        from prism.models.saes import _homes, trained_family
 
         shutil.copytree(home("Llama"), tmp_path / name)
         spec = get_spec(str(tmp_path / name))
@@ -358,7 +357,7 @@ class TestIdentity:
 
     def test_the_registrys_own(self):
         from prism import cli
-        from prism.training.family import _homes
+        from prism.models.saes import _homes
 
         assert cli._model_name("mini") == "mini"
         assert _homes(models.MINI)[0] == _homes(get_spec(str(DATA / "model")))[0] == DATA / "saes" / "family"

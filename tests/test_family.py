@@ -8,19 +8,10 @@ import torch
 from sae_lens import SAE
 
 from prism import models
-from prism.data import CACHE
+from prism.data import CACHE, held_out_documents, training_documents
+from prism.models import FAMILY, load_family, member_configs, metadata_of, saes, trained_family, training_activations
 from prism.sae import save_saelens
-from prism.training import (
-    FAMILY,
-    held_out_documents,
-    load_family,
-    metadata_of,
-    train,
-    trained_family,
-    training_activations,
-)
-from prism.training import family as family_module
-from prism.training.family import member_configs, training_documents
+from prism.training import train
 
 SPEC = models.get_spec("mini")
 
@@ -60,25 +51,25 @@ def test_massive_tokens_are_not_trained_on_and_the_sae_carries_the_constant(llam
     monkeypatch.setattr("prism.models.saes.CACHE", tmp_path)
     monkeypatch.setattr("prism.models.massive.FACTOR", 1.02)
     spec = models.get_spec(str(llama))
-    family_module.training_activations.cache_clear()
-    family_module.training_limit.cache_clear()
-    limit = family_module.training_limit(spec, spec.sae().hook_name)
+    saes.training_activations.cache_clear()
+    saes.training_limit.cache_clear()
+    limit = saes.training_limit(spec, spec.sae().hook_name)
     x = training_activations(spec, spec.sae().hook_name, 4_000)
     assert len(x) < 3_900 and np.linalg.norm(x.astype(np.float32), axis=1).max() <= limit * 1.001
     assert load_family(spec, "topk", tokens=4_096, distinct=4_000).cfg.metadata.massive_norm == limit
-    family_module.training_activations.cache_clear()
-    family_module.training_limit.cache_clear()
+    saes.training_activations.cache_clear()
+    saes.training_limit.cache_clear()
 
 
 @pytest.mark.parametrize("times", [1e6, 1e-8])
 def test_activations_beyond_half_precision_are_trained_on_as_they_are(times, tmp_path, monkeypatch):
     """Public report unsloth #4014: embeddings of a model that are a million times larger."""
-    harvest = family_module.harvest_kept
-    monkeypatch.setattr(family_module, "harvest_kept", lambda *what: (x * times for x in harvest(*what)))
-    family_module.training_activations.cache_clear()
+    harvest = saes.harvest_kept
+    monkeypatch.setattr(saes, "harvest_kept", lambda *what: (x * times for x in harvest(*what)))
+    saes.training_activations.cache_clear()
     x = torch.from_numpy(training_activations(SPEC, SPEC.sae().hook_name, 3_000))
     assert x.dtype == torch.float32 and x.isfinite().all()
-    family_module.training_activations.cache_clear()
+    saes.training_activations.cache_clear()
     settings, config = member_configs("topk", 192, 8_192)
     trained = train(x, settings, config)
     save_saelens(trained, tmp_path, metadata_of(trained, config, SPEC, SPEC.sae().hook_name, len(x)))
@@ -89,7 +80,7 @@ def test_activations_beyond_half_precision_are_trained_on_as_they_are(times, tmp
 
 
 def test_no_token_of_mini_is_massive():
-    assert family_module.training_limit(SPEC, SPEC.sae().hook_name) is None
+    assert saes.training_limit(SPEC, SPEC.sae().hook_name) is None
 
 
 def test_a_random_model_has_the_same_shape_and_other_weights(mini):
@@ -102,11 +93,11 @@ def test_a_random_model_has_the_same_shape_and_other_weights(mini):
 def test_another_model_trains_its_own_once(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("prism.models.saes.CACHE", tmp_path)
     spec = models.get_spec(str(llama))
-    family_module.training_activations.cache_clear()
+    saes.training_activations.cache_clear()
     first = load_family(spec, "random-decoder", tokens=8_192, distinct=4_000)
     assert first.cfg.d_in == 32 and first.cfg.metadata.hook_name == spec.sae().hook_name
     assert first.cfg.metadata.training_samples == 8_192 and "4,000 tokens" in first.cfg.metadata.training_data
-    monkeypatch.setattr("prism.training.family.train", None)  # would fail if called
+    monkeypatch.setattr("prism.models.saes.train", None)  # would fail if called
     again = load_family(spec, "random-decoder")
     assert torch.equal(first.W_dec, again.W_dec) and CACHE != tmp_path
 
@@ -121,8 +112,8 @@ def test_the_embedded_members_are_at_the_l0_that_they_share(name):
 
 
 def test_trained_family_names_what_is_on_this_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(family_module, "DATA", tmp_path / "data")
-    monkeypatch.setattr(family_module, "home_folder", lambda spec: tmp_path / "home")
+    monkeypatch.setattr(saes, "DATA", tmp_path / "data")
+    monkeypatch.setattr(saes, "home_folder", lambda spec: tmp_path / "home")
     assert trained_family(SPEC) == set()
     for folder in ("data/saes/family/topk", "home/family/relu", "home/family/half-written"):
         (tmp_path / folder).mkdir(parents=True)

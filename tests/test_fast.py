@@ -1,4 +1,5 @@
-"""The quick twins against what they stand for: stripped passes against the model's own, resumed ones against whole."""
+"""The quick twins against what they stand for: sparse gradients against autograd's, stripped and resumed passes against
+the model's own. The buffered encoder's are in `test_features`."""
 
 import tempfile
 
@@ -6,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from test_sae import random_sae
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 from prism import evaluation as ev
 from prism import fast, models
 from prism.data import DATA, TokenBatch, tokenize
-from prism.fast import SITES, passes
+from prism.fast import SITES, SparseGradients, passes, sparse_gradients
+from prism.fast.entries import RULES, where_true
 from prism.models import get_spec, harvest, load_model
+from prism.sae import ARCHITECTURES, dense_gradients
 
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 GPT2 = {"vocab_size": 50, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
@@ -75,6 +81,61 @@ def taken(monkeypatch):
     seen, walk = [], passes.StrippedPass.walk
     monkeypatch.setattr(passes.StrippedPass, "walk", lambda *a, **k: seen.append(1) or walk(*a, **k))
     return seen
+
+
+class TestSparseGradients:
+    """`fast.sparse_gradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("n_dead", [0, 1, 15])
+    @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied relu"])
+    def test_equal_to_autograd(self, architecture, n_dead, dtype):
+        assert set(RULES) == set(ARCHITECTURES)
+        near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-9}
+        for seed, (k, batch, sparsity) in enumerate([(4, 12, 0.3), (1, 1, 1.0), (40, 7, 0.0), (9, 5, 0.7), (2, 30, 2)]):
+            sae = random_sae(architecture.split()[-1], seed, k=k, tied=architecture.startswith("tied")).to(dtype)
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.randn(batch, 12, generator=generator).to(dtype)
+            dead = torch.randperm(40, generator=generator)[:n_dead].sort().values
+            slow = dense_gradients(sae, x, dead, sparsity)
+            expected = [p.grad.clone() for p in sae.parameters()]
+            quick = sparse_gradients(sae, x, dead, sparsity)
+            assert quick[:2] == pytest.approx(slow[:2], rel=near["rtol"] / 10)
+            assert torch.equal(quick.fires, slow.fires) and (slow.fires.sum() > 0 or batch == 1)
+            for (name, p), grad in zip(sae.named_parameters(), expected, strict=True):
+                torch.testing.assert_close(p.grad, grad, **near, msg=lambda said, name=name: f"{name}: {said}")
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_a_batch_in_which_nothing_fires(self, architecture):
+        sae = random_sae(architecture)
+        sae.b_enc.data.fill_(-100.0)
+        found = sparse_gradients(sae, torch.randn(5, 12))
+        assert found.fires.sum() == 0 and np.isfinite(found.error) and sae.W_enc.grad.abs().sum() == 0
+
+    def test_blocks_change_nothing(self, monkeypatch):
+        sae, x, dead = random_sae("batch_topk").double(), torch.randn(50, 12).double(), torch.tensor([1, 5])
+        whole, expected = sparse_gradients(sae, x, dead), [p.grad.clone() for p in sae.parameters()]
+        monkeypatch.setattr("prism.fast.gradients.BLOCK", 7 * 40)
+        quick = SparseGradients(sae, 50)
+        assert len(quick.pre) == 7 and torch.equal(quick(x, dead).fires, whole.fires)
+        for p, grad in zip(sae.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, grad)
+
+    @given(seed=st.integers(0, 10_000), low=st.floats(0, 3), k=st.integers(1, 20))
+    def test_looking_only_above_a_guess_changes_nothing(self, seed, low, k):
+        sae = random_sae("batch_topk", seed, d_in=3, d_sae=20, k=k)
+        x = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+        quick = SparseGradients(sae, 6)
+        quick(x)
+        expected, quick.low = [p.grad.clone() for p in sae.parameters()], low
+        assert torch.equal(quick(x).fires, (sae.encode(x) > 0).sum(0))
+        for p, grad in zip(sae.parameters(), expected, strict=True):
+            assert torch.equal(p.grad, grad)
+
+    @pytest.mark.parametrize("share", [0.0, 0.03, 1.0])
+    def test_true_entries(self, share):
+        mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(0)) < share
+        assert where_true(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
 
 
 class TestStrippedPass:

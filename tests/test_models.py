@@ -150,7 +150,7 @@ class TestHarvest:
 def quick_training(tmp_path, monkeypatch):
     """A cache of its own, and few tokens to train on."""
     monkeypatch.setattr(models.saes, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr("prism.training.family.HOME_TOKENS", 6_000)
+    monkeypatch.setattr("prism.models.saes.HOME_TOKENS", 6_000)
 
 
 class TestLocalModel:
@@ -177,7 +177,7 @@ class TestLocalModel:
         model = load_model(spec, sae)
         batch = corpus_batch(load_corpus(spec.corpus, n_documents=20), model.tokenizer, spec.context)
         assert preflight(model, sae, batch[:8])["ok"].all()
-        monkeypatch.setattr("prism.training.train", None)  # would fail if called
+        monkeypatch.setattr("prism.models.saes.train", None)  # would fail if called
         again = load_sae(get_spec(str(llama)))
         assert torch.equal(again.W_dec, sae.W_dec)
 

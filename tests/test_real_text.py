@@ -15,8 +15,8 @@ from prism.build.__main__ import PARTS
 from prism.build.corpus import MIXTURE
 from prism.build.openings import OPENINGS, openings, requests
 from prism.data import DATA, load_corpus
-from prism.models import activations_at, local_spec
-from prism.training import FAMILY, RollingBuffer, TrainConfig
+from prism.models import FAMILY, activations_at, local_spec
+from prism.training import RollingBuffer, TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,17 @@ from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, token_table, tokenize
 from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits
 from prism.features import encode_features
-from prism.models import MODELS, get_spec, kept_activations, load_model, load_sae
-from prism.training import family_front, load_family, trained_family
-from prism.training.family import member_configs
+from prism.models import (
+    MODELS,
+    family_front,
+    get_spec,
+    kept_activations,
+    load_family,
+    load_model,
+    load_sae,
+    member_configs,
+    trained_family,
+)
 
 NAMES = list(RELATIVES)
 TEXTS = ["Once upon a time", "x = 1", "déjà vu 日本 🙂"]

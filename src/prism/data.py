@@ -98,6 +98,21 @@ def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 
     return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
 
 
+HELD_OUT = 10  # every so many documents of a corpus, one is kept out of training, for evaluation
+
+
+def training_documents(corpus: str) -> pd.DataFrame:
+    """The documents of a corpus that SAEs are trained on here: nine of ten, without copies of the tenth."""
+    documents = load_corpus(corpus)
+    copies = documents["text"].isin(held_out_documents(corpus)["text"])
+    return documents[~copies].reset_index(drop=True)
+
+
+def held_out_documents(corpus: str) -> pd.DataFrame:
+    """The other tenth, for evaluation."""
+    return load_corpus(corpus).iloc[::HELD_OUT].reset_index(drop=True)
+
+
 def fetch_corpus(name: str) -> Path:
     """The cached file of a hub corpus; streams its first documents from the hub if there is none yet.
 
@@ -218,6 +233,12 @@ def corpus_batch(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | N
             tokens in all of them than asked for.
     """
     return _pad(list(_usable(frame, tokenizer, context, n_tokens).values()), tokenizer.bos_token_id)
+
+
+def first_sequences(batch: TokenBatch, n_tokens: int) -> TokenBatch:
+    """The first sequences of a batch that hold at least `n_tokens` together; all if there are fewer."""
+    enough = int((batch.keep.sum(1).cumsum(0) < n_tokens).sum()) + 1
+    return batch[:enough]
 
 
 def corpus_documents(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None = None) -> pd.DataFrame:

@@ -25,15 +25,16 @@ from prism.data import (
     TokenBatch,
     cache_key,
     corpus_batch,
+    held_out_documents,
     load_texts,
     token_table,
     token_text,
     tokenize,
+    training_documents,
 )
 from prism.features import FeatureMatrix, encode_features
 from prism.files import write_text
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
-from prism.training.family import held_out_documents, training_documents
 
 EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS = 140, 80  # of the model's corpus, beside the labelled texts
 CORPUS = "Corpus documents"  # what the pages call the category of documents that have no label

@@ -18,13 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from prism.data import corpus_batch, corpus_documents
+from prism.data import corpus_batch, corpus_documents, training_documents
 from prism.exercises.phase_4 import FAULTS, HEALTHY, KEY
 from prism.models import ModelSpec, harvest, load_model
 from prism.sae import SaeConfig
 from prism.sae.architectures import ReLU
 from prism.training import TrainConfig
-from prism.training.family import training_documents
 from prism.training.loop import Trainer
 from prism.training.sources import ArraySource
 

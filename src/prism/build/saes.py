@@ -15,20 +15,23 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from prism.build.pretrain import Batches, PretrainConfig
-from prism.data import corpus_batch
+from prism.data import corpus_batch, training_documents
 from prism.device import as_float16
 from prism.evaluation import evaluate
-from prism.models import ModelSpec, activations_at, load_model, random_model
-from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
-from prism.training import TrainConfig, metadata_of, train
-from prism.training.family import (
+from prism.models import (
     FAMILY,
-    TARGET_L0,
+    ModelSpec,
+    activations_at,
     held_out_batch,
+    load_model,
     member_configs,
+    metadata_of,
+    random_model,
     training_activations,
-    training_documents,
 )
+from prism.models.saes import TARGET_L0
+from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
+from prism.training import TrainConfig, train
 
 SAMPLED_SHARE = 0.25  # of the SAEs' training text is the embedded corpus (a quarter of what the mixture weighs)
 

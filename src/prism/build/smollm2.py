@@ -25,10 +25,20 @@ from prism.device import as_float16, bulk_dtype
 from prism.evaluation import bits_per_byte, evaluate_all, text_bits
 from prism.evaluation.metrics import explained_share
 from prism.features import encode_activations
-from prism.models import ModelSpec, activations_at, get_spec, is_massive, load_model, random_model, residual_hook
+from prism.models import (
+    FAMILY,
+    ModelSpec,
+    activations_at,
+    get_spec,
+    is_massive,
+    load_model,
+    member_configs,
+    metadata_of,
+    random_model,
+    residual_hook,
+)
 from prism.sae import SaeConfig, save_saelens, to_saelens
-from prism.training import FAMILY, RollingBuffer, Run, TrainConfig, metadata_of, train_together
-from prism.training.family import member_configs
+from prism.training import RollingBuffer, Run, TrainConfig, train_together
 
 RARELY = {"dead_after": 200_000, "resample_every": 200_000}  # activations
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from sae_lens import JumpReLUSAE, StandardSAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.device import beside, device
+from prism.fast import buffered_encoder
 from prism.features.matrix import FeatureMatrix, SparseRows
 from prism.models import harvest_kept, is_massive, massive_norm, ordinary, residual_hook
 
@@ -74,7 +74,8 @@ def encode_activations(
             f"activations of '{sae.cfg.metadata.hook_name}' do not tell which tokens are massive; use encode_features, "
             "or give kept=ordinary(model, sae, batch).keep[batch.keep].numpy()"
         )
-    rows, encode, massive = SparseRows(sae.cfg.d_sae), _encoder(beside(sae, where)), []
+    rows, massive = SparseRows(sae.cfg.d_sae), []
+    encode = buffered_encoder(beside(sae, where), ENCODE_TOKENS)
     for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
             features = encode(chunk.to(where)).cpu().numpy()
@@ -102,25 +103,6 @@ def _without(values: csr_matrix, drop: Bool[np.ndarray, " tokens"]) -> csr_matri
     stay = np.repeat(~drop, counts)
     starts = np.concatenate([[0], np.cumsum(counts * ~drop)])
     return csr_matrix((values.data[stay], values.indices[stay], starts), shape=values.shape)
-
-
-def _encoder(sae) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens d_sae"]]:
-    """`sae.encode`, done in one buffer where the SAE is a product and a threshold: the same numbers, in less time.
-
-    Three fresh blocks of `[tokens, d_sae]` for each chunk cost a quarter of what the product itself costs.
-    """
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
-    if type(sae) not in (StandardSAE, JumpReLUSAE) or type(sae.activation_fn) is not torch.nn.ReLU or hooked:
-        return lambda x: sae.encode(x).float()
-    buffer = sae.W_enc.new_empty(ENCODE_TOKENS, sae.cfg.d_sae)
-
-    def encode(x: Tensor) -> Tensor:
-        features = torch.mm(sae.process_sae_in(x), sae.W_enc, out=buffer[: len(x)]).add_(sae.b_enc).relu_()
-        if type(sae) is JumpReLUSAE:
-            features.mul_(features > sae.threshold)
-        return features.float()
-
-    return encode
 
 
 @torch.no_grad()

@@ -36,4 +36,16 @@ from prism.models.registry import (
     get_spec,
     local_spec,
 )
-from prism.models.saes import home_folder, load_sae, trained_here
+from prism.models.saes import (
+    FAMILY,
+    family_front,
+    held_out_batch,
+    home_folder,
+    load_family,
+    load_sae,
+    member_configs,
+    metadata_of,
+    trained_family,
+    trained_here,
+    training_activations,
+)

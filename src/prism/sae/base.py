@@ -1,4 +1,4 @@
-"""What all SAEs share: settings, weights, the loss, and what a quick training step needs to know of them."""
+"""What all SAEs share: settings, weights, the loss, and its gradients by autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -29,24 +29,10 @@ class SaeConfig:
     seed: int = 0
 
 
-class Entries(NamedTuple):
-    """Entries of a sparse `[batch, d_sae]` matrix, row by row (CSR)."""
-
-    feature: Int[Tensor, "entries"]
-    value: Float[Tensor, "entries"]
-    row: Int[Tensor, "entries"]
-    start: Int[Tensor, "batch"]  # first entry of each row
-
-
-def where_true(mask: Bool[Tensor, "..."]) -> Int[Tensor, "n"]:
-    """Flat positions of the true entries, in order (NumPy's search is the quicker one on a CPU)."""
-    if mask.device.type != "cpu":
-        return mask.flatten().nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
 class SparseAutoencoder(nn.Module):
-    """What every SAE here shares: `x̂ = f W_dec + b_dec`, with `f` a sparse function of `W_enc (x − b_dec) + b_enc`.
+    """What every SAE here shares; `σ` and the sparsity term `S` are the architecture's.
+
+        f = σ(W_enc (x − b_dec) + b_enc),   x̂ = f W_dec + b_dec,   L = ‖x − x̂‖² + λ S
 
     Decoder rows are kept at norm 1 (the trainer sees to it), so a feature's activation is a length along its
     direction. The encoder starts as a copy of the decoder (Gao et al. 2024, appendix A.1), scaled down by
@@ -81,28 +67,17 @@ class SparseAutoencoder(nn.Module):
         """The encoder's weights: `W_enc`, or `W_dec` itself where the two are tied."""
         return self.W_dec if self.config.tied else self.W_enc
 
-    @property
-    def aux_k(self) -> int:
-        """Dead features that the auxiliary loss lets fire on each token."""
-        return self.config.aux_k or self.config.d_in // 2
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """How many leading features each reconstruction of the loss uses: all, but for Matryoshka."""
-        return (self.config.d_sae,)
-
-    # ---------------------------------------------------------------- the function, and its loss
-
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """`W_enc (x − b_dec) + b_enc`."""
         return (x - self.b_dec) @ self.encoder.T + self.b_enc
 
+    def activation(self, pre: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
+        """`σ`: what of the pre-activations stays."""
+        raise NotImplementedError
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Feature activations, dense; differentiable."""
-        pre = self.pre_activations(x)
-        keep = torch.zeros_like(pre).flatten()
-        keep[self.select(pre.detach())] = 1
-        return pre * keep.view_as(pre)
+        return self.activation(self.pre_activations(x))
 
     def decode(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """Reconstruction of the activations."""
@@ -112,68 +87,47 @@ class SparseAutoencoder(nn.Module):
         """`decode(encode(x))`."""
         return self.decode(self.encode(x))
 
+    def error(self, x: Float[Tensor, "batch d_in"], f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
+        """`‖x − x̂‖²`, mean over tokens."""
+        return (x - self.b_dec - f @ self.W_dec).pow(2).sum(1).mean()
+
     def penalty(self, x: Float[Tensor, "batch d_in"], f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""] | float:
-        """The sparsity term of the loss for coefficient 1; none where `k` sees to sparsity."""
+        """`S`, mean over tokens; none where `k` sees to sparsity."""
         return 0.0
 
     def loss(
         self, x: Float[Tensor, "batch d_in"], dead: Int[Tensor, "n_dead"] | None = None, sparsity: float | None = None
     ) -> Float[Tensor, ""]:
-        """Squared error summed over `d_in`, mean over tokens, plus `sparsity` × penalty, plus the auxiliary loss.
-
-        The auxiliary loss (AuxK, Gao et al. 2024, appendix A.2) asks the strongest `aux_k` dead features of each
-        token to rebuild what the living ones leave over: without it a feature that stopped firing has no gradient.
+        """`‖x − x̂‖² + λ S`, summed over `d_in`, mean over tokens; and what else an architecture adds.
 
         Args:
-            sparsity: coefficient of the penalty; by default the configured one.
+            dead: features that have not fired for long; only an SAE that revives them looks at it.
+            sparsity: `λ`; by default the configured one.
         """
         f = self.encode(x)
-        errors = [x - self.b_dec - f[:, :width] @ self.W_dec[:width] for width in self.widths]
-        loss = sum(error.pow(2).sum(1).mean() for error in errors) / len(errors)
-        loss = loss + (self.config.sparsity if sparsity is None else sparsity) * self.penalty(x, f)
-        if not self.revives or dead is None or not len(dead):
-            return loss
-        value, index = self.pre_activations(x)[:, dead].topk(min(self.aux_k, len(dead)), dim=1)
-        rebuilt = torch.einsum("bk,bkd->bd", value.relu(), self.W_dec[dead[index]])
-        return loss + self.config.aux_coefficient * (errors[-1].detach() - rebuilt).pow(2).sum(1).mean()
+        return self.error(x, f) + (self.config.sparsity if sparsity is None else sparsity) * self.penalty(x, f)
 
-    # ---------------------------------------------------------------- which entries matter
 
-    def candidates(self, pre: Float[Tensor, "rows d_sae"], low: float = 0.0) -> Int[Tensor, "entries"]:
-        """Flat positions, row by row, of all entries that can be active or get a gradient; looks at each row alone."""
-        return where_true(pre > low)
+class Step(NamedTuple):
+    """What one training step saw."""
 
-    def cut(self, value: Float[Tensor, "entries"], rows: int) -> Tensor | float:
-        """The smallest of the candidates' values that stays active in this batch."""
-        return 0.0
+    error: float  # squared error a token, summed over d_in
+    penalty: float  # sparsity term before its coefficient
+    fires: Int[Tensor, "d_sae"]  # tokens on which each feature fired
 
-    @property
-    def low(self) -> float:
-        """Pre-activations up to here are never active."""
-        return 0.0
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "active"]:
-        """Flat positions, row by row, of the entries that stay active."""
-        found = self.candidates(pre, self.low)
-        value = pre.flatten()[found]
-        return found[value >= self.cut(value, len(pre))]
-
-    # ---------------------------------------------------------------- the same over entries, for the quick step
-
-    def entry_values(self, entries: Entries) -> Float[Tensor, "entries"]:
-        """Feature activations at the entries, whose `value` is the pre-activation."""
-        return entries.value
-
-    def entry_penalty(self, entries: Entries, values: Float[Tensor, "entries"]) -> Tensor | float:
-        """`penalty`, summed over tokens; `values` are the activations at the entries."""
-        return 0.0
-
-    def entry_gradients(
-        self, entries: Entries, d_f: Float[Tensor, "entries"], centred: Float[Tensor, "batch d_in"], sparsity: float
-    ) -> Float[Tensor, "entries"]:
-        """From the loss's gradient at the activations to that at `W_enc (x − b_dec)`; adds to biases and the like."""
-        self.b_enc.grad.index_add_(0, entries.feature, d_f)
-        return d_f
+def dense_gradients(
+    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], dead: Int[Tensor, "n_dead"] | None = None,
+    sparsity: float | None = None,
+) -> Step:  # fmt: skip
+    """`.grad` of `sae.loss(x, dead, sparsity)` by autograd: the definition."""
+    sae.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        sae.loss(x, dead, sparsity).backward()
+    with torch.no_grad():
+        f = sae.encode(x)
+        error = (x - sae.decode(f)).pow(2).sum(1).mean().item()
+        return Step(error, float(sae.penalty(x, f)), (f > 0).sum(0))
 
 
 @torch.no_grad()

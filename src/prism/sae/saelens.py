@@ -32,8 +32,8 @@ from prism.sae.base import SaeConfig, SparseAutoencoder
 
 KINDS = {  # ours -> theirs, and their settings
     ReLU: (StandardSAE, StandardSAEConfig),
-    TopK: (TopKSAE, TopKSAEConfig),
     BatchTopK: (JumpReLUSAE, JumpReLUSAEConfig),  # one threshold for all features takes the batch's place
+    TopK: (TopKSAE, TopKSAEConfig),  # after BatchTopK, which is one
     Gated: (GatedSAE, GatedSAEConfig),
     JumpReLU: (JumpReLUSAE, JumpReLUSAEConfig),
 }
@@ -55,7 +55,7 @@ def to_saelens(sae: SparseAutoencoder, metadata: SAEMetadata | None = None) -> S
     BatchTopK and Matryoshka become 'jumprelu' with one threshold; the others keep their kind.
     """
     kind, settings = next(pair for cls, pair in KINDS.items() if isinstance(sae, cls))
-    k = {"k": sae.config.k} if isinstance(sae, TopK) else {}
+    k = {"k": sae.config.k} if kind is TopKSAE else {}
     theirs = kind(settings(sae.config.d_in, sae.config.d_sae, metadata=metadata or SAEMetadata(), **k))
     theirs.W_enc.copy_(sae.encoder.T)
     theirs.W_dec.copy_(sae.W_dec)

@@ -1,18 +1,5 @@
-"""Training SAEs quickly: one dense product a step, everything else over the active entries only."""
+"""Training SAEs quickly, on activations of whatever model: one dense product a step, else the active entries only."""
 
-from prism.training.family import (
-    FAMILY,
-    family_front,
-    held_out_batch,
-    held_out_documents,
-    load_family,
-    metadata_of,
-    train_for_model,
-    trained_family,
-    training_activations,
-)
-from prism.training.loop import TrainConfig, Trainer, train
+from prism.training.loop import TrainConfig, Trainer, resample, train
 from prism.training.monitor import Monitor
-from prism.training.sources import ActivationStream
-from prism.training.steps import dense_gradients, sparse_gradients
 from prism.training.together import RollingBuffer, Run, train_together

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism.device import device as default_device
+from prism.fast import SparseGradients
 from prism.files import replacing
-from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, fold_scale, make_sae
+from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, dense_gradients, fold_scale, make_sae
 from prism.sae.architectures import FIRST_THRESHOLD
+from prism.sae.base import Step
 from prism.training.monitor import Monitor
 from prism.training.sources import as_source
-from prism.training.steps import MOST_ACTIVE, SparseGradients, Step, dense_gradients
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class TrainConfig:
         return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup_share * self.steps))
 
 
+MOST_ACTIVE = 800  # active features a token, above which the dense way is the quicker one
 STEERING, AHEAD = 0.02, 2.0  # change of the penalty coefficient's logarithm a step; weight of where L0 is going
 THRESHOLD_RATE = 8.0  # JumpReLU's thresholds learn so many times faster: else they lag behind the penalty
 SETTLE_SHARE = 0.3  # last share of the steps in which no feature is resampled: it would not settle any more
@@ -145,9 +147,9 @@ class Trainer:
     def _after(self, x: Tensor, found: Step, dead: Tensor) -> None:
         """Counts who fired, steers the penalty towards the wanted L0, and resamples the dead."""
         config = self.config
-        self.l0 = len(found.active.value) / len(x)
+        self.l0 = int(found.fires.sum()) / len(x)
         self.quiet += len(x)
-        self.quiet[found.active.feature] = 0
+        self.quiet[found.fires > 0] = 0
         if config.target_l0 is not None:
             self._steer(math.log(max(self.l0, 0.01)))
         every = max(1, config.resample_every // config.batch)
@@ -247,7 +249,7 @@ def train(
 
     Args:
         activations: `[samples, d_in]` (array, memory map, tensor), visited in random order as often as `config.tokens`
-            asks for; or anything that `torch.utils.data` or `ActivationStream` gives (see `sources.as_source`).
+            asks for; or anything that `torch.utils.data` gives (see `sources.as_source`).
         monitor: shows and keeps the run's measures; by default one with `progress` as its label.
         progress: label of the live view (curves in a notebook, a progress bar elsewhere); none without one.
         checkpoint: file written ten times in the run; if it is there, the run goes on from it, exactly.

@@ -10,9 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from prism.data import TokenBatch
-from prism.models import harvest_kept
-
 SAMPLE = 20_000  # activations from which scale, mean and threshold are read
 
 
@@ -73,7 +70,7 @@ class StreamSource:
     is filled, half of it is handed out in random order, and it is filled up again.
 
     Args:
-        stream: iterated anew whenever it ends: a `DataLoader`, an `IterableDataset`, or `ActivationStream`.
+        stream: iterated anew whenever it ends: such as a `DataLoader` or an `IterableDataset`.
         size: activations in the buffer (by default 16 batches).
     """
 
@@ -114,22 +111,6 @@ class StreamSource:
                     yield rows
                 step += 1
             held = [pool[out * self.batch :]]
-
-
-class ActivationStream:
-    """One hook's activations, harvested while they are being trained on: nothing is stored.
-
-    Each iteration runs the model over the tokens once. BOS and padding are left out.
-
-    Args:
-        sequences: how many the model reads at once.
-    """
-
-    def __init__(self, model, batch: TokenBatch, hook_name: str, sequences: int = 32):
-        self.model, self.batch, self.hook_name, self.sequences = model, batch, hook_name, sequences
-
-    def __iter__(self) -> Iterator[Float[Tensor, "tokens d_in"]]:
-        return harvest_kept(self.model, self.hook_name, self.batch, self.sequences, progress=False)
 
 
 def as_source(activations, batch: int, seed: int) -> ArraySource | StreamSource:
