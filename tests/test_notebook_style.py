@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from prism.analysis.claims import CARD
-from prism.notebooks import MAX_BYTES, PLOTLY, WIDGET, find_notebooks, phase_of
+from prism.press.notebooks import MAX_BYTES, PLOTLY, WIDGET, find_notebooks, phase_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"

@@ -13,7 +13,8 @@ from filelock import SoftFileLock
 
 from prism import cli
 from prism.exercises import catalogue, phase_2, phase_4, progress
-from prism.notebooks import find_notebooks, phase_of, run_notebook
+from prism.press.notebooks import find_notebooks, phase_of
+from prism.press.running import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 SOME = '{"2/p_value": {"solved": "2026-01-02T03:04:05+00:00"}}'

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import html
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism import __version__, stopping
-from prism.files import DamagedFile, write_text
+from prism.files import DamagedFile
 
 if TYPE_CHECKING:
     from prism.hub import Fetched
@@ -28,7 +25,6 @@ PACKAGES = (  # what requirements.txt names
     *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "jsonschema", "ipykernel", "psutil"),
 )
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 
 class CommandError(Exception):
@@ -131,182 +127,24 @@ def _valid(choose: Callable, *arguments):
         raise CommandError(error) from None
 
 
-# --- run -------------------------------------------------------------------------------------------------------------
+# --- run, execute ----------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
-    from prism import notebooks
+    from prism.press.notebooks import find_notebooks
 
-    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
+    paths = _valid(find_notebooks, options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
-    models = {path.name: _model_for(path, options.model) for path in paths}
-    out, runs = options.out, []
-    index = out / "index.html"
+    from prism.press import running
 
-    def stopped() -> str:
-        kept = f"{len(runs)} of {len(paths)} notebooks ran"
-        write_text(index, _index(runs, models, f"The run was stopped: {kept}."))
-        return f"{kept}, see {index.resolve()}"
-
-    _write_shared(out, options.notebooks)
-    with stopping.at_stop(stopped):
-        for path in paths:
-            run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
-            _write_run(run, out)
-            runs.append(run)
-            write_text(index, _index(runs, models))
-    failed = sum(run.error is not None for run in runs)
-    print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {index.resolve()}")
-    return 1 if failed else 0
-
-
-def _model_for(path: Path, name: str | None, environment: bool = True) -> str:
-    """The model that a notebook runs on: the one asked for, else `PRISM_MODEL`, else its own, else the default."""
-    from prism import notebooks
-
-    if name := name or (environment and os.environ.get("PRISM_MODEL")):
-        return _model_name(name)
-    try:
-        return _model_name(_valid(notebooks.default_model, path))
-    except CommandError as error:
-        raise CommandError(f"{path.name}: {error}") from None
-
-
-def _model_name(name: str | None) -> str:
-    """The checked name or folder of the model; the import waits until here because it takes seconds."""
-    from prism.models import MODELS, default_model, get_spec
-
-    spec = _valid(get_spec, name or default_model())
-    return spec.name if MODELS.get(spec.name) is spec else str(spec.folder)
-
-
-def _run_with_progress(path: Path, environment: dict[str, str]):
-    """Runs one notebook: a line that updates on a terminal, else one line at its start and one at its end."""
-    from prism import notebooks
-
-    live = sys.stdout.isatty()
-    name = path.stem
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{name}  {done}/{total} cells", end="", flush=True)
-
-    print(f"{name}  running", end="" if live else "\n", flush=True)
-    run = notebooks.run_notebook(path.resolve(), environment, show if live else None)
-    state = "FAILED" if run.error else "done"
-    print(f"{chr(13) if live else ''}{name}  {state} in {run.seconds:.0f} s      ", flush=True)
-    if run.error:
-        print("    " + run.error.replace("\n", "\n    "), flush=True)
-    return run
-
-
-def _write_shared(out: Path, folder: Path) -> None:
-    """What all pages use: plotly.js, and the glossary as a page."""
-    from plotly.offline import get_plotlyjs
-
-    from prism import notebooks
-
-    write_text(out / "plotly.min.js", get_plotlyjs())
-    glossary = folder.resolve().parent / "docs" / "GLOSSARY.md"
-    if glossary.exists():
-        text = glossary.read_text(encoding="utf-8")
-        link = functools.partial(notebooks.run_link, source=glossary.parent, target=out.resolve())
-        page = notebooks.markdown_page(text, "Glossary", link)
-        write_text(out / "glossary.html", page)
-
-
-def _write_run(run, out: Path) -> None:
-    """The executed notebook and its page."""
-    import nbformat
-
-    from prism import notebooks
-
-    if run.notebook is None:
-        return
-    write_text(out / run.path.name, nbformat.writes(run.notebook) + "\n")
-    link = functools.partial(notebooks.run_link, source=run.path.parent, target=out.resolve())
-    page = notebooks.to_html(run.notebook, run.title, link)
-    write_text(out / f"{run.path.stem}.html", page)
-
-
-def _index(runs: list, models: dict[str, str], note: str = "") -> str:
-    """The page that links all others, with a note above them."""
-    rows = []
-    for run in runs:
-        title = html.escape(run.title)
-        if run.notebook is not None:
-            title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
-        state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        model = f"<code>{html.escape(models[run.path.name])}</code>"
-        rows.append(f"<tr><td>{title}</td><td>{model}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid #ddd; }}
-pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
-</style></head><body>
-<h1>Prism</h1>
-{f"<p><b>{note}</b></p>" if note else ""}
-<table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
-{chr(10).join(rows)}
-</table></body></html>
-"""
-
-
-# --- execute ---------------------------------------------------------------------------------------------------------
+    return 0 if _valid(running.write_runs, paths, options.model, options.out) else 1
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from prism import notebooks
+    from prism.press import running
 
-    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
-    if find_browser() is None:
-        print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
-              "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
-        return 1
-    replaced = []
-    with stopping.at_stop(lambda: f"{len(replaced)} of {len(paths)} notebooks were replaced"):
-        return _replace(paths, replaced)
-
-
-def _replace(paths: list[Path], replaced: list[Path]) -> int:
-    """Executes the notebooks and replaces all of them, or none if anything is wrong with one."""
-    import nbformat
-
-    from prism import notebooks
-
-    own = {path: _model_for(path, None, environment=False) for path in paths}
-    runs = [_run_with_progress(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
-    failed = any(run.error for run in runs)
-    texts = {}
-    for run in runs:
-        if run.error is None:
-            problems = notebooks.commit_problems(notebooks.normalise(run.notebook))
-            for problem in problems:
-                print(f"{run.path.name}: {problem}", file=sys.stderr)
-            failed = failed or bool(problems)
-            texts[run.path] = nbformat.writes(run.notebook) + "\n"
-    if failed:
-        print("prism: nothing was replaced", file=sys.stderr)
-        return 1
-    for path, text in texts.items():
-        write_text(path, text)
-        replaced.append(path)
-    print(f"\nreplaced {len(texts)} notebooks in {paths[0].parent}")
-    return 0
-
-
-def find_browser() -> str | None:
-    """Path of a Chromium-like browser: `BROWSER_PATH`, else the one that kaleido finds, else one on the path."""
-    given = os.environ.get("BROWSER_PATH")
-    if given:
-        return given if Path(given).exists() else None
-    on_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    try:
-        from choreographer.browsers.chromium import Chromium
-
-        return on_path or Chromium.find_browser(skip_local=False)
-    except ImportError:
-        return on_path
+    paths = _valid(running.notebooks.find_notebooks, options.notebooks, options.only)
+    return 0 if _valid(running.replace_outputs, paths) else 1
 
 
 # --- gallery ---------------------------------------------------------------------------------------------------------
@@ -339,7 +177,7 @@ def _app(options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from prism import site
+    from prism.press import site
 
     pages = _valid(site.build, options.notebooks, options.out, options.features)
     features = f" and {options.features} about features" if options.features else ""
@@ -348,7 +186,7 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from prism import documents
+    from prism.press import documents
 
     for path in _valid(documents.write, options.notebooks):
         print(f"wrote {path}")
@@ -424,8 +262,9 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{name:<17} {version}")
     if not missing:
         missing += _doctor_models()
-    browser = find_browser()
-    print(f"browser           {browser or 'none found (needed by `prism execute` and some tests)'}")
+    from prism.press.browser import find_browser
+
+    print(f"browser           {find_browser() or 'none found (needed by `prism execute` and some tests)'}")
     return 1 if missing else 0
 
 
