@@ -362,17 +362,10 @@ def _described(folder: Path) -> str:
 def _progress(options: argparse.Namespace) -> int:
     from prism.exercises import progress
 
-    try:
-        if options.reset:
-            progress.reset()
-        else:
-            print(progress.summary(progress.load()))
-    except progress.DamagedProgress as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"prism: {progress.progress_file()}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    if options.reset:
+        progress.reset()
+    else:
+        print(progress.summary(progress.load()))
     return 0
 
 
