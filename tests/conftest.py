@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("prism")
 @pytest.fixture(scope="session", autouse=True)
 def _no_marks_in_outputs(tmp_path_factory):
     """The reader's progress is not for tests to touch, nor for what they start."""
-    os.environ["PRISM_PROGRESS"] = str(tmp_path_factory.mktemp("progress") / "progress.json")
+    os.environ["PRISM_PROGRESS"] = str(tmp_path_factory.mktemp("progress") / "progress.sqlite")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import itertools
+import json
 import pkgutil
 import time
 
@@ -34,6 +35,7 @@ from prism.analysis import (
     strongest,
     survivors,
 )
+from prism.analysis.claims import CARD
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 
@@ -412,6 +414,10 @@ def test_claim_card_prints_and_escapes(capsys):
     markdown = card._repr_markdown_()
     assert "<b>" not in markdown and "6 &#124; texts" in markdown
     assert all(line.count("|") == 3 for line in markdown.splitlines())
+    parts = {"claim": "Features <b>specialise</b>", "effect": "6 | texts", "interval": "[4, 7], 95 %",
+             "control": "shuffled labels: 3 " * 12, "refuted_by": "no survivors", "verdict": "supported"}  # fmt: skip
+    shown = card._repr_mimebundle_(include=None, exclude=None)
+    assert shown == {CARD: parts} == json.loads(json.dumps(shown))
     card.print()
     assert capsys.readouterr().out == str(card) + "\n"
     assert "not supported" in str(ClaimCard("c", "e", "i", "n", "r", supported=False))

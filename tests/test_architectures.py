@@ -347,19 +347,20 @@ class TestIdentity:
     def test_a_folder_with_a_name_of_the_registry(self, name, home, tmp_path, capsys):
         from prism import cli
         from prism.models.saes import _homes, trained_family
+        from prism.press import running
 
         shutil.copytree(home("Llama"), tmp_path / name)
         spec = get_spec(str(tmp_path / name))
-        assert cli._model_name(str(tmp_path / name)) == str(tmp_path / name)
+        assert running.model_name(str(tmp_path / name)) == str(tmp_path / name)
         assert cli.main(["fetch", str(tmp_path / name)]) == 0
         assert f"lies in '{tmp_path / name}'; nothing to fetch" in capsys.readouterr().out
         assert _homes(spec)[0] == tmp_path / name / "saes" / "family" and trained_family(spec) == set()
 
     def test_the_registrys_own(self):
-        from prism import cli
         from prism.models.saes import _homes
+        from prism.press import running
 
-        assert cli._model_name("mini") == "mini"
+        assert running.model_name("mini") == "mini"
         assert _homes(models.MINI)[0] == _homes(get_spec(str(DATA / "model")))[0] == DATA / "saes" / "family"
         assert _homes(models.SMOLLM2)[0] == DATA / "smollm2" / "saes" / "family"
 

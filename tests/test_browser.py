@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from prism.cli import find_browser
+from prism.press.browser import find_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
 BROWSER = find_browser()

@@ -12,9 +12,11 @@ import nbformat
 import pytest
 from hub_fixture import MODEL, RES_JB, make_repos, serve, use_hub, write_cache
 
-from prism import cli, data, hub, models, notebooks
+from prism import cli, data, hub, models
+from prism.press import browser as browsers
+from prism.press import notebooks, running
 
-REAL_MODEL_NAME = cli._model_name
+REAL_MODEL_NAME = running.model_name
 FIGURE = {
     "data": [{"type": "bar", "x": ["a", "</script><b>"], "y": [1, 2]}],
     "layout": {"title": {"text": "Bars"}},
@@ -40,13 +42,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs" / "GLOSSARY.md").write_text(glossary, encoding="utf-8")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_model_name", lambda name: name or "mini")
+    monkeypatch.setattr(running, "model_name", lambda name: name or "mini")
     return tmp_path / "notebooks"
 
 
 @pytest.fixture
 def browser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_browser", lambda: "/bin/browser")
+    monkeypatch.setattr(running, "find_browser", lambda: "/bin/browser")
 
 
 def test_phases_come_in_order(folder: Path) -> None:
@@ -118,7 +120,7 @@ def test_each_notebook_runs_on_its_own_model(folder: Path, capsys, monkeypatch) 
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata |= {"prism": {"model": model}} if model else {}
         nbformat.write(notebook, path)
-        assert notebooks.default_model(path) == model
+        assert notebooks.model_of(notebooks.read(path)) == model
 
     def ran(*arguments: str) -> list[str]:
         assert cli.main(["run", "--out", "out", *arguments]) == 0
@@ -138,7 +140,7 @@ def test_each_notebook_runs_on_its_own_model(folder: Path, capsys, monkeypatch) 
 @pytest.mark.parametrize("own", ["mini", {"model": 3}, {"model": ["mini"]}, {"model": "minni"}])
 def test_a_notebook_that_names_no_model_in_its_metadata_is_named(own, folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("PRISM_MODEL", raising=False)
-    monkeypatch.setattr(cli, "_model_name", REAL_MODEL_NAME)
+    monkeypatch.setattr(running, "model_name", REAL_MODEL_NAME)
     path = _write(folder / "phase_1_x.ipynb", "1")
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["prism"] = own
@@ -258,29 +260,30 @@ def test_a_figure_is_put_into_words() -> None:
 
 def test_execute_without_browser_says_so(folder: Path, monkeypatch, capsys) -> None:
     _write(folder / "phase_1_a.ipynb", "print('fine')")
-    monkeypatch.setattr(cli, "find_browser", lambda: None)
+    monkeypatch.setattr(running, "find_browser", lambda: None)
     assert cli.main(["execute"]) == 1
     assert "needs Chromium or Chrome" in capsys.readouterr().err
 
 
 def test_browser_path_wins(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path))
-    assert cli.find_browser() == str(tmp_path)
+    assert browsers.find_browser() == str(tmp_path)
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
-    assert cli.find_browser() is None
+    assert browsers.find_browser() is None
 
 
 def test_doctor_names_versions_and_models(capsys) -> None:
     cli.main(["doctor"])
     shown = capsys.readouterr().out
-    for line in (*cli.PACKAGES, "python", "threads", "embedded models", "embedded SAEs", "hub cache", "browser"):
+    for line in (*cli.packages(), "python", "threads", "embedded models", "embedded SAEs", "hub cache", "browser"):
         assert f"\n{line} " in shown
     assert "mini (" in shown
 
 
 def test_doctor_knows_every_requirement() -> None:
     lines = (Path(cli.__file__).parents[2] / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert {line.split("==")[0] for line in lines if "==" in line} <= {*cli.PACKAGES}
+    wanted = {line.split("==")[0] for line in lines if "==" in line}
+    assert wanted <= {*cli.packages()}, "older than pyproject.toml? then `pip install -e .` once more"
 
 
 # --- fetch, and what doctor says of the hub --------------------------------------------------------------------------

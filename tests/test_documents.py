@@ -9,19 +9,21 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prism import cli, documents
+from prism import cli
 from prism.analysis import ClaimCard
-from prism.papers import PAPER_CLAIMS, PaperClaim
+from prism.press import documents
+from prism.press.notebooks import read
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ClaimCard("A > B & it's so", "+1 | +2", "[0, 3]", "C", "a lower end of 0", True)
 EXERCISE = "## Your turn\n\n**Exercise 1** (easy, 5 minutes). Write `f(a | b)`: the sum.\n\nMore words."
-ENTRY = PaperClaim("P (2020)", "A beats B", "7", "1", CARD.claim, True, "yes", "because")
+ENTRY = documents.PaperClaim("P (2020)", "A beats B", "1", CARD.claim, True, "yes", "because", "7")
+PAPERS = ROOT / "docs" / "papers.toml"
 
 
 def _notebook(path: Path, *cards: ClaimCard, prose: str = EXERCISE) -> Path:
     new = nbformat.v4
-    outputs = [new.new_output("display_data", {"text/markdown": card._repr_markdown_()}) for card in cards]
+    outputs = [new.new_output("display_data", card._repr_mimebundle_()) for card in cards]
     cells = [new.new_markdown_cell("# A title"), new.new_code_cell("1", outputs=outputs), new.new_markdown_cell(prose)]
     path.parent.mkdir(exist_ok=True)
     nbformat.write(new.new_notebook(cells=cells), path)
@@ -31,7 +33,7 @@ def _notebook(path: Path, *cards: ClaimCard, prose: str = EXERCISE) -> Path:
 def test_claims_page_is_up_to_date() -> None:
     committed = (ROOT / "docs" / "CLAIMS.md").read_text(encoding="utf-8")
     assert committed == documents.claims_page(ROOT / "notebooks"), "run `prism docs`"
-    for entry in PAPER_CLAIMS:
+    for entry in documents.paper_claims(PAPERS):
         assert entry.why in committed and entry.says in committed
 
 
@@ -78,13 +80,13 @@ def test_exercise_is_told_to_the_end_of_its_sentence(tmp_path: Path) -> None:
 def test_cards_are_read_as_they_were_shown(tmp_path: Path) -> None:
     other = dataclasses.replace(CARD, claim="Another", supported=False)
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD, other, CARD)
-    cards = documents.cards_of(folder / "phase_1_a.ipynb")
+    cards = documents.cards_of(read(folder / "phase_1_a.ipynb"))
     assert list(cards) == [CARD.claim, "Another"]
     assert cards[CARD.claim].effect == "+1 &#124; +2" and cards["Another"].verdict == "not supported"
 
 
 def test_row_of_a_paper(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(documents, "PAPER_CLAIMS", (ENTRY,))
+    monkeypatch.setattr(documents, "paper_claims", lambda path: [ENTRY])
     page = documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD))
     ours = "+1 &#124; +2; [0, 3] ([phase 1](../notebooks/phase_1_a.ipynb))"
     assert f"| P (2020) | A beats B | 7 | {ours} | supported | yes | because |" in page
@@ -100,9 +102,27 @@ def test_row_of_a_paper(tmp_path: Path, monkeypatch) -> None:
     ],
 )
 def test_missing_or_changed_card_is_an_error(tmp_path: Path, monkeypatch, change: dict, says: str) -> None:
-    monkeypatch.setattr(documents, "PAPER_CLAIMS", (dataclasses.replace(ENTRY, **change),))
+    monkeypatch.setattr(documents, "paper_claims", lambda path: [dataclasses.replace(ENTRY, **change)])
     with pytest.raises(ValueError, match=says):
         documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("says = ", "say = ", "unexpected keyword argument 'say'"),
+        ('same = "yes"', "", "missing 1 required positional argument: 'same'"),
+        ('phase = "0"', 'phase = "0', "at line"),
+        ("ours = ", "theirs = ", "'ours'"),
+        ("\npaper = ", "\nby = ", "'paper'"),
+    ],
+)
+def test_paper_claims_that_cannot_be_read_are_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = PAPERS.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "papers.toml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"papers.toml: .*{says}"):
+        documents.paper_claims(tmp_path / "papers.toml")
 
 
 def test_notebook_without_cards_is_an_error(tmp_path: Path) -> None:
@@ -127,7 +147,7 @@ def test_marks_must_be_there_once_and_in_order(tmp_path: Path, text: str) -> Non
 
 
 def test_command_writes_both_or_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(documents, "PAPER_CLAIMS", (ENTRY,))
+    monkeypatch.setattr(documents, "paper_claims", lambda path: [ENTRY])
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD)
     teaching = tmp_path / "docs" / "TEACHING.md"
     assert cli.main(["docs", "--notebooks", str(folder)]) == 1

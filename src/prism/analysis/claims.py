@@ -69,6 +69,7 @@ def difference_interval(
     return float(low), float(high)
 
 
+CARD = "application/vnd.prism.claim+json"  # a card's parts in a notebook's outputs, for documents made from them
 UNMEASURED = re.compile(r"""(?<![\w'"])[+-]?nan%?(?![\w'"])""")
 
 
@@ -103,10 +104,12 @@ class ClaimCard:
         """'supported' or 'not supported'."""
         return "supported" if self.supported else "not supported"
 
+    def _parts(self) -> dict[str, str]:
+        names = ("claim", "effect", "interval", "control", "refuted_by", "verdict")
+        return {name: str(getattr(self, name)) for name in names}
+
     def _rows(self) -> list[tuple[str, str]]:
-        fields = ("effect", "interval", "control", "refuted_by")
-        rows = [(name.replace("_", " "), str(getattr(self, name))) for name in fields]
-        return [*rows, ("verdict", self.verdict)]
+        return [(name.replace("_", " "), text) for name, text in self._parts().items()][1:]
 
     def __str__(self) -> str:
         lines = textwrap.wrap(str(self.claim), 76) + ["─" * 76]
@@ -121,6 +124,10 @@ class ClaimCard:
 
         rows = "\n".join(f"| {name} | {safe(text)} |" for name, text in self._rows())
         return f"| claim | {safe(str(self.claim))} |\n|:--|:--|\n{rows}"
+
+    def _repr_mimebundle_(self, **which: object) -> dict[str, dict[str, str]]:
+        """What a notebook keeps beside the printed card."""
+        return {CARD: self._parts()}
 
     def print(self) -> None:
         """Print the card as plain text."""

@@ -1,17 +1,16 @@
-"""Which exercises are solved, tried or untouched: kept in `outputs/progress.json`, shown by `prism progress`."""
+"""Which exercises are solved, tried or untouched: kept in `outputs/progress.sqlite`, shown by `prism progress`."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import SoftFileLock  # removes its file, and one that a dead process left
-
 from prism.exercises.catalogue import EXERCISES, NOTEBOOKS, Exercise
-from prism.files import write_text
+from prism.files import DamagedFile
 
 TRIED, SOLVED, UNTOUCHED = "tried", "solved", "untouched"
 PATIENCE = 5.0  # s to wait for another kernel that is writing, which takes milliseconds
@@ -19,16 +18,34 @@ Marks = dict[str, dict[str, str]]  # '<phase>/<check>' -> state -> when: the fir
 Look = Callable[[Exercise], tuple[str, str]]  # exercise -> its state, and when
 
 
-class DamagedProgress(ValueError):
-    """The file does not hold what was kept there; the message says where it was set aside."""
-
-
 def progress_file() -> Path:
-    """`PRISM_PROGRESS`, else `outputs/progress.json` beside the data (see `prism.data`), wherever a kernel started."""
+    """`PRISM_PROGRESS`, else `outputs/progress.sqlite` beside the data (`prism.data`), wherever a kernel started."""
     if given := os.environ.get("PRISM_PROGRESS"):
         return Path(given)
     data = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[3] / "data")
-    return data.parent / "outputs" / "progress.json"
+    return data.parent / "outputs" / "progress.sqlite"
+
+
+@contextmanager
+def _table() -> Iterator[sqlite3.Connection]:
+    """The file with the table `marks`, made if need be. A damaged one is set aside, so that nothing is lost."""
+    path = progress_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a plain file")
+        with closing(sqlite3.connect(path, timeout=PATIENCE)) as base, base:
+            base.execute("CREATE TABLE IF NOT EXISTS marks (exercise TEXT, state TEXT, time TEXT, "
+                         "PRIMARY KEY (exercise, state))")  # fmt: skip
+            yield base
+    except (OSError, sqlite3.OperationalError) as error:  # the latter: locked, or not to be opened
+        raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except sqlite3.DatabaseError as error:
+        number = 1
+        while (aside := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(aside)
+        raise DamagedFile(f"{path} is damaged ({error}): set aside as {aside.name}, starting anew") from None
 
 
 def record(phase: str, name: str, state: str) -> None:
@@ -39,72 +56,39 @@ def record(phase: str, name: str, state: str) -> None:
         name: the check's name without `check_`.
         state: `TRIED` or `SOLVED`.
     """
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    mark = {"exercise": f"{phase}/{name}", "state": state, "time": time, "solved": SOLVED}
     try:
-        with SoftFileLock(f"{progress_file()}.lock", timeout=PATIENCE):  # another kernel may read and write it too
-            if marks := _marked(f"{phase}/{name}", state):
-                write_text(progress_file(), json.dumps(marks, indent=1, sort_keys=True) + "\n")
-    except OSError as error:  # filelock's Timeout is one
-        print(f"  (progress is not kept: {progress_file()}: {error.strerror or error})")
-
-
-def _marked(exercise: str, state: str) -> Marks | None:
-    """What is kept, with this beside it; None if it was solved before."""
-    try:
-        marks = load()
-    except DamagedProgress as error:
+        with _table() as base:
+            base.execute("INSERT OR REPLACE INTO marks SELECT :exercise, :state, :time WHERE NOT EXISTS "
+                         "(SELECT * FROM marks WHERE exercise = :exercise AND state = :solved)", mark)  # fmt: skip
+    except DamagedFile as error:
         print(f"  ({error})")
-        marks = {}
-    mark = marks.setdefault(exercise, {})
-    if SOLVED in mark:
-        return None
-    mark[state] = datetime.now().astimezone().isoformat(timespec="seconds")
-    return marks
+        record(phase, name, state)
+    except OSError as error:
+        print(f"  (progress is not kept: {error})")
 
 
 def load() -> Marks:
     """What was kept; empty if nothing was.
 
     Raises:
-        DamagedProgress: it cannot be read as that; the file is set aside under another name, so that nothing is lost.
+        DamagedFile: it cannot be read as that; the file was set aside under another name.
         OSError: the file cannot be read, or a damaged one not set aside.
     """
-    path = progress_file()
-    if not path.exists():
-        return {}
-    if not path.is_file():
-        raise OSError("it is not a plain file")
-    try:
-        return _valid(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        aside = _set_aside(path)
-        raise DamagedProgress(f"{path} is damaged ({error}): set aside as {aside.name}, starting anew") from None
-
-
-def _valid(marks: object) -> Marks:
-    """The marks, if they are such; an exercise that this version does not know is kept all the same."""
-    if not isinstance(marks, dict) or not all(isinstance(mark, dict) for mark in marks.values()):
-        raise ValueError("no table of exercises")
-    for name, mark in marks.items():
-        for when in mark.values():
-            if not isinstance(when, str):
-                raise ValueError(f"'{name}' has no time")
-            datetime.fromisoformat(when)
+    marks: Marks = {}
+    if progress_file().exists():
+        with _table() as base:
+            for exercise, state, time in base.execute("SELECT exercise, state, time FROM marks"):
+                marks.setdefault(exercise, {})[state] = time
     return marks
-
-
-def _set_aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).exists():
-        number += 1
-    os.rename(path, aside)
-    return aside
 
 
 def reset(say: Callable[[str], None] = print) -> None:
     """Says what was kept, then removes it.
 
     Raises:
-        DamagedProgress, OSError: as in `load`, or the file cannot be removed.
+        DamagedFile, OSError: as in `load`, or the file cannot be removed.
     """
     states = [state for state, _ in map(_of(load()), _all())]
     path = progress_file()
@@ -119,7 +103,7 @@ def reset(say: Callable[[str], None] = print) -> None:
 
 
 def summary(marks: Marks) -> str:
-    """A table phase by phase, the counts, and what to do next."""
+    """A table phase by phase, the counts, and what to do next; what an earlier version kept is not read."""
     look = _of(marks)
     lines, every = [], []
     for phase, exercises in EXERCISES.items():
@@ -131,7 +115,10 @@ def summary(marks: Marks) -> str:
             cost = f"{exercise.level:<7}{exercise.minutes:>3} min"
             lines.append(f"  {exercise.number}  {exercise.name:<22} {cost}  {state:<9} {when}".rstrip())
     counts = ", ".join(f"{every.count(state)} {state}" for state in (SOLVED, TRIED, UNTOUCHED))
-    return "\n".join([*lines, "", f"{len(every)} exercises: {counts}.", _next(look)])
+    lines += ["", f"{len(every)} exercises: {counts}.", _next(look)]
+    if (old := progress_file().with_name("progress.json")).exists():
+        lines.append(f"{old} is of an earlier version and not read: run its exercises' cells again, then delete it.")
+    return "\n".join(lines)
 
 
 def _next(look: Look) -> str:

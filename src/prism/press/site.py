@@ -10,13 +10,12 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import nbformat
 from nbformat import NotebookNode
 
 from prism.files import replacing, write_text
-from prism.notebooks import find_notebooks, model_of, read, title_of, to_html
+from prism.press.notebooks import find_notebooks, model_of, read_any, title_of
+from prism.press.pages import PLOTLY_JS, to_html
 
-PLOTLY_JS = "plotly.min.js"
 GALLERY = "gallery"  # folder of the pages about features
 UNAVAILABLE = "unavailable:"  # what a run writes is no part of the site
 _NAV = "padding: .5rem 1rem; font: 14px system-ui, sans-serif"
@@ -49,14 +48,11 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
     root = notebooks.resolve().parent
     paths = [path.resolve() for path in find_notebooks(notebooks)]
     documents = _documents(root)
-    sources = sorted({*root.glob("src/prism/**/*.py")})
+    sources = set(root.glob("src/prism/**/*.py"))
     pages = {path: path.relative_to(root).with_suffix(".html") for path in (*paths, *documents, *sources)}
     copies: set[Path] = set()
-    texts = {}
-    for path in (*paths, *documents):
-        texts[pages[path]] = _page(path, root, pages, copies)
-    for path in sorted(copies & set(sources)):
-        texts[pages[path]] = _page(path, root, pages, copies)
+    texts = {pages[path]: _page(path, root, pages, copies) for path in (*paths, *documents)}
+    texts |= {pages[path]: _page(path, root, pages, copies) for path in sorted(copies & sources)}
     if n_features:
         from prism.gallery import write_gallery
         from prism.models import get_spec
@@ -65,7 +61,8 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
         write_gallery(spec, spec.sae(), n_features, out / GALLERY)
     write_text(out / PLOTLY_JS, get_plotlyjs())
     for path in copies - set(pages):
-        _copy(path, out / path.relative_to(root))
+        with replacing(out / path.relative_to(root)) as temporary:
+            shutil.copyfile(path, temporary)
     for page, text in texts.items():
         write_text(out / page, text)
     write_text(out / "index.html", _index(paths, documents, pages, n_features))
@@ -78,14 +75,9 @@ def _documents(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path != root / "README.md", len(path.parts), path))
 
 
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) -> str:
     """One source file as a page; adds the files that it links to `linked`."""
-    notebook = _as_notebook(path)
+    notebook = read_any(path)
     link = functools.partial(_link, path=path, root=root, pages=pages, linked=linked)
     up = Path(os.path.relpath(root, path.parent)).as_posix()
     page = to_html(notebook, title_of(notebook, path.stem), link, f"{up}/{PLOTLY_JS}")
@@ -93,17 +85,6 @@ def _page(path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) ->
     page = _UNAVAILABLE_LINK.sub(note, page)
     home = f'<nav style="{_NAV}"><a style="color: #0b5cad" href="{up}/index.html">Prism: all pages</a></nav>'
     return re.sub(r"<body[^>]*>", lambda match: f"{match.group()}\n{home}", page, count=1)
-
-
-def _as_notebook(path: Path) -> NotebookNode:
-    """A notebook as it is; a document, or a source file under its name, as a new notebook."""
-    new = nbformat.v4
-    if path.suffix == ".ipynb":
-        return read(path)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".py":
-        return new.new_notebook(cells=[new.new_markdown_cell(f"# {path.name}"), new.new_code_cell(text)])
-    return new.new_notebook(cells=[new.new_markdown_cell(text)])
 
 
 def _link(link: str, path: Path, root: Path, pages: dict[Path, Path], linked: set[Path]) -> str:
@@ -125,7 +106,7 @@ def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path]
     """The page that links all others."""
 
     def items(paths: list[Path]) -> str:
-        return "\n".join(_item(_as_notebook(path), path.stem, pages[path].as_posix()) for path in paths)
+        return "\n".join(_item(read_any(path), path.stem, pages[path].as_posix()) for path in paths)
 
     gallery = f"""<h2>Feature pages</h2>
 <ul>

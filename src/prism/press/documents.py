@@ -5,40 +5,65 @@ from __future__ import annotations
 import difflib
 import html
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism.files import write_text
-from prism.notebooks import default_model, find_notebooks, phase_of, read, title_of
-from prism.papers import PAPER_CLAIMS, PaperClaim
+from nbformat import NotebookNode
 
+from prism.files import write_text
+from prism.press.notebooks import find_notebooks, model_of, outputs, phase_of, read, title_of
+
+CARD = "application/vnd.prism.claim+json"  # `analysis.claims.CARD`, which a light command cannot import
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
 
-_ROW = re.compile(r"^\| ([a-z ]+) \| (.*) \|$", re.M)
 _EXERCISE = re.compile(r"^\*\*Exercise (\d+)\*\* \(([\w ]+), (\d+) minutes\)\. +(.+?[.?!:)`*])$", re.M | re.S)
 
 
 @dataclass(frozen=True)
+class PaperClaim:
+    """One claim of a paper and the card of ours that speaks to it; `docs/papers.toml` says what each part is."""
+
+    paper: str
+    says: str
+    phase: str
+    card: str
+    supported: bool
+    same: str
+    why: str
+    figure: str = "—"
+
+
+@dataclass(frozen=True)
 class Card:
-    """A claim card as a notebook shows it, each part escaped for Markdown; see `analysis.ClaimCard`."""
+    """A claim card of a notebook, each part escaped for Markdown; see `analysis.ClaimCard`."""
 
     claim: str
     effect: str
     interval: str
     control: str
+    refuted_by: str
     verdict: str
 
 
-def cards_of(path: Path) -> dict[str, Card]:
-    """The claim cards in an executed notebook's outputs, by their claim as plain text; the last of equal ones."""
-    cards = {}
-    for cell in read(path).cells:
-        for output in cell.get("outputs", []):
-            rows = dict(_ROW.findall(output.get("data", {}).get("text/markdown", "")))
-            if {"claim", "verdict"} <= set(rows):
-                card = Card(*(rows[name] for name in ("claim", "effect", "interval", "control", "verdict")))
-                cards[html.unescape(card.claim)] = card
-    return cards
+def paper_claims(path: Path) -> list[PaperClaim]:
+    """The papers' claims in a TOML file.
+
+    Raises:
+        ValueError: the file is no TOML, or a part is missing or misspelt.
+        OSError: it cannot be read.
+    """
+    try:
+        papers = tomllib.loads(path.read_text(encoding="utf-8"))["papers"]
+        return [PaperClaim(one["paper"], **claim.pop("ours"), **claim) for one in papers for claim in one["claims"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def cards_of(notebook: NotebookNode) -> dict[str, Card]:
+    """The claim cards in an executed notebook's outputs, by their claim; the last of equal ones."""
+    found = [output.data[CARD] for _, output in outputs(notebook) if CARD in output.get("data", {})]
+    return {parts["claim"]: Card(**{name: _cell(html.escape(text)) for name, text in parts.items()}) for parts in found}
 
 
 def claims_page(folder: Path) -> str:
@@ -47,19 +72,22 @@ def claims_page(folder: Path) -> str:
     Raises:
         ValueError: a notebook has no card, a paper's claim has none, or a card's verdict is no longer the one that
             the reason beside the paper's claim was written for.
+        OSError: `docs/papers.toml` beside the folder cannot be read.
     """
     paths = {phase_of(path): path for path in find_notebooks(folder)}
-    cards = {phase: cards_of(path) for phase, path in paths.items()}
-    empty = [path.name for phase, path in paths.items() if not cards[phase]]
-    if empty:
+    notebooks = {phase: read(path) for phase, path in paths.items()}
+    cards = {phase: cards_of(notebook) for phase, notebook in notebooks.items()}
+    if empty := [path.name for phase, path in paths.items() if not cards[phase]]:
         raise ValueError(f"no claim card in {', '.join(empty)}; run `prism execute` first")
-    rows = [_paper_row(entry, _card_for(entry, cards), paths[entry.phase]) for entry in PAPER_CLAIMS]
-    total = sum(map(len, cards.values()))
-    supported = sum(card.verdict == "supported" for found in cards.values() for card in found.values())
-    lists = "\n\n".join(_phase_list(path, cards[phase]) for phase, path in paths.items())
-    names = sorted({name for path in paths.values() if (name := default_model(path))})
-    models = " and ".join(_ABOUT.get(name, f"`{name}`") for name in names)
-    return _PAGE.format(rows="\n".join(rows), lists=lists, total=total, supported=supported, models=models)
+    claims = paper_claims(folder.resolve().parent / "docs" / "papers.toml")
+    rows = [_paper_row(entry, _card_for(entry, cards), paths[entry.phase]) for entry in claims]
+    every = [card for found in cards.values() for card in found.values()]
+    lists = [_phase_list(title_of(notebooks[phase], path.stem), path, cards[phase]) for phase, path in paths.items()]
+    names = sorted({name for notebook in notebooks.values() if (name := model_of(notebook))})
+    return _PAGE.format(
+        models=" and ".join(_ABOUT.get(name, f"`{name}`") for name in names), rows="\n".join(rows), total=len(every),
+        supported=sum(card.verdict == "supported" for card in every), lists="\n\n".join(lists),
+    )  # fmt: skip
 
 
 def _card_for(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> Card:
@@ -69,22 +97,28 @@ def _card_for(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> Card:
         raise ValueError(f"phase {entry.phase} has no card '{entry.card}'; nearest is {nearest or 'none'}")
     card = found[entry.card]
     if (card.verdict == "supported") != entry.supported:
-        raise ValueError(f"the card '{entry.card}' is now {card.verdict}; mend its reason in prism/papers.py")
+        raise ValueError(f"the card '{entry.card}' is now {card.verdict}; mend its reason in docs/papers.toml")
     return card
 
 
 def _paper_row(entry: PaperClaim, card: Card, path: Path) -> str:
-    link = f"[phase {entry.phase}](../notebooks/{path.name})"
-    ours = f"{card.effect}; {card.interval} ({link})"
-    parts = (entry.paper, entry.says, entry.figure, ours, card.verdict, entry.same, entry.why)
-    return f"| {' | '.join(parts)} |"
+    ours = f"{card.effect}; {card.interval} ([phase {entry.phase}](../notebooks/{path.name}))"
+    return _row(entry.paper, entry.says, entry.figure, ours, card.verdict, entry.same, entry.why)
 
 
-def _phase_list(path: Path, cards: dict[str, Card]) -> str:
-    title = title_of(read(path), path.stem)
-    rows = [f"| {c.claim} | {c.effect} | {c.interval} | {c.control} | {c.verdict} |" for c in cards.values()]
+def _phase_list(title: str, path: Path, cards: dict[str, Card]) -> str:
+    rows = [_row(card.claim, card.effect, card.interval, card.control, card.verdict) for card in cards.values()]
     head = "| claim | effect | interval | held against | verdict |\n|:--|:--|:--|:--|:--|"
     return "\n".join([f"### [{title}](../notebooks/{path.name})\n", head, *rows])
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """A Markdown text fit for a cell of a table."""
+    return " ".join(text.split()).replace("|", "&#124;")
 
 
 _ABOUT = {  # models that notebooks name as their own
@@ -93,7 +127,7 @@ _ABOUT = {  # models that notebooks name as their own
 }
 _PAGE = """# What the papers claim and what we measured
 
-<!-- Written by `prism docs` from the claim cards in the committed notebooks; edit src/prism/papers.py instead. -->
+<!-- Written by `prism docs` from the claim cards in the committed notebooks; edit docs/papers.toml instead. -->
 
 Our figures are of {models}, and are read from the claim cards of the
 executed notebooks. The papers' models, corpora and budgets are others, mostly larger by orders of magnitude, so the
@@ -126,23 +160,17 @@ def exercise_table(folder: Path) -> str:
     """
     lines = ["| phase | exercise | level | minutes | it asks | reference answer |", "|:--|--:|:--|--:|:--|:--|"]
     for path in find_notebooks(folder):
-        cells = read(path).cells
-        prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        prose = "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
         exercises = _EXERCISE.findall(prose)
         if not exercises:
             raise ValueError(f"no '**Exercise 1** (easy, 5 minutes).' in {path.name}")
         phase = phase_of(path)
         notebook, own = f"[{phase}](../notebooks/{path.name})", f"phases/phase_{phase}/exercises.py"
-        answer = own if (Path(__file__).parent / own).is_file() else f"exercises/phase_{phase}.py"
-        where = f"[{Path(answer).name}](../src/prism/{answer})"
-        for number, level, minutes, text in exercises:
-            lines.append(f"| {notebook} | {number} | {level} | {minutes} | {_in_one_line(text)} | {where} |")
+        answer = own if (Path(__file__).parents[1] / own).is_file() else f"exercises/phase_{phase}.py"
+        answer = f"[{Path(answer).name}](../src/prism/{answer})"
+        for number, level, minutes, text in exercises:  # a formula on lines of its own becomes part of the sentence
+            lines.append(_row(notebook, number, level, minutes, _cell(text.replace("$$", "$")), answer))
     return "\n".join(lines)
-
-
-def _in_one_line(text: str) -> str:
-    """What an exercise asks, fit for a cell of a table: formulas on lines of their own become part of the sentence."""
-    return " ".join(text.replace("$$", "$").split()).replace("|", "&#124;")
 
 
 def with_exercises(text: str, folder: Path) -> str:
