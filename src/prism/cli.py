@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (  # what requirements.txt names
     *("torch", "transformer-lens", "sae-lens", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf"),
-    *("datasets", "jaxtyping", "einops", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
+    *("datasets", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "networkx"),
     *("plotly", "ipywidgets", "gradio", "tqdm", "filelock", "platformdirs"),
     *("jupyterlab", "nbclient", "nbformat", "nbconvert", "latex2mathml", "jsonschema", "ipykernel", "psutil"),
 )
