@@ -136,7 +136,7 @@ class TestResampling:
 
     def test_fpr_interval_is_that_of_a_loop(self):
         values, labels = sample(4)
-        monitor = ev.Monitor(np.array([0]), np.array([1.0]), 0.0, 0.0, 1.0)
+        monitor = ev.LinearMonitor(np.array([0]), np.array([1.0]), 0.0, 0.0, 1.0)
         report = ev.monitor_report(monitor, values[:, None], labels, 0.9, n=100, seed=5)
         draws = [ev.fpr_at_recall(np.repeat(values, row), np.repeat(labels, row), 0.9)
                  for row in bootstrap_counts(len(values), 100, 5)]  # fmt: skip

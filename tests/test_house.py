@@ -64,16 +64,30 @@ def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SRC.rglob("*.py"))}
 
 
-def test_imports_run_one_way():
-    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+def edges() -> set[tuple[str, str]]:
+    """(room, other) for every room that imports another."""
     found = set()
     for path, tree in trees().items():
         for module, name in imports(tree):
-            if module.split(".")[0] == "prism" and (module != "prism" or name != "__version__"):
-                other = (module.split(".") + [name])[1]
-                if other != room(path) and floor[other] >= floor[room(path)]:
-                    found.add((room(path), other))
-    assert not found
+            if module.split(".")[0] == "prism" and (module, name) != ("prism", "__version__"):
+                found.add((room(path), [*module.split("."), name][1]))
+    return {(one, other) for one, other in found if one != other}
+
+
+def test_imports_run_one_way():
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    assert not {(one, other) for one, other in edges() if floor[other] >= floor[one]}
+
+
+def test_the_quick_twins_know_the_plain_maths_alone():
+    assert {other for one, other in edges() if one == "fast"} <= {"sae", "data"}
+
+
+def test_no_public_name_stands_on_two_faces():
+    where = defaultdict(set)
+    for face, name in faces():
+        where[name].add(face)
+    assert not {name: rooms for name, rooms in where.items() if len(rooms) > 1}
 
 
 def test_no_phase_imports_another():

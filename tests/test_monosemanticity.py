@@ -20,7 +20,6 @@ from prism.analysis import (
     embedding_vectors,
     example_rows,
     intruder_score,
-    loading_feature,
     match_activations,
     match_density,
     ngram_vectors,
@@ -28,7 +27,6 @@ from prism.analysis import (
     random_rows,
     sample_units,
     score_differences,
-    top_examples,
     windows,
 )
 from prism.data import corpus_batch, corpus_documents, load_corpus, token_table, tokenize
@@ -69,9 +67,7 @@ def world(texts=60, length=8, seed=0):
 def test_examples_are_the_strongest_and_one_a_text():
     matrix = make([[1, 0], [5, 0], [4, 1], [3, 0], [2, 0], [0, 0]], texts=[0, 0, 0, 1, 2, 3])
     assert example_rows(matrix, [0], k=3).tolist() == [[1, 3, 4]]
-    frame = top_examples(matrix, 0, k=2)
-    assert frame["activation"].tolist() == [5, 3] and frame["row"].tolist() == [1, 3]
-    assert frame["window"].tolist() == [" w0 w1 w2", " w3"]
+    assert windows(matrix.table, np.array([[1, 3]])).tolist() == [[" w0 w1 w2", " w3"]]
 
 
 def test_the_same_left_context_counts_once():
@@ -278,14 +274,6 @@ def test_the_pair_is_the_median_of_each_kind():
     assert choose_pair(frame.sample(frac=1, random_state=0)) == pair
 
 
-def test_the_feature_that_leans_on_a_neuron():
-    decoder = np.array([[3.0, 4.0], [0.1, 0.0], [0.0, 0.0], [8.0, -9.0]])
-    assert loading_feature(decoder, 0) == 1 and loading_feature(decoder, 1) == 0
-    assert loading_feature(decoder, 0, among=[0, 2, 3]) == 3
-    with pytest.raises(IndexError, match="no neuron 2; choose from 0 to 1"):
-        loading_feature(decoder, 2)
-
-
 def test_difference_interval_matches_the_normal_one():
     rng = np.random.default_rng(0)
     a, b = rng.normal(3, 1, 300), rng.normal(1, 2, 200)
@@ -395,17 +383,6 @@ def test_scores_figure_takes_a_choice_of_scores(compared):
     assert fig.layout.yaxis.title.text == "bits" and not any(trace.name == "the pair" for trace in fig.data)
     with pytest.raises(ValueError, match="no score 'beauty' in this frame; choose from category_purity"):
         viz.unit_scores_figure(compared, ["beauty"])
-
-
-def test_density_figure_sets_a_score_against_density(compared):
-    fig = viz.density_purity_figure(compared, "intruder")
-    neurons = next(trace for trace in fig.data if trace.name == "neurons")
-    part = compared[compared["kind"] == "neuron"]
-    assert list(neurons.x) == part["density"].tolist() and list(neurons.y) == part["intruder"].tolist()
-    assert fig.layout.xaxis.type == "log" and "density" in fig.layout.xaxis.title.text
-    assert "share of the draws" in fig.layout.yaxis.title.text and len(fig.data) == 2
-    with pytest.raises(ValueError, match="no score 'beauty'"):
-        viz.density_purity_figure(compared, "beauty")
 
 
 def test_before_and_after_stand_side_by_side_and_are_escaped():

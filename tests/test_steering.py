@@ -23,7 +23,7 @@ from prism.interventions import (
     project_out,
     repetition,
     respond,
-    steer,
+    steering_curve,
     suppress,
     text_probe,
     text_windows,
@@ -220,7 +220,7 @@ class TestCurves:
         targets[:300] = True
         clean = respond(mini, tokens, targets)
         push = torch.randn(192, generator=torch.Generator().manual_seed(0))
-        made = steer(mini, tokens, targets, HOOK, push, (1.0, 4.0), clean)
+        made = steering_curve(mini, tokens, targets, HOOK, push, (1.0, 4.0), clean)
         again = respond(mini, tokens, targets, HOOK, add(push, 4.0))
         assert np.allclose(made.gain[1], again.share - clean.share) and np.allclose(
             made.cost[1], again.nats - clean.nats

@@ -366,7 +366,7 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
 
 
 def test_explorer_follows_the_number_and_the_choice(matrix):
-    number, choice, view = viz.explore(matrix).children
+    number, choice, view = viz.browse_features(matrix).children
     number.value = 8
     assert "Feature 8" in view.value and "84 of 84 tokens" in view.value
     choice.value = 3
@@ -377,7 +377,7 @@ def test_explorer_follows_the_number_and_the_choice(matrix):
 
 @pytest.mark.parametrize("bad", [-1, 9, 10**9])
 def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
-    number, _, view = viz.explore(matrix).children
+    number, _, view = viz.browse_features(matrix).children
     number.value = bad
     assert f"no feature {bad}" in view.value and "Traceback" not in view.value
     number.value = 2
@@ -386,7 +386,7 @@ def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
 
 def test_explorer_takes_another_page_and_texts_without_categories(matrix):
     bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    number, choice, view = viz.explore(bare, page=lambda feature: f"<i>{feature}</i>").children
+    number, choice, view = viz.browse_features(bare, page=lambda feature: f"<i>{feature}</i>").children
     assert number.value == 8 and view.value == "<i>8</i>"
     assert choice.options[0][0].startswith("strongest")
 
@@ -435,7 +435,8 @@ def test_phase_diagram_marks_where_the_maps_differ():
 
 
 def test_matched_cosines_are_sorted_and_averaged():
-    fig = titled(viz.matched_cosines({"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}), "cosine", "true")
+    cosines = {"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}
+    fig = titled(viz.matched_cosines_figure(cosines), "cosine", "true")
     assert fig.data[0].y.tolist() == [1.0, np.float32(0.2)] and fig.data[0].name == "SAE: mean 0.60"
     assert fig.layout.yaxis.range[0] < -0.3
 

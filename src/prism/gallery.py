@@ -58,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class PageFacts:
     """What a page says beyond the sample.
 
     Attributes:
@@ -171,10 +171,10 @@ def _fingerprint(module: torch.nn.Module) -> str:
     return f"{found:08x}"
 
 
-def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Dictionary:
+def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> PageFacts:
     """What pages about the SAE's features say beyond the sample."""
     title = f"{spec.title}, {sae_spec.name}: {sae_spec.title}"
-    return Dictionary(title, sae.W_dec.float().numpy(), _unembedding(model, sae), _vocabulary(model))
+    return PageFacts(title, sae.W_dec.float().numpy(), _unembedding(model, sae), _vocabulary(model))
 
 
 def _joined(batches: list[TokenBatch]) -> TokenBatch:
@@ -247,7 +247,7 @@ def rules(chosen: dict[int, str]) -> list[str]:
 
 
 def write_pages(
-    spec: ModelSpec, sae_spec: SaeSpec, sample: Sample, dictionary: Dictionary, chosen: dict[int, str], out: Path
+    spec: ModelSpec, sae_spec: SaeSpec, sample: Sample, dictionary: PageFacts, chosen: dict[int, str], out: Path
 ) -> pd.DataFrame:
     """A page for each chosen feature; returns the rows that the index shows."""
     matrix, explained = sample.matrix, explanations(sample, chosen)

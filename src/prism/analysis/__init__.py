@@ -15,7 +15,6 @@ from prism.analysis.examples import (
     match_density,
     random_rows,
     sample_units,
-    top_examples,
     windows,
 )
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
@@ -24,7 +23,6 @@ from prism.analysis.monosemanticity import (
     Pair,
     choose_pair,
     compare_units,
-    loading_feature,
     purity,
     score_differences,
 )

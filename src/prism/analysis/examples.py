@@ -103,18 +103,6 @@ def random_rows(table: pd.DataFrame, n: int = 200, k: int = 20, seed: int = 0) -
     return start[chosen] + rng.integers(count[chosen])
 
 
-def top_examples(matrix: FeatureMatrix, unit: int, k: int = 20, which: str = "top", seed: int = 0) -> pd.DataFrame:
-    """The examples of one unit as a table: the token table's columns, the activation, and the window around it.
-
-    Raises:
-        ValueError, IndexError: as `example_rows`.
-    """
-    rows = example_rows(matrix, [unit], k, which, seed)
-    activation = matrix.column(unit)[rows[0]]
-    frame = matrix.table.iloc[rows[0]].reset_index(drop=True)
-    return frame.assign(row=rows[0], activation=activation, window=windows(matrix.table, rows)[0])
-
-
 def windows(table: pd.DataFrame, rows: Int[np.ndarray, "units k"], radius: int = RADIUS) -> np.ndarray:
     """The text from `radius` tokens before each token to `radius` after it, never across the end of its text.
 

@@ -198,25 +198,3 @@ def choose_pair(frame: pd.DataFrame) -> Pair:
         chosen[kind] = total.sort_values(["total", "unit"]).iloc[(len(total) - 1) // 2]
     unit, total = ([chosen[kind][name] for kind in (NEURON, FEATURE)] for name in ("unit", "total"))
     return Pair(int(unit[0]), int(unit[1]), float(total[0]), float(total[1]))
-
-
-def loading_feature(
-    decoder: Float[np.ndarray, "d_sae d_in"], neuron: int, among: Int[np.ndarray, " features"] | None = None
-) -> int:
-    """The feature whose direction leans most on a neuron: the largest share of its decoder row's length.
-
-    >>> loading_feature(np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 9.0]]), neuron=1)
-    2
-
-    Args:
-        among: features to choose from, such as those that fire; all when not given.
-
-    Raises:
-        IndexError: no such neuron.
-    """
-    decoder = np.asarray(decoder, dtype=float)
-    if not 0 <= neuron < decoder.shape[1]:
-        raise IndexError(f"no neuron {neuron}; choose from 0 to {decoder.shape[1] - 1}")
-    among = np.arange(len(decoder)) if among is None else np.asarray(among)
-    rows = decoder[among]
-    return int(among[np.argmax(rows[:, neuron] / np.maximum(np.linalg.norm(rows, axis=1), 1e-12))])

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from prism.features import FeatureMatrix
 
-FIRING, SILENT, SAME_TOKEN = KINDS = ("firing", "silent", "same token")
+FIRING, SILENT, SAME_TOKEN = "firing", "silent", "same token"
 RADIUS = 8  # tokens on either side
 LEFT = 5  # two firings with the same token after the same five tokens are one example: a causal model sees no more
 CANDIDATES = 4  # times as many windows as needed are drawn, for those that will be set aside
@@ -93,7 +93,7 @@ class Examples:
         self._stop = np.minimum(rows + radius + 1, np.searchsorted(texts, texts, side="right"))
 
     def draw(self, unit: int, firing: int | None = None) -> pd.DataFrame:
-        """The windows of one unit, one a row, in the order of `KINDS`.
+        """The windows of one unit, one a row, in the order of the kinds below.
 
         *firing*: the unit fires on the middle token; as many from each quantile of its activations.
         *silent*: any tokens around which the unit is silent through the whole window.

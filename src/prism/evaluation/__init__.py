@@ -24,7 +24,7 @@ from prism.evaluation.metrics import (
     relative_reconstruction_bias,
 )
 from prism.evaluation.monitoring import (
-    Monitor,
+    LinearMonitor,
     MonitorReport,
     auc_difference,
     fit_monitor,
@@ -52,7 +52,6 @@ from prism.evaluation.probing import (
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.splitting import children, splitting
 from prism.evaluation.streaming import (
-    ENCODE_TOKENS,
     Sums,
     evaluate,
     evaluate_all,

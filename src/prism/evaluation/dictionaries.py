@@ -14,7 +14,7 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
 from prism.data import TokenBatch
-from prism.evaluation.streaming import ENCODE_TOKENS
+from prism.evaluation.streaming import TOKENS_AT_ONCE
 from prism.models import kept_activations, ordinary
 
 
@@ -90,7 +90,7 @@ def random_directions(
     directions = F.normalize(torch.randn(d_sae, x.shape[1], generator=generator), dim=1)
     out = Dictionary(directions, x.mean(0), k, metadata, title="random directions")
     dot = norm = 0.0
-    for part in x.split(ENCODE_TOKENS):
+    for part in x.split(TOKENS_AT_ONCE):
         rebuilt = out.encode(part) @ out.W_dec
         dot += ((part - out.b_dec) * rebuilt).sum().item()
         norm += rebuilt.pow(2).sum().item()
@@ -108,7 +108,7 @@ def sanity_dictionaries(model, sae, batch: TokenBatch, k: int | None = None, see
     metadata = sae.cfg.metadata
     x = kept_activations(model, metadata.hook_name, ordinary(model, sae, batch))
     if k is None:
-        active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(ENCODE_TOKENS))
+        active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
         k = max(1, round(active / len(x)))
     made = (pca(x, k, metadata), raw_channels(x, k, metadata), random_directions(x, k, metadata, sae.cfg.d_sae, seed))
     return {dictionary.title: dictionary for dictionary in made}

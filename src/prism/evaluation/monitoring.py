@@ -47,7 +47,7 @@ def monitor_inputs(
 
 
 @dataclass(frozen=True, eq=False)
-class Monitor:
+class LinearMonitor:
     """A linear score on some columns of an input, and the score from which it raises the alarm.
 
     Attributes:
@@ -72,7 +72,7 @@ class Monitor:
 def fit_monitor(
     values: Values, labels: Bool[np.ndarray, " units"], fit: Bool[np.ndarray, " units"], k: int | None = None,
     recall: float = 0.95, strengths: Sequence[float] = STRENGTHS,
-) -> Monitor:  # fmt: skip
+) -> LinearMonitor:  # fmt: skip
     """Logistic regression on standardised columns; all that is chosen is chosen on the units given here.
 
     Columns and weights come from the `fit` units. The others calibrate: they choose the strength (by AUC) and set the
@@ -106,9 +106,9 @@ def fit_monitor(
     probe, strength = tried[int(np.argmax(aucs))]  # equal ones: the more strongly held back
     weights = probe.coef_[0] / scaler.scale_
     bias = float(probe.intercept_[0]) - (0.0 if issparse(part) else float(weights @ scaler.mean_))
-    monitor = Monitor(columns, weights, bias, 0.0, strength)
+    monitor = LinearMonitor(columns, weights, bias, 0.0, strength)
     threshold = threshold_at_recall(monitor.scores(values)[~fit], labels[~fit], recall)
-    return Monitor(columns, weights, bias, threshold, strength)
+    return LinearMonitor(columns, weights, bias, threshold, strength)
 
 
 def random_parts(kinds: Sequence[str], n: int = 4, seed: int = 0) -> Int[np.ndarray, " units"]:
@@ -193,7 +193,7 @@ class MonitorReport:
 
 
 def monitor_report(
-    monitor: Monitor, values: Values, labels: Bool[np.ndarray, " units"], recall: float = 0.95, n: int = 1000,
+    monitor: LinearMonitor, values: Values, labels: Bool[np.ndarray, " units"], recall: float = 0.95, n: int = 1000,
     seed: int = 0,
 ) -> MonitorReport:  # fmt: skip
     """Test a monitor on documents of one source, resampling the documents for the intervals.

@@ -10,7 +10,7 @@ from sae_lens import SAE
 from transformer_lens.supported_models import MODEL_ALIASES
 
 from prism.data import TokenBatch
-from prism.evaluation.streaming import ENCODE_TOKENS, splice_check
+from prism.evaluation.streaming import TOKENS_AT_ONCE, splice_check
 from prism.models import MODELS, check_hook, kept_activations, massive_norm, ordinary, weight_processing
 from prism.sae import check_settings
 
@@ -72,7 +72,7 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     check("positions", *_positions(batch, metadata))
     drift = splice_check(model, sae, batch)
     check("splice check", f"{drift:.1e} nats", "below 1e-4", drift < 1e-4)
-    found = sum(int((sae.encode(part) > 0).sum()) for part in x.split(ENCODE_TOKENS)) / len(x)
+    found = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE)) / len(x)
     if published_l0:
         check("L0", f"{found:.1f}", f"{published_l0 / 2:g} to {published_l0 * 2:g} (published: {published_l0:g})",
               published_l0 / 2 <= found <= published_l0 * 2)  # fmt: skip

@@ -18,7 +18,7 @@ from prism.evaluation.predictions import Predictions, counted, logit_rows
 from prism.evaluation.results import Evaluation
 from prism.models import check_hook, harvest_kept, massive_norm, ordinary, residual_hook, without_massive
 
-ENCODE_TOKENS = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
+TOKENS_AT_ONCE = 2_048  # tokens encoded at once: bounds the dense [tokens, d_sae] block
 CLEAN = ("clean", "")  # stands for the model as it is
 
 
@@ -98,7 +98,7 @@ def _constant(value: Tensor, x: Tensor) -> Tensor:
 def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
     def rebuilt(x: Tensor) -> Tensor:
         here = beside(sae, x.device)
-        return torch.cat([here.decode(here.encode(part)) for part in x.split(ENCODE_TOKENS)])
+        return torch.cat([here.decode(here.encode(part)) for part in x.split(TOKENS_AT_ONCE)])
 
     return rebuilt
 
@@ -233,7 +233,7 @@ def _stream(
                 raise ValueError(
                     f"the hook gives {x.shape[-1]} numbers a token, the SAE reads {sae.cfg.d_in}; wrong SAE?"
                 )
-        for part, of in zip(x.split(ENCODE_TOKENS), rows.split(ENCODE_TOKENS), strict=True):
+        for part, of in zip(x.split(TOKENS_AT_ONCE), rows.split(TOKENS_AT_ONCE), strict=True):
             part = part.to(where)
             for name, (sums, sequences) in found.items():
                 f = here[name].encode(part)

@@ -44,7 +44,7 @@ class Reading:
     model: object
     sae: object
     sample: gallery.Sample
-    dictionary: gallery.Dictionary
+    dictionary: gallery.PageFacts
 
     @property
     def matrix(self) -> FeatureMatrix:

@@ -64,7 +64,7 @@ from prism.interventions.steering import (
     gain_at_cost,
     generate,
     respond,
-    steer,
+    steering_curve,
 )
 from prism.interventions.targets import (
     STEERED,

@@ -15,7 +15,6 @@ from torch import Tensor
 from prism.data import DATA, TokenBatch, read_table
 from prism.evaluation.predictions import Change, Predictions, logit_rows
 
-CONTROLS = {"agreement": "a swap that grammar says must matter", "placebo": "a swap that should not matter"}
 COLUMNS = ["template", "kind", "text_a", "text_b", "target_a", "target_b"]
 
 

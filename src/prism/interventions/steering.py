@@ -190,7 +190,7 @@ def dose_response(respond_at: Callable[[float], Response], doses: Sequence[float
     return Curve(np.asarray(doses, dtype=float), gain, cost)
 
 
-def steer(
+def steering_curve(
     model, tokens: Int[Tensor, "batch pos"], targets: Bool[Tensor, "d_vocab classes"], hook_name: str,
     direction: Float[Tensor, " d_in"], doses: Sequence[float], clean: Response,
 ) -> Curve:  # fmt: skip

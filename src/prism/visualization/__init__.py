@@ -18,12 +18,12 @@ from prism.visualization.exploration import (
     null_figure,
     top_features_bars,
 )
-from prism.visualization.explorer import explore
+from prism.visualization.explorer import browse_features
 from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.gallery import gallery_index
 from prism.visualization.model_sizes import grouped_dots, match_curves
-from prism.visualization.monosemanticity import before_after, density_purity_figure, unit_scores_figure
+from prism.visualization.monosemanticity import before_after, unit_scores_figure
 from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_in_short, feature_page
 from prism.visualization.sentence import sentence_heatmap
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
@@ -40,7 +40,7 @@ from prism.visualization.style import (
 from prism.visualization.superposition import (
     direction_arrows,
     gram_heatmaps,
-    matched_cosines,
+    matched_cosines_figure,
     mixing_histogram,
     phase_diagram,
     sweep_lines,

@@ -1,4 +1,4 @@
-"""The feature explorer, a widget for notebooks."""
+"""The feature browser, a small widget on one matrix; `prism.explorer` is the large one, on a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from prism.visualization.pages import explore_feature
 from prism.visualization.style import category_title
 
 
-def explore(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5) -> widgets.VBox:
+def browse_features(
+    matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5
+) -> widgets.VBox:
     """A widget to walk through features: type a number or pick a category's strongest.
 
     Args:

@@ -213,7 +213,7 @@ def _decades(values: Float[np.ndarray, " n"]) -> dict:
     return dict(tickvals=np.log10(marks), ticktext=[f"{mark:g}" for mark in marks])
 
 
-def matched_cosines(
+def matched_cosines_figure(
     cosines: Mapping[str, Float[np.ndarray, " directions"]],
     title: str = "How close is each true direction's partner?",
 ) -> go.Figure:  # fmt: skip
