@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from prism import visualization as viz
-from prism.analysis import Null
+from prism.analysis import Null, feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
 from prism.visualization import coactivation
@@ -295,7 +295,7 @@ def test_token_shading_wants_one_value_per_token():
 
 
 def test_summary_by_hand(matrix):
-    summary = viz.summarise_feature(matrix, 0, k=5)
+    summary = feature.summarise_feature(matrix, 0, k=5)
     assert (summary.firings, summary.n_tokens, summary.maximum) == (6, 84, 3.0)
     assert summary.density == pytest.approx(6 / 84)
     assert summary.top_token_share == pytest.approx(1 / 3)
@@ -306,26 +306,26 @@ def test_summary_by_hand(matrix):
 
 
 def test_summary_of_a_dead_and_of_a_missing_feature(matrix):
-    assert viz.summarise_feature(matrix, 7).firings == 0
+    assert feature.summarise_feature(matrix, 7).firings == 0
     assert "is dead in this sample" in viz.explore_feature(matrix, 7).data
     with pytest.raises(IndexError, match="0 to 8 .the nearest is 8"):
-        viz.summarise_feature(matrix, 9)
+        feature.summarise_feature(matrix, 9)
 
 
 def test_top_logits_by_hand_and_from_torch():
     unembed = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    frame = viz.top_logits(torch.tensor([1.0, 5.0]), unembed, ["a", "b", "c"], k=2)
+    frame = feature.top_logits(torch.tensor([1.0, 5.0]), unembed, ["a", "b", "c"], k=2)
     assert list(frame["token"]) == ["c", "b", "a", "b"] and list(frame["side"]) == ["top"] * 2 + ["bottom"] * 2
     assert list(frame["logit"]) == [3.0, -1.0, -2.0, -1.0]
     with pytest.raises(ValueError, match="do not fit"):
-        viz.top_logits([1.0], unembed, ["a", "b", "c"])
+        feature.top_logits([1.0], unembed, ["a", "b", "c"])
 
 
 def test_co_active_and_decoder_neighbours_by_hand(matrix):
-    assert viz.co_active(matrix, 0).to_dict("records") == [{"feature": 8, "jaccard": 6 / 84, "count": 6}]
-    assert viz.co_active(matrix, 7).empty
+    assert feature.co_active(matrix, 0).to_dict("records") == [{"feature": 8, "jaccard": 6 / 84, "count": 6}]
+    assert feature.co_active(matrix, 7).empty
     decoder = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    frame = viz.decoder_neighbours(decoder, 0, k=2)
+    frame = feature.decoder_neighbours(decoder, 0, k=2)
     assert list(frame["feature"]) == [1, 2] and list(frame["cosine"]) == [1.0, 0.0]
 
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from prism import autointerp as ai
 from prism import visualization as viz
 from prism.analysis import most_frequent, specialists
+from prism.analysis.feature import summarise_feature
 from prism.data import (
     CACHE,
     TokenBatch,
@@ -259,7 +260,7 @@ def write_pages(
             link_to=lambda other: page_name(spec, sae_spec, other) if other in chosen else None,
         )  # fmt: skip
         write_text(out / page_name(spec, sae_spec, feature), page)
-        summary = viz.summarise_feature(matrix, feature, 20)
+        summary = summarise_feature(matrix, feature, 20)
         rows.append({
             "feature": feature, "page": page_name(spec, sae_spec, feature), "chosen": rule,
             "density": summary.density, "tokens": list(dict.fromkeys(summary.examples["token"].astype(str)))[:3],

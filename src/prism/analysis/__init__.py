@@ -18,6 +18,7 @@ from prism.analysis.examples import (
     top_examples,
     windows,
 )
+from prism.analysis.feature import top_logits
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.layers import (
     activation_pairs,

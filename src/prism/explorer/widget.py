@@ -7,7 +7,7 @@ from html import escape
 
 import ipywidgets as widgets
 
-from prism import visualization as viz
+from prism.analysis.feature import co_active, decoder_neighbours
 from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
 from prism.explorer.session import Explorer
 from prism.explorer.trials import ComparePanel, SteerPanel
@@ -193,8 +193,8 @@ class FeatureView(widgets.VBox):
 
     def _fill_related(self, sae: str, feature: int) -> None:
         reading = self.explorer.reading(sae)
-        together = viz.co_active(reading.matrix, feature, NEAR)
-        alike = viz.decoder_neighbours(reading.dictionary.decoder, feature, NEAR)
+        together = co_active(reading.matrix, feature, NEAR)
+        alike = decoder_neighbours(reading.dictionary.decoder, feature, NEAR)
         self.near = [int(other) for other in [*together["feature"], *alike["feature"]]]
         names = [f"fires with {row.feature} ({row.jaccard:.2f})" for row in together.itertuples()]
         names += [f"points like {row.feature} ({row.cosine:.2f})" for row in alike.itertuples()]

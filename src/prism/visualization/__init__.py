@@ -19,7 +19,6 @@ from prism.visualization.exploration import (
     top_features_bars,
 )
 from prism.visualization.explorer import explore
-from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.gallery import gallery_index
 from prism.visualization.layers import agreement_lines, depth_sankey, lens_lines, persistence_curves

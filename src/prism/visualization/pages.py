@@ -11,9 +11,9 @@ import pandas as pd
 from IPython.display import HTML
 from jaxtyping import Float
 
+from prism.analysis.feature import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.features import FeatureMatrix
 from prism.visualization.bars import activation_bars, density_bars
-from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.style import WINDOW, as_array, category_colours, category_title
 from prism.visualization.tokens import example_html, visible
 from prism.visualization.tokens import link as html_link
