@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from prism import explorer
 from prism import visualization as viz
 from prism.analysis import Null, feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
@@ -277,7 +278,7 @@ def test_token_shading_scales_from_transparent_to_full():
 def test_token_shading_escapes_everything_and_shows_white_space():
     html = viz.token_shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
-    assert "·&quot;x&quot;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
+    assert "·&#34;x&#34;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
     assert "position 7" in html and "position 11" in html
 
 
@@ -307,7 +308,7 @@ def test_summary_by_hand(matrix):
 
 def test_summary_of_a_dead_and_of_a_missing_feature(matrix):
     assert feature.summarise_feature(matrix, 7).firings == 0
-    assert "is dead in this sample" in viz.explore_feature(matrix, 7).data
+    assert "is dead in this sample" in explorer.explore_feature(matrix, 7).data
     with pytest.raises(IndexError, match="0 to 8 .the nearest is 8"):
         feature.summarise_feature(matrix, 9)
 
@@ -332,8 +333,8 @@ def test_co_active_and_decoder_neighbours_by_hand(matrix):
 @pytest.fixture
 def page(matrix):
     decoder, unembed = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
-    return viz.feature_page(8, matrix, decoder, unembed.T[:, :7], [SCRIPT, "b", "c", "d", "e", "f", "g"], title=SCRIPT,
-                            link='https://example.org/"><script>')  # fmt: skip
+    return explorer.feature_page(8, matrix, decoder, unembed.T[:, :7], [SCRIPT, "b", "c", "d", "e", "f", "g"],
+                                 title=SCRIPT, link='https://example.org/"><script>')  # fmt: skip
 
 
 def test_feature_page_has_every_section_and_escapes(page):
@@ -341,7 +342,7 @@ def test_feature_page_has_every_section_and_escapes(page):
                  "Nearest directions", "Strongest texts", "Across the range"):  # fmt: skip
         assert f">{head}</h2>" in page
     assert "<script" not in page and "&lt;script&gt;" in page
-    assert 'href="https://example.org/&quot;&gt;&lt;script&gt;"' in page
+    assert 'href="https://example.org/&#34;&gt;&lt;script&gt;"' in page
 
 
 def test_feature_page_needs_no_network_and_no_script(page):
@@ -351,13 +352,13 @@ def test_feature_page_needs_no_network_and_no_script(page):
 
 def test_feature_page_does_without_decoder_categories_and_a_safe_link(matrix):
     bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    page = viz.feature_page(0, bare, link="javascript:alert(1)")
+    page = explorer.feature_page(0, bare, link="javascript:alert(1)")
     assert "javascript:" not in page and "Writes towards" not in page and "Categories" not in page
-    assert "is dead in this sample" in viz.feature_page(7, matrix)
+    assert "is dead in this sample" in explorer.feature_page(7, matrix)
 
 
 def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
-    html = viz.explore_feature(matrix, 0, k=10).data
+    html = explorer.explore_feature(matrix, 0, k=10).data
     assert html.count('class="example"') == 2
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
 
@@ -366,7 +367,7 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
 
 
 def test_explorer_follows_the_number_and_the_choice(matrix):
-    number, choice, view = viz.explore(matrix).children
+    number, choice, view = explorer.browse(matrix).children
     number.value = 8
     assert "Feature 8" in view.value and "84 of 84 tokens" in view.value
     choice.value = 3
@@ -377,7 +378,7 @@ def test_explorer_follows_the_number_and_the_choice(matrix):
 
 @pytest.mark.parametrize("bad", [-1, 9, 10**9])
 def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
-    number, _, view = viz.explore(matrix).children
+    number, _, view = explorer.browse(matrix).children
     number.value = bad
     assert f"no feature {bad}" in view.value and "Traceback" not in view.value
     number.value = 2
@@ -386,7 +387,7 @@ def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
 
 def test_explorer_takes_another_page_and_texts_without_categories(matrix):
     bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    number, choice, view = viz.explore(bare, page=lambda feature: f"<i>{feature}</i>").children
+    number, choice, view = explorer.browse(bare, page=lambda feature: f"<i>{feature}</i>").children
     assert number.value == 8 and view.value == "<i>8</i>"
     assert choice.options[0][0].startswith("strongest")
 
@@ -449,8 +450,8 @@ def test_mixing_histogram_counts_shares():
 
 
 def test_explore_feature_names_what_it_shows(matrix):
-    assert "<h1>Neuron 7</h1>" in viz.explore_feature(matrix, 7, name="Neuron").data
-    assert "&lt;b&gt;" in viz.explore_feature(matrix, 7, name="<b>").data
+    assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
+    assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
 
 
 # phase 3

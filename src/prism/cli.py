@@ -313,7 +313,7 @@ def find_browser() -> str | None:
 
 
 def _gallery(options: argparse.Namespace) -> int:
-    from prism.gallery import write_gallery
+    from prism.explorer.gallery import write_gallery
     from prism.models import get_spec
 
     spec = _valid(get_spec, options.model)
@@ -329,7 +329,7 @@ def _gallery(options: argparse.Namespace) -> int:
 
 def _app(options: argparse.Namespace) -> int:
     print("Starting the explorer …", flush=True)
-    from prism import app
+    from prism.explorer import app
 
     _valid(app.serve, options.model, options.sae, options.port, not options.no_browser)
     return 0

@@ -58,7 +58,7 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
     for path in sorted(copies & set(sources)):
         texts[pages[path]] = _page(path, root, pages, copies)
     if n_features:
-        from prism.gallery import write_gallery
+        from prism.explorer.gallery import write_gallery
         from prism.models import get_spec
 
         spec = get_spec()

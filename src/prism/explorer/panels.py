@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from prism import visualization as viz
+from prism.explorer.markup import fragment, shown
 from prism.explorer.search import WAYS, categories, search
 from prism.explorer.session import ERRORS, RARE, Explorer
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import marked
 
 WIDE = {"width": "auto"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
-COLUMNS = {  # of a search's table: heading, width in letters, format
-    "feature": ("feature", 7, "{:d}"), "activation": ("activ.", 7, "{:.1f}"), "of_maximum": ("of max", 7, "{:.0%}"),
-    "inside": ("inside", 8, "{:d}"), "outside": ("outside", 9, "{:d}"), "precision": ("precis.", 9, "{:.0%}"),
-    "recall": ("recall", 8, "{:.0%}"), "f1": ("f1", 6, "{:.2f}"), "share": ("share", 7, "{:.0%}"),
-    "composite_score": ("score", 8, "{:,.0f}"), "density": ("density", 8, "{:.2%}"),
-    "token": ("  token   ", 0, "  {:8.8}"), "fires_on": ("  fires on", 0, "  {:.24}"),
+COLUMNS = {  # of a list: heading, width in letters
+    "feature": ("feature", 7), "activation": ("activ.", 7), "of_maximum": ("of max", 7), "inside": ("inside", 8),
+    "outside": ("outside", 9), "precision": ("precis.", 9), "recall": ("recall", 8), "f1": ("f1", 6),
+    "share": ("share", 7), "composite_score": ("score", 8), "density": ("density", 8), "token": ("  token   ", 0),
+    "fires_on": ("  fires on", 0),
 }  # fmt: skip
 ASKED = {
     "number": "A feature's number, then Enter.",
@@ -35,8 +34,7 @@ ASKED = {
 
 def words(text: str, bad: bool = False) -> str:
     """A line of plain text as HTML; one that tells of a mistake is marked."""
-    kind = "prism-bad" if bad else "prism-say"
-    return f'<div class="{kind}" role="status">{escape(text[:1].upper() + text[1:])}</div>' if text else ""
+    return fragment("line", text[:1].upper() + text[1:], "bad" if bad else "say", "status", "div")
 
 
 def attempt(note: widgets.HTML, action: Callable[..., None], *values: object) -> bool:
@@ -83,7 +81,7 @@ class Rows(widgets.VBox):
         shown = [name for name in COLUMNS if name in table]
         heads = "".join(COLUMNS[name][0].rjust(COLUMNS[name][1]) for name in shown)
         lines = ["".join(_cell(name, row[name]) for name in shown) for row in table.to_dict("records")]
-        self.heading.value = f'<pre class="prism-heads">{escape(heads)}</pre>'
+        self.heading.value = fragment("line", heads, "heads", tag="pre")
         quietly(self.list, self._picked, options=list(zip(lines, self.features, strict=True)), index=None)
         self.layout.display = None if lines else "none"
 
@@ -98,10 +96,9 @@ class Rows(widgets.VBox):
 
 
 def _cell(name: str, value: object) -> str:
-    _, width, form = COLUMNS[name]
-    if isinstance(value, float) and np.isnan(value):
-        return "–".rjust(width)
-    return form.format(viz.marked(value) if name == "token" else value).rjust(width)
+    if name in ("token", "fires_on"):
+        return f"  {marked(value)[:8]:8}" if name == "token" else f"  {value[:24]}"
+    return (f"{value:.1f}" if name == "activation" else shown(name, value)).rjust(COLUMNS[name][1])
 
 
 class SentencePanel(widgets.VBox):
@@ -150,7 +147,7 @@ class SentencePanel(widgets.VBox):
         counts, peaks = self._values("count"), self._values("strongest")
         told = [f"position {place} · {n} features fire, the strongest at {peak:.1f}"
                 for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)]  # fmt: skip
-        names = [WHOLE, *(viz.marked(token) for token in matrix.table["token"])]
+        names = [WHOLE, *(marked(token) for token in matrix.table["token"])]
         quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
         self._token({"new": 0})
@@ -176,7 +173,7 @@ class SentencePanel(widgets.VBox):
             said = f"The strongest {kind} of the text, each with the token on which it peaks:"
         else:
             table = self.explorer.at_token(self.matrix, row, self.matrix.d_sae, self.sae, rare)
-            n, token = len(table), viz.marked(self.matrix.table["token"].iloc[row])
+            n, token = len(table), marked(self.matrix.table["token"].iloc[row])
             said = f"On {token} {n} {kind} fire" + (f", the {ROWS} strongest:" if n > ROWS else ":")
         table = table.head(ROWS)
         self.above.value = words(said if len(table) else f"No {'rare ' * rare}feature fires here.")
@@ -210,7 +207,7 @@ class SentencePanel(widgets.VBox):
             return f"Feature {self.feature} fires on none of the {len(values)} tokens."
         best = int(values.argmax())
         return (f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
-                f"{viz.marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+                f"{marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
                 f"{values[best] / full:.0%} of its maximum in the sample.")  # fmt: skip
 
 

@@ -29,12 +29,19 @@ from prism.explorer import (
     categories,
 )
 from prism.explorer.guard import HOST, Guard, listen
-from prism.explorer.look import CSS, FOLLOW, HELP, PICK, theme
-from prism.explorer.markup import feature_button, inert, sentence
+from prism.explorer.markup import asset, fragment, sentence
 
 QUEUE = 16  # questions that may wait; one is answered at a time
 HISTORY = 12  # features kept at hand
 WRONG = "Something went wrong; the terminal says what. The app goes on: change something and try again."
+HELP = {
+    "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
+    "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
+    "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
+    "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
+             "and with a control of the same kind.",
+    "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
+}  # fmt: skip
 
 
 def safely(function: Callable, outputs: int = 1) -> Callable:
@@ -98,7 +105,7 @@ class Page:
         self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
                                 container=False, elem_id="rare")  # fmt: skip
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
-        self.tokens = gr.HTML(buttons, js_on_load=PICK, elem_id="tokens")
+        self.tokens = gr.HTML(buttons, js_on_load=asset("pick.js"), elem_id="tokens")
         self.found = self._pickable(strongest, "found")
 
     def _feature(self, first: int) -> None:
@@ -112,9 +119,9 @@ class Page:
         page = answers.read_feature(self.explorer, first, self.explorer.default)
         with gr.Row():
             with gr.Column(min_width=300):
-                self.page = gr.HTML(page, js_on_load=FOLLOW, elem_id="page")
+                self.page = gr.HTML(page, js_on_load=asset("follow.js"), elem_id="page")
             with gr.Column(min_width=300, visible=False) as self.beside:
-                self.pinned = gr.HTML(js_on_load=FOLLOW, elem_id="pinned")
+                self.pinned = gr.HTML(js_on_load=asset("follow.js"), elem_id="pinned")
                 self.unpin = gr.Button("Unpin", elem_id="unpin")
         self.picks += [self.page, self.pinned]
 
@@ -147,7 +154,7 @@ class Page:
 
     def _pickable(self, html: str, name: str) -> gr.HTML:
         """A piece of page whose feature buttons open pages."""
-        self.picks.append(gr.HTML(html, js_on_load=PICK, elem_id=name))
+        self.picks.append(gr.HTML(html, js_on_load=asset("pick.js"), elem_id=name))
         return self.picks[-1]
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -199,9 +206,7 @@ class Page:
     def _show(self, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         page = answers.read_feature(self.explorer, feature, sae, read[0])
         visited = [(sae, feature), *(seen for seen in visited if seen != (sae, feature))][:HISTORY]
-        many = len({name for name, _ in visited}) > 1
-        buttons = "".join(feature_button(f, name, f"{name} {f}" if many else str(f)) for name, f in visited)
-        return page, inert(f"<nav aria-label='Recent'>Recent: {buttons}</nav>"), visited
+        return page, fragment("recent", visited), visited
 
     def _walk(self, step: int, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         """The feature before or after, round the ends."""
@@ -272,6 +277,14 @@ def _whole(value: object) -> int:
         raise ValueError("That is no whole number.") from None
 
 
+def theme() -> gr.themes.Base:
+    """Gradio's plain theme in the fonts of the reader's system: none is fetched."""
+    return gr.themes.Default(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+        primary_hue="blue", text_size="md",
+    )  # fmt: skip
+
+
 def build(explorer: Explorer) -> gr.Blocks:
     """The page; loads the explorer's default SAE and answers the examples, so that all code has run once."""
     return Page(explorer).blocks
@@ -282,7 +295,7 @@ def application(explorer: Explorer) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app = gr.mount_gradio_app(
         app, build(explorer), "/", server_name=HOST, footer_links=[], run_history=False, max_file_size="1b",
-        ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, theme=theme(), css=CSS,
+        ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, theme=theme(), css=asset("app.css"),
     )  # fmt: skip
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
