@@ -397,17 +397,6 @@ def test_scores_figure_takes_a_choice_of_scores(compared):
         viz.unit_scores_figure(compared, ["beauty"])
 
 
-def test_density_figure_sets_a_score_against_density(compared):
-    fig = viz.density_purity_figure(compared, "intruder")
-    neurons = next(trace for trace in fig.data if trace.name == "neurons")
-    part = compared[compared["kind"] == "neuron"]
-    assert list(neurons.x) == part["density"].tolist() and list(neurons.y) == part["intruder"].tolist()
-    assert fig.layout.xaxis.type == "log" and "density" in fig.layout.xaxis.title.text
-    assert "share of the draws" in fig.layout.yaxis.title.text and len(fig.data) == 2
-    with pytest.raises(ValueError, match="no score 'beauty'"):
-        viz.density_purity_figure(compared, "beauty")
-
-
 def test_before_and_after_stand_side_by_side_and_are_escaped():
     mixed, clear, _ = world()
     table = clear.table.assign(token=SCRIPT, category=pd.Categorical(np.where(clear.table["text"] % 2, SCRIPT, "b")))

@@ -70,20 +70,15 @@ def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = 
     """A feature's page, under the reader's text shaded by it."""
     if feature is None:
         raise ValueError("There is no number yet: type a feature's.")
-    link = f"/?sae={quote(sae)}&feature="
-    page = explorer.page(int(feature), sae, link_to=lambda other: f"{link}{other}")
-    return _own_text(explorer, int(feature), sae, text) + markup.frame(page, f"Feature {feature} of {sae}")
-
-
-def _own_text(explorer: Explorer, feature: int, sae: str, text: str) -> str:
-    """The reader's text shaded by a feature; nothing where there is no text."""
-    if not text.strip():
-        return ""
-    matrix = explorer.texts([text], sae)
-    column = matrix.column(feature)
-    peak = float(explorer.reading(sae).statistics.maxima[feature])
-    title = f"Your sentence: {'largest activation ' + format(column.max(), '.2f') if column.any() else 'silent'}"
-    return markup.fragment("own", shaded(matrix.table["token"].astype(str).tolist(), column, peak), title)
+    feature, link = int(feature), f"/?sae={quote(sae)}&feature="
+    page = explorer.page(feature, sae, link_to=lambda other: f"{link}{other}")
+    own, peak = "", float(explorer.reading(sae).statistics.maxima[feature])
+    if text.strip():
+        matrix = explorer.texts([text], sae)
+        column, tokens = matrix.column(feature), matrix.table["token"].astype(str).tolist()
+        title = f"Your sentence: {f'largest activation {column.max():.2f}' if column.any() else 'silent'}"
+        own = markup.fragment("own", shaded(tokens, column, peak), title)
+    return own + markup.frame(page, f"Feature {feature} of {sae}")
 
 
 def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:

@@ -104,10 +104,8 @@ def choose_features(sample: Sample, n: int, seed: int = 0) -> dict[int, str]:
 def _specialists(labelled: FeatureMatrix, n: int) -> Iterator[tuple[int, str]]:
     """The best specialist of each category, then the second of each, and so on."""
     found = specialists(labelled, k=n)
-    columns = [
-        [(feature, f"specialist: {category_title(name)}") for feature in part["feature"]]
-        for name, part in found.groupby("category", observed=True)
-    ]
+    columns = [[(feature, f"specialist: {category_title(name)}") for feature in part["feature"]]
+               for name, part in found.groupby("category", observed=True)]  # fmt: skip
     return (pair for pair in chain.from_iterable(zip_longest(*columns)) if pair)
 
 
@@ -177,8 +175,8 @@ def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
     """
     note = ("Density: share of the tokens on which the feature fires. Detection: how well the explanation tells, on "
             "held-out text, where the feature fires (balanced accuracy; 1 is perfect, 0.5 a guess).")  # fmt: skip
-    scored = [f"{score:.2f}" if np.isfinite(score) else "not scored" for score in rows["score"]]
-    table = rows.assign(scored=scored).to_dict("records")
+    scores = [f"{score:.2f}" if np.isfinite(score) else "not scored" for score in rows["score"]]
+    table = rows.assign(score=scores, density=rows["density"].map("{:.3%}".format)).to_dict("records")
     sections = [Section("rules", "How they were chosen", "", rules), Section("gallery", "Features", note, table)]
     return compose("document.html", "Feature gallery", sections, [], [], about=title, stats={}, index=None,
                    elsewhere=None, styles=["page.css", "document.css", "gallery.css"])  # fmt: skip

@@ -175,9 +175,9 @@ def _density(density: Float[np.ndarray, " d_sae"], feature: int) -> Section:
 
 
 def _bars(counts: np.ndarray, edges: list[str], what: str, label: str) -> dict[str, object]:
-    """Each bar that is there: its place, its height in % of the largest, and what hovering shows."""
-    bars = [(i, 100 * count / counts.max(), f"{edges[i]} to {edges[i + 1]}: {count:,} {what}")
-            for i, count in enumerate(counts) if count]  # fmt: skip
+    """A histogram; of each bar that is there the place, the top and the height in %, and what hovering shows."""
+    bars = [(i, f"{100 - height:.1f}", f"{height:.1f}", f"{edges[i]} to {edges[i + 1]}: {counts[i]:,} {what}")
+            for i, height in enumerate(100 * counts / counts.max()) if height]  # fmt: skip
     return {"bars": bars, "bins": len(counts), "label": label, "mark": ""}
 
 

@@ -15,7 +15,7 @@ from prism.explorer.session import ERRORS, RARE, Explorer
 from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked
 
-WIDE = {"width": "auto"}
+WIDE, WRAP = {"width": "auto"}, {"flex_flow": "row wrap"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
 COLUMNS = {  # of a list: heading, width in letters
@@ -57,6 +57,15 @@ def quietly(widget: widgets.Widget, handler: Callable[[dict], None], **traits: o
     for name, value in traits.items():
         setattr(widget, name, value)
     widget.observe(handler, "index")
+
+
+def button(
+    text: str, do: Callable[[], object], tooltip: str = "", width: str = "auto", kind: str = ""
+) -> widgets.Button:
+    """A button that does something."""
+    made = widgets.Button(description=text, tooltip=tooltip, button_style=kind, layout={"width": width})
+    made.on_click(lambda _: do())
+    return made
 
 
 class Rows(widgets.VBox):
@@ -115,7 +124,7 @@ class SentencePanel(widgets.VBox):
         self.matrix: FeatureMatrix | None = None
         self.text = widgets.Textarea(text, rows=3, layout=WIDE, placeholder="type a sentence",
                                      continuous_update=False, tooltip="your sentence")  # fmt: skip
-        self.button = widgets.Button(description="Read", button_style="primary", layout={"width": "80px"})
+        self.button = button("Read", self.read, width="80px", kind="primary")
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
         self.shade = widgets.Dropdown(options=self._shades(), index=0, description="shaded by",
                                       layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
@@ -125,13 +134,12 @@ class SentencePanel(widgets.VBox):
         self.tokens.add_class("prism-tokens-of")
         self.tokens.add_class(f"prism-{self.tokens.model_id}")  # colours are one panel's own
         self.colours.layout.display = "none"
-        self.button.on_click(lambda _: self.read())
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
         self.rare = widgets.Checkbox(True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)",
                                      indent=False, layout=WIDE)  # fmt: skip
         self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
-        bar = widgets.HBox([self.button, self.shade], layout={"flex_flow": "row wrap"})
+        bar = widgets.HBox([self.button, self.shade], layout=WRAP)
         super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above,
                           self.rows])  # fmt: skip
 
@@ -239,10 +247,9 @@ class SearchPanel(widgets.VBox):
             "concept": widgets.Textarea(placeholder="one text a line", rows=4, layout=WIDE, continuous_update=False),
         }
         self.way = widgets.ToggleButtons(options=WAYS, style={"button_width": "76px"})
-        self.button = widgets.Button(description="Search", button_style="primary", layout={"width": "80px"})
+        self.button = button("Search", self.search, width="80px", kind="primary")
         self.asked, self.note, self.rows = widgets.VBox(), widgets.HTML(), Rows(pick)
         self.way.observe(self._turned, "index")
-        self.button.on_click(lambda _: self.search())
         for query in self.queries.values():
             query.observe(self._typed, "value")
         super().__init__([self.way, self.asked, self.button, self.note, self.rows])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from prism import autointerp as ai
 from prism.data import CACHE, TokenBatch, cache_key, corpus_batch, load_texts, token_table, token_text, tokenize
@@ -115,15 +115,14 @@ def _fingerprint(module: torch.nn.Module) -> str:
 def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Dictionary:
     """What pages about the SAE's features say beyond the sample."""
     title = f"{spec.title}, {sae_spec.name}: {sae_spec.title}"
-    return Dictionary(title, sae.W_dec.float().numpy(), _unembedding(model, sae), _vocabulary(model))
+    vocabulary = [token_text(model.tokenizer, token) for token in range(model.cfg.d_vocab)]
+    return Dictionary(title, sae.W_dec.float().numpy(), _unembedding(model, sae), vocabulary)
 
 
 def _joined(batches: list[TokenBatch]) -> TokenBatch:
     """Batches one below the other, padded at the end to the longest (with BOS, as each of them is)."""
-    width, bos = max(batch.tokens.shape[1] for batch in batches), int(batches[0].tokens[0, 0])
-    tokens = [pad(batch.tokens, (0, width - batch.tokens.shape[1]), value=bos) for batch in batches]
-    keep = [pad(batch.keep, (0, width - batch.keep.shape[1]), value=False) for batch in batches]
-    return TokenBatch(torch.cat(tokens), torch.cat(keep))
+    tokens, keep = ([row for batch in batches for row in getattr(batch, name)] for name in ("tokens", "keep"))
+    return TokenBatch(pad_sequence(tokens, True, int(tokens[0][0])), pad_sequence(keep, True, False))
 
 
 def explanations(sample: Sample, features: Iterable[int]) -> dict[int, tuple[str, dict[str, float]]]:
@@ -132,19 +131,11 @@ def explanations(sample: Sample, features: Iterable[int]) -> dict[int, tuple[str
     held = ai.Examples(sample.matrix.select(sample.held))
     counter, found = ai.TokenStatistics(explain), {}
     for feature in features:
-        if not explain.scorable(feature):
-            found[feature] = (NOT_EXPLAINED, {})
-            continue
-        explanation, scores = counter.explain(feature), {}
-        if held.scorable(feature):
-            results = ai.score(explanation, held, feature)
-            scores = {name.replace("_hard", ", same tokens"): results[name] for name in ai.SCORES}
-        found[feature] = (explanation.sentence, scores)
+        explanation = counter.explain(feature) if explain.scorable(feature) else None
+        results = ai.score(explanation, held, feature) if explanation and held.scorable(feature) else {}
+        scores = {name.replace("_hard", ", same tokens"): results[name] for name in ai.SCORES if name in results}
+        found[feature] = (explanation.sentence if explanation else NOT_EXPLAINED, scores)
     return found
-
-
-def _vocabulary(model) -> list[str]:
-    return [token_text(model.tokenizer, token) for token in range(model.cfg.d_vocab)]
 
 
 def _unembedding(model, sae) -> Float[np.ndarray, "d_in d_vocab"] | None:

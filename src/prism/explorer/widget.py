@@ -10,7 +10,7 @@ from prism.analysis import specialists, strongest
 from prism.analysis.feature import co_active, decoder_neighbours
 from prism.explorer.markup import asset, fragment, sentence
 from prism.explorer.pages import explore_feature
-from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
+from prism.explorer.panels import WRAP, SearchPanel, SentencePanel, attempt, button, quietly, words
 from prism.explorer.session import Explorer
 from prism.explorer.trials import ComparePanel, SteerPanel
 from prism.features import FeatureMatrix
@@ -66,7 +66,7 @@ class ExplorerWidget(widgets.VBox):
                            titles=["Sentence", "Search", "Steer", "Compare"])  # fmt: skip
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
-        wrap = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "8px"}
+        wrap = WRAP | {"align_items": "flex-start", "grid_gap": "8px"}
         style = widgets.HTML(f"<style>{asset('widget.css')}</style>", layout={"display": "none"})
         super().__init__([style, self.sae, self.status, widgets.HBox([tabs, self.view], layout=wrap),
                           widgets.HBox(list(self.pins.values()), layout=wrap)])  # fmt: skip
@@ -137,21 +137,18 @@ class FeatureView(widgets.VBox):
         self.explorer, self.look, self.at = explorer, look, -1
         self.seen: list[Look] = []
         self.near: list[int] = []
-        self.back, self.forward = _button("◀", "the feature before"), _button("▶", "the feature after")
+        self.back = button("◀", lambda: self._go(self.at - 1), "the feature before")
+        self.forward = button("▶", lambda: self._go(self.at + 1), "the feature after")
         narrow = {"width": "auto", "min_width": "0", "flex": "1 1 70px"}
         self.history = widgets.Dropdown(tooltip="features looked at", layout=narrow)
         self.related = widgets.Dropdown(tooltip="related features", layout=narrow)
-        self.pinners = {slot: _button(f"Pin {slot}", f"keep it below as {slot}, beside another") for slot in "AB"}
+        self.pinners = {slot: button(f"Pin {slot}", lambda slot=slot: self.seen and pin(slot),
+                                     f"keep it below as {slot}, beside another") for slot in "AB"}  # fmt: skip
         self.page, self.note = widgets.HTML(), widgets.HTML()
-        self.back.on_click(lambda _: self._go(self.at - 1))
-        self.forward.on_click(lambda _: self._go(self.at + 1))
         self.history.observe(self._remembered, "index")
         self.related.observe(self._related, "index")
-        for slot, button in self.pinners.items():
-            button.on_click(lambda _, slot=slot: self.seen and pin(slot))
-        bar = widgets.HBox([self.back, self.forward, self.history, self.related, *self.pinners.values()],
-                           layout={"flex_flow": "row wrap"})  # fmt: skip
-        super().__init__([bar, self.note, self.page])
+        bar = [self.back, self.forward, self.history, self.related, *self.pinners.values()]
+        super().__init__([widgets.HBox(bar, layout=WRAP), self.note, self.page])
 
     def show(self, sae: str, feature: int) -> None:
         """Show a page and remember it.
@@ -204,10 +201,9 @@ class Pin(widgets.VBox):
         self.slot, self.look = slot, look
         self.pinned: Look | None = None
         self.title, self.page = widgets.HTML(), widgets.HTML()
-        self.show, self.unpin = _button("Go to it", "show it above"), _button("Unpin", "give the place up")
-        self.show.on_click(lambda _: self.pinned and look(*self.pinned))
-        self.unpin.on_click(lambda _: self.clear())
-        bar = widgets.HBox([self.title, self.show, self.unpin], layout={"flex_flow": "row wrap"})
+        self.show = button("Go to it", lambda: self.pinned and look(*self.pinned), "show it above")
+        self.unpin = button("Unpin", self.clear, "give the place up")
+        bar = widgets.HBox([self.title, self.show, self.unpin], layout=WRAP)
         super().__init__([bar, self.page], layout={"flex": "1 1 340px", "min_width": "0", "display": "none"})
 
     def put(self, sae: str, feature: int, page: str) -> None:
@@ -230,16 +226,11 @@ def framed(page: str, title: str) -> str:
     head, body = page.split("</head>", 1)
     head = head.replace("<head>", '<head><base href="about:srcdoc">')  # else '#section' is one of the notebook's
     body = body.replace('<a href="http', '<a target="_blank" rel="noopener" href="http')
-    frames = ""
+    frames, rights = "", "allow-popups allow-popups-to-escape-sandbox"
     for theme, width in (("light", "max-width:0"), ("dark", "min-width:0")):  # never, and always
         themed = head.replace("prefers-color-scheme:dark", width).replace('"light dark"', f'"{theme}"')
-        rights = "allow-popups allow-popups-to-escape-sandbox"
         frames += fragment("frame", f"{themed}</head>{body}", title, rights, theme, HEIGHT)
     return frames
-
-
-def _button(text: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
 
 
 def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5) -> widgets.VBox:
@@ -255,10 +246,8 @@ def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_
     """
     render = page or (lambda feature: explore_feature(matrix, feature).data)
     options = _featured(matrix, per_category)
-    first = options[0][1] if options else 0
-    number = widgets.IntText(value=first, description="feature")
-    choice = widgets.Dropdown(options=options, value=first if options else None, description="or pick")
-    view = widgets.HTML()
+    choice, view = widgets.Dropdown(options=options, description="or pick"), widgets.HTML()
+    number = widgets.IntText(choice.value or 0, description="feature")
 
     def show(feature: int) -> None:
         try:

@@ -21,7 +21,7 @@ from prism.visualization.exploration import (
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.layers import agreement_lines, depth_sankey, lens_lines, persistence_curves
 from prism.visualization.model_sizes import grouped_dots, match_curves
-from prism.visualization.monosemanticity import before_after, density_purity_figure, unit_scores_figure
+from prism.visualization.monosemanticity import before_after, unit_scores_figure
 from prism.visualization.sentence import sentence_heatmap
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (

@@ -109,39 +109,6 @@ def _axes(fig: go.Figure, score: str, column: int, medians: Mapping[str, float])
         fig.add_hline(CHANCE, line=dict(color=INK, dash="dot", width=1.5), row=1, col=column)
 
 
-def density_purity_figure(
-    frame: pd.DataFrame, score: str = "token_purity", title: str = "Are features purer than neurons, or only rarer?",
-) -> go.Figure:  # fmt: skip
-    """A score against density, every unit a dot: are features purer than neurons, or only rarer?
-
-    Args:
-        frame: from `analysis.compare_units`.
-        score: a column of it.
-        title: the figure's title.
-
-    Raises:
-        ValueError: a score that the frame has not.
-    """
-    if score not in SCORE_TITLES or score not in frame:
-        raise ValueError(f"no score '{score}' in this frame; choose from {', '.join(set(SCORE_TITLES) & set(frame))}")
-    fig = go.Figure()
-    for kind, symbol in ((FEATURE, "circle"), (NEURON, "diamond")):
-        part = frame[frame["kind"] == kind]
-        fig.add_scatter(x=part["density"], y=part[score], mode="markers", name=_plural(kind), cliponaxis=False,
-                        text=[f"{kind} {unit}" for unit in part["unit"]],
-                        marker=dict(size=7, symbol=symbol, color=KIND_COLOURS[kind], opacity=0.6),
-                        hovertemplate="%{text}: density %{x:.2%}, %{y:.3g}")  # fmt: skip
-    floor = frame.loc[frame["kind"] == CONTROL, score].median()
-    fig.add_hline(floor, line=dict(color=GREY, dash="dot", width=2))
-    fig.add_annotation(x=0, xref="paper", xanchor="left", y=floor, yanchor="top", text="median of random tokens",
-                       showarrow=False, font=dict(size=12, color=INK))  # fmt: skip
-    unit = next(words for part, words in UNITS.items() if part in score).partition(" (")[0]
-    fig.update_xaxes(title="density: share of tokens on which the unit fires (log scale)", type="log", dtick=1,
-                     tickformat=".2~%")  # fmt: skip
-    fig.update_yaxes(title=f"{SCORE_TITLES[score].replace('<br>', ' ')}: {unit}", rangemode="tozero")
-    return finish(fig, title, 460)
-
-
 def before_after(
     neurons: FeatureMatrix, features: FeatureMatrix, pair: Pair, k: int = 20, shown: int = 8, which: str = "top",
     seed: int = 0,

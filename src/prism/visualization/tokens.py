@@ -19,11 +19,19 @@ SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 FOLDER = Path(__file__).with_name("templates")
 
 
+class Tight(FileSystemLoader):
+    """Templates from folders; a line break between two tags, and what indents the next line, is none of the page's."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple:
+        """See jinja2."""
+        source, *rest = super().get_source(environment, template)
+        return re.sub(r"(?<=[>}])\n\s*(?=[<{])", "", source), *rest
+
+
 @functools.cache
 def templates(*folders: Path) -> Environment:
     """The templates of these folders and of this room; what is filled in is escaped, and what is missing raises."""
-    loader = FileSystemLoader([*folders, FOLDER])
-    made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    made = Environment(loader=Tight([*folders, FOLDER]), autoescape=True, undefined=StrictUndefined)
     made.filters["marked"], made.tests["harmless"] = marked, _harmless
     return made
 
