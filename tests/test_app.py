@@ -17,8 +17,8 @@ import httpx
 import pytest
 import uvicorn
 
-from prism import app, cli
-from prism.explorer import MAX_CHARACTERS, Explorer, answers, guard, markup
+from prism import cli
+from prism.explorer import MAX_CHARACTERS, Explorer, answers, app, guard, markup
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> {{value}} ${7*7} \" ' &"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("module", sorted((ROOT / "src" / "prism").glob("[!_]*")), ids=lambda path: path.stem)
 def test_readme_names_every_module(module: Path) -> None:
     assert f"| `{module.stem}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_templates_are_shipped() -> None:
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    files = [path for path in (ROOT / "src").rglob("templates/*") if path.is_file()]
+    assert len(files) > 10 and all(path.match(shipped["*"][0]) for path in files)
+    elsewhere = {path.suffix for path in (ROOT / "src" / "prism").rglob("*.*") if path.parent.name != "templates"}
+    assert elsewhere <= {".py", ".pyc"}
 
 
 def test_requirements_are_pinned_and_explained() -> None:

@@ -22,10 +22,10 @@ from prism.explorer import (
     search,
     steer,
 )
+from prism.explorer.sample import Sample
 from prism.explorer.search import chance_scores
 from prism.explorer.steer import Continuation
 from prism.features import FeatureMatrix
-from prism.gallery import Sample
 from prism.models import get_spec
 
 SENTENCE = "The cat sat on the mat, and the dog looked at it."

@@ -7,8 +7,7 @@ from html import unescape
 import ipywidgets as widgets
 import pytest
 
-from prism import gallery
-from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore
+from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore, sample
 from prism.explorer.widget import framed
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> & so on"
@@ -19,8 +18,8 @@ TEXT = "The court shall hear the claim of the tenant, lol 😂 print('hi')"
 def explorer():
     """`mini` on the labelled texts and some documents, to be quick; each page is written once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "EXPLAIN_DOCUMENTS", 40)
-        patch.setattr(gallery, "SCORE_DOCUMENTS", 20)
+        patch.setattr(sample, "EXPLAIN_DOCUMENTS", 40)
+        patch.setattr(sample, "SCORE_DOCUMENTS", 20)
         explorer = Explorer("mini")
         explorer.page = functools.cache(explorer.page)
         yield explorer

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from prism import cli, gallery
+from prism import cli
 from prism.data import CATEGORIES
+from prism.explorer import gallery
+from prism.explorer import sample as texts
 from prism.features import FeatureMatrix
 from prism.models import get_spec, load_model, load_sae
 
@@ -31,9 +33,9 @@ def sample():
     text = np.repeat(np.arange(30), 4)
     table = pd.DataFrame({
         "text": text, "position": np.tile(np.arange(1, 5), 30), "token_id": 0, "token": "x",
-        "category": np.array([*np.repeat(CATEGORIES, 4), gallery.CORPUS, gallery.CORPUS])[text],
+        "category": np.array([*np.repeat(CATEGORIES, 4), texts.CORPUS, texts.CORPUS])[text],
     })  # fmt: skip
-    return gallery.Sample(FeatureMatrix(sp.csr_matrix(dense), table), text < 28, text % 2 == 1)
+    return texts.Sample(FeatureMatrix(sp.csr_matrix(dense), table), text < 28, text % 2 == 1)
 
 
 def test_features_are_chosen_by_the_stated_rules(sample):
@@ -66,8 +68,8 @@ def test_page_names_are_addresses_as_they_stand():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, monkeypatch_module) -> Path:
-    monkeypatch_module.setattr(gallery, "EXPLAIN_DOCUMENTS", 12)
-    monkeypatch_module.setattr(gallery, "SCORE_DOCUMENTS", 8)
+    monkeypatch_module.setattr(texts, "EXPLAIN_DOCUMENTS", 12)
+    monkeypatch_module.setattr(texts, "SCORE_DOCUMENTS", 8)
     out = tmp_path_factory.mktemp("gallery") / "new" / "folder"
     assert cli.main(["gallery", "--model", "mini", "--n", "6", "--out", str(out)]) == 0
     return out
@@ -102,13 +104,13 @@ def test_pages_link_only_to_pages_that_are_there(written):
 
 def test_features_are_explained_where_they_can_be(sample):
     """No feature of the small sample fires in enough different contexts; a wider one does, and is scored."""
-    assert gallery.explanations(sample, [0]) == {0: (gallery.NOT_EXPLAINED, {})}
+    assert texts.explanations(sample, [0]) == {0: (texts.NOT_EXPLAINED, {})}
     dense, text = np.zeros((4000, 1), np.float32), np.repeat(np.arange(80), 50)
     ids = np.random.default_rng(0).integers(1, 50, 4000)
     dense[ids == 7] = 1
     table = pd.DataFrame({"text": text, "position": np.tile(np.arange(1, 51), 80), "token_id": ids})
     wide = FeatureMatrix(sp.csr_matrix(dense), table.assign(token=[f" {'abcdefg'[i % 7]}{i}" for i in ids]))
-    sentence, scores = gallery.explanations(gallery.Sample(wide, text < 0, text % 2 == 1), [0])[0]
+    sentence, scores = texts.explanations(texts.Sample(wide, text < 0, text % 2 == 1), [0])[0]
     assert sentence.startswith('Fires on " a7"')
     assert scores["detection"] > 0.95 and scores["fuzzing"] > 0.95
 
@@ -140,29 +142,29 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
 def test_neurons_reach_the_logits_through_the_output_weights(mini):
     for hook, d_in in (("blocks.2.mlp.hook_post", mini.cfg.d_mlp), ("blocks.2.hook_resid_pre", mini.cfg.d_model)):
         sae = SimpleNamespace(cfg=SimpleNamespace(d_in=d_in, metadata=SimpleNamespace(hook_name=hook)))
-        assert gallery._unembedding(mini, sae).shape == (d_in, mini.cfg.d_vocab)
+        assert texts._unembedding(mini, sae).shape == (d_in, mini.cfg.d_vocab)
     odd = SimpleNamespace(cfg=SimpleNamespace(d_in=7, metadata=SimpleNamespace(hook_name="blocks.0.attn.hook_z")))
-    assert gallery._unembedding(mini, odd) is None
+    assert texts._unembedding(mini, odd) is None
 
 
 def test_a_context_that_is_too_short_is_said():
     spec = get_spec("mini")
     model, sae = load_model(spec), load_sae(spec)
     with pytest.raises(ValueError, match="mini cannot read the labelled texts: text 0 has .* fits is 63"):
-        gallery.read_sample(replace(spec, context=64), model, sae)
+        texts.read_sample(replace(spec, context=64), model, sae)
 
 
 class TestTheSampleIsKept:
     @pytest.fixture
     def few(self, tmp_path, monkeypatch):
         for name in ("EXPLAIN_DOCUMENTS", "SCORE_DOCUMENTS"):
-            monkeypatch.setattr(gallery, name, 2)
-        monkeypatch.setattr(gallery, "CACHE", tmp_path)
+            monkeypatch.setattr(texts, name, 2)
+        monkeypatch.setattr(texts, "CACHE", tmp_path)
         return tmp_path / "samples"
 
     @staticmethod
     def forbid(monkeypatch):
-        monkeypatch.setattr(gallery, "encode_features", lambda *_, **__: pytest.fail("the model ran"))
+        monkeypatch.setattr(texts, "encode_features", lambda *_, **__: pytest.fail("the model ran"))
 
     @staticmethod
     def same(a, b):
@@ -172,37 +174,37 @@ class TestTheSampleIsKept:
     def test_a_second_start_runs_no_model(self, few, mini, monkeypatch):
         spec = get_spec("mini")
         sae = load_sae(spec)
-        first = gallery.read_sample(spec, mini, sae)
+        first = texts.read_sample(spec, mini, sae)
         assert len(list(few.iterdir())) == 1
         self.forbid(monkeypatch)
-        self.same(first, gallery.read_sample(spec, mini, load_sae(spec)))
+        self.same(first, texts.read_sample(spec, mini, load_sae(spec)))
 
     @pytest.mark.parametrize("what", ["weights", "constant", "texts"])
     def test_what_changed_is_read_anew(self, few, mini, monkeypatch, what):
         spec = get_spec("mini")
-        gallery.read_sample(spec, mini, load_sae(spec))
+        texts.read_sample(spec, mini, load_sae(spec))
         sae = load_sae(spec)
         if what == "weights":
             sae.b_enc.data[7] += 1.0
         elif what == "constant":
             sae.cfg.metadata.massive_norm = 1e9
         else:
-            monkeypatch.setattr(gallery, "SCORE_DOCUMENTS", 3)
+            monkeypatch.setattr(texts, "SCORE_DOCUMENTS", 3)
         self.forbid(monkeypatch)
         with pytest.raises(pytest.fail.Exception, match="the model ran"):
-            gallery.read_sample(spec, mini, sae)
+            texts.read_sample(spec, mini, sae)
 
     def test_a_damaged_file_is_made_anew(self, few, mini):
         spec = get_spec("mini")
         sae = load_sae(spec)
-        first = gallery.read_sample(spec, mini, sae)
+        first = texts.read_sample(spec, mini, sae)
         [file] = few.iterdir()
         file.write_bytes(file.read_bytes()[:1_000])
-        self.same(first, gallery.read_sample(spec, mini, sae))
+        self.same(first, texts.read_sample(spec, mini, sae))
         assert file.stat().st_size > 1_000
 
     def test_a_folder_that_cannot_be_written_costs_a_line(self, few, mini, capsys):
         few.write_text("mine", encoding="utf-8")
         spec = get_spec("mini")
-        assert gallery.read_sample(spec, mini, load_sae(spec)).matrix.n_tokens
+        assert texts.read_sample(spec, mini, load_sae(spec)).matrix.n_tokens
         assert "not kept for the next start" in capsys.readouterr().err and few.read_text(encoding="utf-8") == "mine"

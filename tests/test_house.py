@@ -33,9 +33,8 @@ FLOORS = (
     ("visualization",),
     ("exercises",),
     ("phases",),
-    ("gallery",),
     ("explorer",),
-    ("press", "app", "build"),
+    ("press", "build"),
     ("cli",),
     ("__main__",),
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prism.analysis import most_frequent
+from prism.analysis.feature import summarise_feature
 from prism.data import TokenBatch, load_texts, token_table, tokenize
 from prism.evaluation import PreflightError, evaluate, evaluate_all, preflight, sanity_dictionaries
 from prism.evaluation.predictions import sequence_nats, splice
@@ -22,7 +23,6 @@ from prism.models import (
     ordinary,
     random_model,
 )
-from prism.visualization import summarise_feature
 
 SPEC = get_spec("mini")
 

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from prism import explorer
 from prism import visualization as viz
+from prism.explorer.gallery import gallery_index
+from prism.explorer.markup import asset
 from prism.features import FeatureMatrix
-from prism.visualization.pages import DOCUMENT_STYLE
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", '"><svg onload="x">', "<b>", "&amp;", "\x00", "' style='x", "\n"]
 VOID = {"meta", "br", "wbr", "img", "input", "link", "hr"}
@@ -63,7 +65,7 @@ def matrix():
 
 def page_of(matrix, feature=0, **options):
     decoder, unembed = np.random.default_rng(0).normal(size=(2, 4, 7)).astype(np.float32)
-    return viz.feature_page(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, **options)
+    return explorer.feature_page(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, **options)
 
 
 @pytest.mark.parametrize("feature", [0, 1, 2, 3])
@@ -82,7 +84,7 @@ def test_a_page_is_balanced_and_runs_nothing(matrix, feature):
 @pytest.mark.parametrize("feature", [0, 1, 2, 3])
 def test_a_page_in_short_is_balanced_and_keeps_to_the_telling_parts(matrix, feature):
     decoder, unembed = np.random.default_rng(0).normal(size=(2, 4, 7)).astype(np.float32)
-    short = viz.feature_in_short(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, 2, HOSTILE[1])
+    short = explorer.feature_in_short(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, 2, HOSTILE[1])
     checker = Checker(short.data)
     assert not {"script", "img", "html", "body", "details"} & {tag for tag, _ in checker.tags}
     assert not [name for _, attributes in checker.tags for name in attributes if name.startswith("on")]
@@ -128,7 +130,7 @@ def test_values_are_reachable_without_a_mouse(matrix):
 
 def test_other_features_are_linked_where_they_have_a_page(matrix):
     page = page_of(matrix, link_to=lambda other: f'f{other}".html' if other != 2 else None)
-    assert '<a href="f1&quot;.html">feature 1</a>' in page and '<th scope="row">feature 2</th>' in page
+    assert '<a href="f1&#34;.html">feature 1</a>' in page and '<th scope="row">feature 2</th>' in page
     assert "feature 1</a>" not in page_of(matrix)
     assert "javascript" not in page_of(matrix, link_to=lambda other: f"java\nscript:alert({other})")
 
@@ -152,7 +154,7 @@ def test_explanation_shows_the_scores_it_has(matrix):
 
 def test_quoted_tokens_of_another_script_leave_their_neighbourhood_in_order(matrix):
     page = page_of(matrix, explanation='Fires on "ש" (67%), "<b>" (9%).')
-    assert "<bdi>&quot;ש&quot;</bdi> (67%), <bdi>&quot;&lt;b&gt;&quot;</bdi> (9%)." in page
+    assert "<bdi>&#34;ש&#34;</bdi> (67%), <bdi>&#34;&lt;b&gt;&#34;</bdi> (9%)." in page
 
 
 def test_shaded_tokens_are_readable_on_both_grounds():
@@ -166,8 +168,8 @@ def test_shaded_tokens_are_readable_on_both_grounds():
     def rgb(text):
         return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)])
 
-    dark = re.search(r"dark\)\{\.prism-page\{--bg:(#\w{6})\}", DOCUMENT_STYLE)[1]
-    assert ".prism-tokens span[style]{color:#fff}" in DOCUMENT_STYLE
+    dark = re.search(r"dark\)\{\.prism-page\{--bg:(#\w{6})\}", asset("document.css"))[1]
+    assert ".prism-tokens span[style]{color:#fff}" in asset("document.css")
     for ground, ink in (("#ffffff", "#1d2329"), (dark, "#ffffff")):
         for share in np.linspace(0.01, 1, 100):
             html = viz.token_shading(["x"], [share], maximum=1.0)
@@ -183,7 +185,7 @@ def test_index_is_balanced_and_escaped():
         "tokens": [HOSTILE, [" the"]], "category": ["math", HOSTILE[1]], "explanation": [HOSTILE[1], "Fires."],
         "score": [0.75, np.nan],
     })  # fmt: skip
-    checker = Checker(viz.gallery_index(rows, HOSTILE[0], [HOSTILE[1]]))
+    checker = Checker(gallery_index(rows, HOSTILE[0], [HOSTILE[1]]))
     assert [link for link in checker.links if not link.startswith("#")] == ["a_3.html", "a_4.html"]
     assert not {"script", "img"} & {tag for tag, _ in checker.tags} and not checker.named("svg")
     for text in (*HOSTILE[:2], "50.000%", "0.010%", "0.75", "not scored", "·the"):

@@ -293,6 +293,10 @@ class TestFigures:
         with pytest.raises(ValueError, match="no column 'low'"):
             viz.grouped_dots(self.frame.drop(columns="low"), "model", "kind", "y", "t")
 
+    def test_there_is_a_symbol_for_every_colour(self):
+        many = pd.DataFrame({"model": "a", "kind": list("abcdefgh"), "value": 1.0, "low": 0.5, "high": 1.5})
+        assert len(viz.grouped_dots(many, "model", "kind", "loss (nats)", "What it costs").data) == 8
+
     def test_curves_fall_from_all_units_to_none(self):
         frame = pd.DataFrame({"correlation": [0.25, 0.55, 0.85], "control": [0.1, 0.1, 0.1]})
         solid, dashed = viz.match_curves({"features": frame}).data

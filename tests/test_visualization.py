@@ -10,8 +10,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from prism import explorer
 from prism import visualization as viz
-from prism.analysis import Null
+from prism.analysis import Null, feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
 from prism.visualization import coactivation
@@ -277,7 +278,7 @@ def test_token_shading_scales_from_transparent_to_full():
 def test_token_shading_escapes_everything_and_shows_white_space():
     html = viz.token_shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
-    assert "·&quot;x&quot;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
+    assert "·&#34;x&#34;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
     assert "position 7" in html and "position 11" in html
 
 
@@ -295,7 +296,7 @@ def test_token_shading_wants_one_value_per_token():
 
 
 def test_summary_by_hand(matrix):
-    summary = viz.summarise_feature(matrix, 0, k=5)
+    summary = feature.summarise_feature(matrix, 0, k=5)
     assert (summary.firings, summary.n_tokens, summary.maximum) == (6, 84, 3.0)
     assert summary.density == pytest.approx(6 / 84)
     assert summary.top_token_share == pytest.approx(1 / 3)
@@ -306,34 +307,34 @@ def test_summary_by_hand(matrix):
 
 
 def test_summary_of_a_dead_and_of_a_missing_feature(matrix):
-    assert viz.summarise_feature(matrix, 7).firings == 0
-    assert "is dead in this sample" in viz.explore_feature(matrix, 7).data
+    assert feature.summarise_feature(matrix, 7).firings == 0
+    assert "is dead in this sample" in explorer.explore_feature(matrix, 7).data
     with pytest.raises(IndexError, match="0 to 8 .the nearest is 8"):
-        viz.summarise_feature(matrix, 9)
+        feature.summarise_feature(matrix, 9)
 
 
 def test_top_logits_by_hand_and_from_torch():
     unembed = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    frame = viz.top_logits(torch.tensor([1.0, 5.0]), unembed, ["a", "b", "c"], k=2)
+    frame = feature.top_logits(torch.tensor([1.0, 5.0]), unembed, ["a", "b", "c"], k=2)
     assert list(frame["token"]) == ["c", "b", "a", "b"] and list(frame["side"]) == ["top"] * 2 + ["bottom"] * 2
     assert list(frame["logit"]) == [3.0, -1.0, -2.0, -1.0]
     with pytest.raises(ValueError, match="do not fit"):
-        viz.top_logits([1.0], unembed, ["a", "b", "c"])
+        feature.top_logits([1.0], unembed, ["a", "b", "c"])
 
 
 def test_co_active_and_decoder_neighbours_by_hand(matrix):
-    assert viz.co_active(matrix, 0).to_dict("records") == [{"feature": 8, "jaccard": 6 / 84, "count": 6}]
-    assert viz.co_active(matrix, 7).empty
+    assert feature.co_active(matrix, 0).to_dict("records") == [{"feature": 8, "jaccard": 6 / 84, "count": 6}]
+    assert feature.co_active(matrix, 7).empty
     decoder = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    frame = viz.decoder_neighbours(decoder, 0, k=2)
+    frame = feature.decoder_neighbours(decoder, 0, k=2)
     assert list(frame["feature"]) == [1, 2] and list(frame["cosine"]) == [1.0, 0.0]
 
 
 @pytest.fixture
 def page(matrix):
     decoder, unembed = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
-    return viz.feature_page(8, matrix, decoder, unembed.T[:, :7], [SCRIPT, "b", "c", "d", "e", "f", "g"], title=SCRIPT,
-                            link='https://example.org/"><script>')  # fmt: skip
+    return explorer.feature_page(8, matrix, decoder, unembed.T[:, :7], [SCRIPT, "b", "c", "d", "e", "f", "g"],
+                                 title=SCRIPT, link='https://example.org/"><script>')  # fmt: skip
 
 
 def test_feature_page_has_every_section_and_escapes(page):
@@ -341,7 +342,7 @@ def test_feature_page_has_every_section_and_escapes(page):
                  "Nearest directions", "Strongest texts", "Across the range"):  # fmt: skip
         assert f">{head}</h2>" in page
     assert "<script" not in page and "&lt;script&gt;" in page
-    assert 'href="https://example.org/&quot;&gt;&lt;script&gt;"' in page
+    assert 'href="https://example.org/&#34;&gt;&lt;script&gt;"' in page
 
 
 def test_feature_page_needs_no_network_and_no_script(page):
@@ -351,13 +352,13 @@ def test_feature_page_needs_no_network_and_no_script(page):
 
 def test_feature_page_does_without_decoder_categories_and_a_safe_link(matrix):
     bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    page = viz.feature_page(0, bare, link="javascript:alert(1)")
+    page = explorer.feature_page(0, bare, link="javascript:alert(1)")
     assert "javascript:" not in page and "Writes towards" not in page and "Categories" not in page
-    assert "is dead in this sample" in viz.feature_page(7, matrix)
+    assert "is dead in this sample" in explorer.feature_page(7, matrix)
 
 
 def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
-    html = viz.explore_feature(matrix, 0, k=10).data
+    html = explorer.explore_feature(matrix, 0, k=10).data
     assert html.count('class="example"') == 2
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
 
@@ -366,7 +367,7 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
 
 
 def test_explorer_follows_the_number_and_the_choice(matrix):
-    number, choice, view = viz.browse_features(matrix).children
+    number, choice, view = explorer.browse(matrix).children
     number.value = 8
     assert "Feature 8" in view.value and "84 of 84 tokens" in view.value
     choice.value = 3
@@ -377,7 +378,7 @@ def test_explorer_follows_the_number_and_the_choice(matrix):
 
 @pytest.mark.parametrize("bad", [-1, 9, 10**9])
 def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
-    number, _, view = viz.browse_features(matrix).children
+    number, _, view = explorer.browse(matrix).children
     number.value = bad
     assert f"no feature {bad}" in view.value and "Traceback" not in view.value
     number.value = 2
@@ -386,7 +387,7 @@ def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
 
 def test_explorer_takes_another_page_and_texts_without_categories(matrix):
     bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    number, choice, view = viz.browse_features(bare, page=lambda feature: f"<i>{feature}</i>").children
+    number, choice, view = explorer.browse(bare, page=lambda feature: f"<i>{feature}</i>").children
     assert number.value == 8 and view.value == "<i>8</i>"
     assert choice.options[0][0].startswith("strongest")
 
@@ -450,8 +451,8 @@ def test_mixing_histogram_counts_shares():
 
 
 def test_explore_feature_names_what_it_shows(matrix):
-    assert "<h1>Neuron 7</h1>" in viz.explore_feature(matrix, 7, name="Neuron").data
-    assert "&lt;b&gt;" in viz.explore_feature(matrix, 7, name="<b>").data
+    assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
+    assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
 
 
 # phase 3

@@ -121,7 +121,7 @@ def _execute(options: argparse.Namespace) -> int:
 
 
 def _gallery(options: argparse.Namespace) -> None:
-    from prism.gallery import write_gallery
+    from prism.explorer.gallery import write_gallery
     from prism.models import get_spec
 
     spec = get_spec(options.model)
@@ -133,7 +133,7 @@ def _gallery(options: argparse.Namespace) -> None:
 
 def _app(options: argparse.Namespace) -> None:
     print("Starting the explorer …", flush=True)
-    from prism import app
+    from prism.explorer import app
 
     app.serve(options.model, options.sae, options.port, not options.no_browser)
 

@@ -10,6 +10,11 @@ from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 
 
+def as_array(values: object) -> np.ndarray:
+    """A float numpy array from a list, a numpy array or a torch tensor (with or without gradient)."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
+
+
 def best_indices(score: np.ndarray, k: int) -> np.ndarray:
     """Indices of the `k` largest scores above zero, the largest first, ties to the lower index."""
     order = np.argsort(-score, kind="stable")[:k]

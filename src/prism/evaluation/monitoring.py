@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix, issparse
-from sklearn.metrics import roc_auc_score, roc_curve
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from prism.data import TokenBatch, token_table
@@ -89,6 +87,9 @@ def fit_monitor(
     Raises:
         ValueError: lengths that differ, or one of the two parts without both kinds of units.
     """
+    from sklearn.metrics import roc_auc_score  # here, because it takes a second to import
+    from sklearn.preprocessing import StandardScaler
+
     labels, fit = np.asarray(labels, dtype=bool), np.asarray(fit, dtype=bool)
     if not values.shape[0] == len(labels) == len(fit):
         raise ValueError(f"{values.shape[0]} units, {len(labels)} labels, {len(fit)} marks of the fitting part")
@@ -305,6 +306,8 @@ def roc_band(
     Returns:
         Columns fpr (evenly spaced, 0 to 1), recall, low, high: step-wise, the best recall at no more than that rate.
     """
+    from sklearn.metrics import roc_curve  # here, because it takes a second to import
+
     labels = np.asarray(labels, dtype=bool)
     grid = np.linspace(0, 1, points)
 

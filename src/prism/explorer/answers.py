@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from html import escape
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from prism import visualization as viz
 from prism.explorer import markup
 from prism.explorer.search import by_category, categories, search
 from prism.explorer.session import Explorer, Reading
 from prism.explorer.steer import steer
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import marked, shaded
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
 PROMPT = "Once upon a time, there was"
@@ -32,8 +31,8 @@ EXAMPLES = {  # a question for each way of searching, right for every model
 def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tuple[str, str]:
     """A text as shaded buttons, and the table of its strongest features, all of them or the rare ones only."""
     matrix = explorer.texts([text], sae)
-    tokens = matrix.table["token"].astype(str).tolist()
-    buttons = markup.token_buttons(tokens, _shares(explorer.reading(sae), matrix), sae, digest(text))
+    shares = zip(matrix.table["token"].astype(str), _shares(explorer.reading(sae), matrix), strict=True)
+    buttons = markup.fragment("tokens", [*shares], sae, digest(text))
     note = "Shade: how near a rare feature comes to its maximum in the sample."
     found = explorer.in_text(matrix, STRONGEST, sae, rare)
     return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
@@ -46,9 +45,7 @@ def digest(text: str) -> str:
 
 def _features(found: pd.DataFrame, sae: str | None, title: str, rare: bool) -> str:
     """A table of features; where there are none, that is said."""
-    if len(found):
-        return markup.table(found, sae, title=title)
-    return markup.inert(f"<h3>{escape(title)}</h3>") + markup.sentence(f"No {'rare ' * rare}feature fires here.")
+    return markup.table(found, sae, title=title, empty=f"No {'rare ' * rare}feature fires here.")
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
@@ -58,14 +55,14 @@ def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " toke
     peaks = reading.statistics.maxima[column]
     counts = (peaks > 0) & reading.rare[column]
     np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
-    return shares
+    return np.minimum(shares, 1)
 
 
 def read_token(explorer: Explorer, text: str, row: int, sae: str, rare: bool = True) -> str:
     """The table of one token's features, all of them or the rare ones only."""
     matrix = explorer.texts([text], sae)
     found = explorer.at_token(matrix, row, STRONGEST, sae, rare)
-    token = viz.marked(matrix.table["token"].astype(str).iloc[row])
+    token = marked(matrix.table["token"].astype(str).iloc[row])
     return _features(found, sae, f"On token {row + 1}, {token}", rare)
 
 
@@ -73,21 +70,15 @@ def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = 
     """A feature's page, under the reader's text shaded by it."""
     if feature is None:
         raise ValueError("There is no number yet: type a feature's.")
-    link = f"/?sae={quote(sae)}&feature="
-    page = explorer.page(int(feature), sae, link_to=lambda other: f"{link}{other}")
-    return _own_text(explorer, int(feature), sae, text) + markup.frame(page, f"Feature {feature} of {sae}")
-
-
-def _own_text(explorer: Explorer, feature: int, sae: str, text: str) -> str:
-    """The reader's text shaded by a feature; nothing where there is no text."""
-    if not text.strip():
-        return ""
-    matrix = explorer.texts([text], sae)
-    column = matrix.column(feature)
-    peak = float(explorer.reading(sae).statistics.maxima[feature])
-    title = f"Your sentence: {'largest activation ' + format(column.max(), '.2f') if column.any() else 'silent'}"
-    shaded = viz.token_shading(matrix.table["token"].astype(str).tolist(), column, title, maximum=peak or None)
-    return markup.inert(f'<div class="prism-own">{shaded}</div>')
+    feature, link = int(feature), f"/?sae={quote(sae)}&feature="
+    page = explorer.page(feature, sae, link_to=lambda other: f"{link}{other}")
+    own, peak = "", float(explorer.reading(sae).statistics.maxima[feature])
+    if text.strip():
+        matrix = explorer.texts([text], sae)
+        column, tokens = matrix.column(feature), matrix.table["token"].astype(str).tolist()
+        title = f"Your sentence: {f'largest activation {column.max():.2f}' if column.any() else 'silent'}"
+        own = markup.fragment("own", shaded(tokens, column, peak), title)
+    return own + markup.frame(page, f"Feature {feature} of {sae}")
 
 
 def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
@@ -105,15 +96,12 @@ def write(
         raise ValueError(f"There is no {'feature' if feature is None else 'seed'} yet: type a number.")
     runs = steer(explorer, prompt, int(feature), how, strength, int(n_tokens), temperature, int(seed), sae)
     peak = float(explorer.reading(sae).statistics.maxima[int(feature)])
-    columns = "".join(
-        f"<section><h3>{escape(run.label)}</h3>{viz.token_shading(run.tokens, run.activations, maximum=peak)}"
-        f"<p>{run.nats:.2f} nats a token under the unchanged model</p></section>"
-        for run in runs
-    )  # fmt: skip
+    three = [{"label": run.label, "shaded": shaded(run.tokens, run.activations, peak),
+              "nats": f"{run.nats:.2f} nats a token under the unchanged model"} for run in runs]  # fmt: skip
     note = (f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the "
             f"sample ({peak:.2f}). More nats: less like what the model would write. One draw each is an example, no "
             "measurement.")  # fmt: skip
-    return markup.inert(f'<div class="prism-three">{columns}</div>') + markup.sentence(note)
+    return markup.fragment("three", three) + markup.sentence(note)
 
 
 def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool = True) -> Iterator[str]:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from prism import visualization as viz
+from prism.explorer.markup import fragment, shown
 from prism.explorer.search import WAYS, categories, search
 from prism.explorer.session import ERRORS, RARE, Explorer
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import marked
 
-WIDE = {"width": "auto"}
+WIDE, WRAP = {"width": "auto"}, {"flex_flow": "row wrap"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
-COLUMNS = {  # of a search's table: heading, width in letters, format
-    "feature": ("feature", 7, "{:d}"), "activation": ("activ.", 7, "{:.1f}"), "of_maximum": ("of max", 7, "{:.0%}"),
-    "inside": ("inside", 8, "{:d}"), "outside": ("outside", 9, "{:d}"), "precision": ("precis.", 9, "{:.0%}"),
-    "recall": ("recall", 8, "{:.0%}"), "f1": ("f1", 6, "{:.2f}"), "share": ("share", 7, "{:.0%}"),
-    "composite_score": ("score", 8, "{:,.0f}"), "density": ("density", 8, "{:.2%}"),
-    "token": ("  token   ", 0, "  {:8.8}"), "fires_on": ("  fires on", 0, "  {:.24}"),
+COLUMNS = {  # of a list: heading, width in letters
+    "feature": ("feature", 7), "activation": ("activ.", 7), "of_maximum": ("of max", 7), "inside": ("inside", 8),
+    "outside": ("outside", 9), "precision": ("precis.", 9), "recall": ("recall", 8), "f1": ("f1", 6),
+    "share": ("share", 7), "composite_score": ("score", 8), "density": ("density", 8), "token": ("  token   ", 0),
+    "fires_on": ("  fires on", 0),
 }  # fmt: skip
 ASKED = {
     "number": "A feature's number, then Enter.",
@@ -35,8 +34,7 @@ ASKED = {
 
 def words(text: str, bad: bool = False) -> str:
     """A line of plain text as HTML; one that tells of a mistake is marked."""
-    kind = "prism-bad" if bad else "prism-say"
-    return f'<div class="{kind}" role="status">{escape(text[:1].upper() + text[1:])}</div>' if text else ""
+    return fragment("line", text[:1].upper() + text[1:], "bad" if bad else "say", "status", "div")
 
 
 def attempt(note: widgets.HTML, action: Callable[..., None], *values: object) -> bool:
@@ -61,6 +59,15 @@ def quietly(widget: widgets.Widget, handler: Callable[[dict], None], **traits: o
     widget.observe(handler, "index")
 
 
+def button(
+    text: str, do: Callable[[], object], tooltip: str = "", width: str = "auto", kind: str = ""
+) -> widgets.Button:
+    """A button that does something."""
+    made = widgets.Button(description=text, tooltip=tooltip, button_style=kind, layout={"width": width})
+    made.on_click(lambda _: do())
+    return made
+
+
 class Rows(widgets.VBox):
     """Features to pick from, one a row: buttons, since JupyterLab keeps the arrow keys that a list would need.
 
@@ -83,7 +90,7 @@ class Rows(widgets.VBox):
         shown = [name for name in COLUMNS if name in table]
         heads = "".join(COLUMNS[name][0].rjust(COLUMNS[name][1]) for name in shown)
         lines = ["".join(_cell(name, row[name]) for name in shown) for row in table.to_dict("records")]
-        self.heading.value = f'<pre class="prism-heads">{escape(heads)}</pre>'
+        self.heading.value = fragment("line", heads, "heads", tag="pre")
         quietly(self.list, self._picked, options=list(zip(lines, self.features, strict=True)), index=None)
         self.layout.display = None if lines else "none"
 
@@ -98,10 +105,9 @@ class Rows(widgets.VBox):
 
 
 def _cell(name: str, value: object) -> str:
-    _, width, form = COLUMNS[name]
-    if isinstance(value, float) and np.isnan(value):
-        return "–".rjust(width)
-    return form.format(viz.marked(value) if name == "token" else value).rjust(width)
+    if name in ("token", "fires_on"):
+        return f"  {marked(value)[:8]:8}" if name == "token" else f"  {value[:24]}"
+    return (f"{value:.1f}" if name == "activation" else shown(name, value)).rjust(COLUMNS[name][1])
 
 
 class SentencePanel(widgets.VBox):
@@ -118,7 +124,7 @@ class SentencePanel(widgets.VBox):
         self.matrix: FeatureMatrix | None = None
         self.text = widgets.Textarea(text, rows=3, layout=WIDE, placeholder="type a sentence",
                                      continuous_update=False, tooltip="your sentence")  # fmt: skip
-        self.button = widgets.Button(description="Read", button_style="primary", layout={"width": "80px"})
+        self.button = button("Read", self.read, width="80px", kind="primary")
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
         self.shade = widgets.Dropdown(options=self._shades(), index=0, description="shaded by",
                                       layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
@@ -128,13 +134,12 @@ class SentencePanel(widgets.VBox):
         self.tokens.add_class("prism-tokens-of")
         self.tokens.add_class(f"prism-{self.tokens.model_id}")  # colours are one panel's own
         self.colours.layout.display = "none"
-        self.button.on_click(lambda _: self.read())
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
         self.rare = widgets.Checkbox(True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)",
                                      indent=False, layout=WIDE)  # fmt: skip
         self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
-        bar = widgets.HBox([self.button, self.shade], layout={"flex_flow": "row wrap"})
+        bar = widgets.HBox([self.button, self.shade], layout=WRAP)
         super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above,
                           self.rows])  # fmt: skip
 
@@ -150,7 +155,7 @@ class SentencePanel(widgets.VBox):
         counts, peaks = self._values("count"), self._values("strongest")
         told = [f"position {place} · {n} features fire, the strongest at {peak:.1f}"
                 for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)]  # fmt: skip
-        names = [WHOLE, *(viz.marked(token) for token in matrix.table["token"])]
+        names = [WHOLE, *(marked(token) for token in matrix.table["token"])]
         quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
         self._token({"new": 0})
@@ -176,7 +181,7 @@ class SentencePanel(widgets.VBox):
             said = f"The strongest {kind} of the text, each with the token on which it peaks:"
         else:
             table = self.explorer.at_token(self.matrix, row, self.matrix.d_sae, self.sae, rare)
-            n, token = len(table), viz.marked(self.matrix.table["token"].iloc[row])
+            n, token = len(table), marked(self.matrix.table["token"].iloc[row])
             said = f"On {token} {n} {kind} fire" + (f", the {ROWS} strongest:" if n > ROWS else ":")
         table = table.head(ROWS)
         self.above.value = words(said if len(table) else f"No {'rare ' * rare}feature fires here.")
@@ -210,7 +215,7 @@ class SentencePanel(widgets.VBox):
             return f"Feature {self.feature} fires on none of the {len(values)} tokens."
         best = int(values.argmax())
         return (f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
-                f"{viz.marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+                f"{marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
                 f"{values[best] / full:.0%} of its maximum in the sample.")  # fmt: skip
 
 
@@ -242,10 +247,9 @@ class SearchPanel(widgets.VBox):
             "concept": widgets.Textarea(placeholder="one text a line", rows=4, layout=WIDE, continuous_update=False),
         }
         self.way = widgets.ToggleButtons(options=WAYS, style={"button_width": "76px"})
-        self.button = widgets.Button(description="Search", button_style="primary", layout={"width": "80px"})
+        self.button = button("Search", self.search, width="80px", kind="primary")
         self.asked, self.note, self.rows = widgets.VBox(), widgets.HTML(), Rows(pick)
         self.way.observe(self._turned, "index")
-        self.button.on_click(lambda _: self.search())
         for query in self.queries.values():
             query.observe(self._typed, "value")
         super().__init__([self.way, self.asked, self.button, self.note, self.rows])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from prism import visualization as viz
 from prism.analysis import find_features_for_concept, specialists
 from prism.data import readable, token_ids, token_text
 from prism.explorer.session import COMMON, MAX_CHARACTERS, Explorer, Reading
+from prism.visualization.style import category_title
 
 WAYS = ("number", "category", "token", "concept")
 LEAST = 3  # occurrences of a token in the sample, fewer say nothing
@@ -69,7 +69,7 @@ def by_number(reading: Reading, query: str, k: int = 1) -> Found:
 def categories(reading: Reading) -> dict[str, str]:
     """Title -> name of the sample's labelled categories."""
     table = reading.matrix.table[reading.sample.labelled]
-    return {viz.category_title(name): name for name in table["category"].unique().astype(str)}
+    return {category_title(name): name for name in table["category"].unique().astype(str)}
 
 
 def by_category(reading: Reading, query: str, k: int = 10) -> Found:
@@ -84,7 +84,7 @@ def by_category(reading: Reading, query: str, k: int = 10) -> Found:
     found = specialists(reading.matrix.select(reading.sample.labelled), k)
     found = found[found["category"] == name][["feature", "inside", "outside", "score"]]
     if found.empty:
-        raise ValueError(f"No feature fires on more texts of {viz.category_title(name)} than of the others.")
+        raise ValueError(f"No feature fires on more texts of {category_title(name)} than of the others.")
     note = ("texts of the category that fire (inside), texts of the others that do (outside), and the difference "
             "(score); winners of a search, which phase 2 holds against shuffled labels")  # fmt: skip
     return Found(reading.describe(found), note)

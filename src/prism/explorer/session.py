@@ -13,13 +13,14 @@ from IPython.display import HTML
 from jaxtyping import Bool, Int
 from scipy.sparse import csr_matrix
 
-from prism import gallery
-from prism import visualization as viz
 from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
+from prism.explorer.pages import feature_in_short, feature_page
+from prism.explorer.sample import PageFacts, Sample, explanations, read_dictionary, read_sample
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
 from prism.models import SaeSpec, get_spec, load_model, load_sae
+from prism.visualization.tokens import marked
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
 ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
@@ -43,8 +44,8 @@ class Reading:
     spec: SaeSpec
     model: object
     sae: object
-    sample: gallery.Sample
-    dictionary: gallery.PageFacts
+    sample: Sample
+    dictionary: PageFacts
 
     @property
     def matrix(self) -> FeatureMatrix:
@@ -70,7 +71,7 @@ class Reading:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
         rows = self.statistics.top_rows[feature]
         tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
-        return "  ".join(map(viz.marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
+        return "  ".join(map(marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
@@ -115,8 +116,8 @@ class Explorer:
         with self.lock:
             if spec.name not in self._readings:
                 model, sae = self._pair(spec.name)
-                sample = gallery.read_sample(self.spec, model, sae)
-                dictionary = gallery.read_dictionary(self.spec, spec, model, sae)
+                sample = read_sample(self.spec, model, sae)
+                dictionary = read_dictionary(self.spec, spec, model, sae)
                 self._readings[spec.name] = Reading(spec, model, sae, sample, dictionary)
             return self._readings[spec.name]
 
@@ -206,7 +207,7 @@ class Explorer:
             IndexError: no such feature; the message gives the valid range and the nearest choice.
         """
         reading = self.reading(name)
-        return viz.feature_page(
+        return feature_page(
             feature, title=reading.dictionary.title, link=reading.spec.feature_url(feature), link_to=link_to,
             **_known(reading, feature),
         )  # fmt: skip
@@ -217,7 +218,7 @@ class Explorer:
         Raises:
             IndexError: no such feature.
         """
-        return viz.feature_in_short(feature, k=k, **_known(self.reading(name), feature))
+        return feature_in_short(feature, k=k, **_known(self.reading(name), feature))
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.
@@ -247,6 +248,6 @@ class Explorer:
 def _known(reading: Reading, feature: int) -> dict[str, object]:
     """What a page says of a feature, whole or in short: sample, dictionary, explanation and its scores."""
     feature, known = reading.matrix.check_feature(feature), reading.dictionary
-    sentence, scores = gallery.explanations(reading.sample, [feature])[feature]
+    sentence, scores = explanations(reading.sample, [feature])[feature]
     return {"matrix": reading.matrix, "decoder": known.decoder, "unembed": known.unembed,
             "vocabulary": known.vocabulary, "explanation": sentence, "scores": scores}  # fmt: skip

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import ipywidgets as widgets
 
 from prism.explorer import answers
-from prism.explorer.panels import WIDE, attempt, words
+from prism.explorer.panels import WIDE, WRAP, attempt, button, words
 from prism.explorer.session import Explorer
 from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
 
 
 class Trial(widgets.VBox):
-    """Settings, a button, and what came of it; a mistake is a sentence above what came before.
+    """Settings, a button, and what `answer` makes of them; a mistake is a sentence above what came before.
 
     Args:
         settings: the widgets to show above the button.
@@ -22,8 +22,7 @@ class Trial(widgets.VBox):
 
     def __init__(self, settings: list[widgets.Widget], verb: str) -> None:
         self.note, self.shown = widgets.HTML(), widgets.HTML()
-        self.button = widgets.Button(description=verb, button_style="primary", layout={"width": "90px"})
-        self.button.on_click(lambda _: self.run())
+        self.button = button(verb, self.run, width="90px", kind="primary")
         super().__init__([*settings, self.button, self.note, self.shown])
 
     def run(self) -> None:
@@ -38,14 +37,6 @@ class Trial(widgets.VBox):
     def _run(self) -> None:
         for html in self.answer():
             self.shown.value = html
-
-    def answer(self) -> Iterator[str]:
-        """What is shown, as HTML, again whenever there is more of it.
-
-        Raises:
-            ValueError, IndexError: settings that cannot be run; the message says which would do.
-        """
-        raise NotImplementedError
 
 
 class SteerPanel(Trial):
@@ -67,7 +58,7 @@ class SteerPanel(Trial):
         self.temperature = widgets.FloatSlider(0.7, min=0, max=2, step=0.1, description="temp.", layout=WIDE,
                                                readout_format=".1f", tooltip="temperature")  # fmt: skip
         self.seed = widgets.BoundedIntText(0, max=2**31 - 1, description="seed", layout={"width": "170px"})
-        numbers = widgets.HBox([self.feature, self.how], layout={"flex_flow": "row wrap"})
+        numbers = widgets.HBox([self.feature, self.how], layout=WRAP)
         settings = [self.prompt, numbers, self.strength, self.tokens, self.temperature, self.seed]
         for widget in settings[2:] + [self.feature, self.how]:
             widget.style.description_width = "62px"
@@ -96,8 +87,7 @@ class ComparePanel(Trial):
         self.text = widgets.Textarea(text, rows=3, layout=WIDE, tooltip="the text")
         self.boxes = [widgets.Checkbox(place < 3, description=name, indent=False, layout={"width": "150px"})
                       for place, name in enumerate(explorer.names)]  # fmt: skip
-        boxes = widgets.HBox(self.boxes, layout={"flex_flow": "row wrap"})
-        super().__init__([self.text, boxes], "Compare")
+        super().__init__([self.text, widgets.HBox(self.boxes, layout=WRAP)], "Compare")
 
     def answer(self) -> Iterator[str]:
         """The measures, then one SAE's features after another's."""

@@ -1,46 +1,24 @@
-"""The explorer in a notebook: `explore()`."""
+"""The explorer in a notebook: `explore()`; and `browse()`, a list of features with their pages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import ipywidgets as widgets
 
-from prism import visualization as viz
-from prism.explorer.panels import SearchPanel, SentencePanel, attempt, quietly, words
+from prism.analysis import specialists, strongest
+from prism.analysis.feature import co_active, decoder_neighbours
+from prism.explorer.markup import asset, fragment, sentence
+from prism.explorer.pages import explore_feature
+from prism.explorer.panels import WRAP, SearchPanel, SentencePanel, attempt, button, quietly, words
 from prism.explorer.session import Explorer
 from prism.explorer.trials import ComparePanel, SteerPanel
+from prism.features import FeatureMatrix
+from prism.visualization.style import category_title
 
 SENTENCE = "The court shall hear the claim, lol 😂 print('hi')"
 NEAR = 5  # of each kind of related features
 HEIGHT = 640  # pixels of a page, which scrolls by itself
-STYLE = """<style>
-.prism-explorer :is(.prism-tokens-of button,.prism-rows button,.prism-heads){font:13px/26px ui-monospace,Menlo,Consolas,
- monospace;margin:0;background:none;color:inherit;white-space:pre;text-align:left;box-shadow:none;min-width:0}
-.prism-explorer :is(.prism-rows button,.prism-heads){font-size:12px;line-height:21px;height:21px;padding:0 2px;
- overflow:hidden;text-overflow:ellipsis;border-bottom:1px solid #8883}
-.prism-explorer .widget-tab-contents{padding:8px!important}
-.prism-explorer :is(.prism-rows,.prism-rows>div){display:block;width:auto;height:auto;margin:0;overflow:visible}
-.prism-explorer .prism-rows button:hover{background:#8882}
-.prism-explorer .prism-rows button.mod-active{background:rgba(0,114,178,.25)}
-.prism-explorer .prism-say{line-height:1.45;overflow-wrap:anywhere}
-.prism-explorer .prism-bad{line-height:1.45;overflow-wrap:anywhere;border-left:4px solid #D55E00;padding-left:8px}
-.prism-explorer .prism-tokens-of,.prism-explorer .prism-tokens-of>div{height:auto;max-height:240px;overflow:auto}
-.prism-explorer .prism-tokens-of button{padding:0 3px;margin:1px;height:26px;background:#8882}
-.prism-explorer .prism-tokens-of button:first-of-type{font-style:italic;margin-right:6px}
-.prism-explorer .prism-tokens-of button.mod-active{outline:2px solid #0072B2;outline-offset:-2px}
-.prism-explorer button:focus-visible,.prism-explorer select:focus-visible{outline:3px solid #0072B2}
-.prism-explorer :is(.prism-note,.prism-three p,.prism-table+p){margin:4px 0;line-height:1.4;opacity:.8}
-.prism-explorer h3{font-size:14px;margin:8px 0 2px}
-.prism-explorer .prism-table{overflow-x:auto}.prism-explorer .prism-table table{border-collapse:collapse;width:100%}
-.prism-explorer .prism-table :is(th,td){text-align:left;padding:2px 8px 2px 0;border-bottom:1px solid #8883;
- font-size:12px;line-height:1.4}
-.prism-explorer .prism-table td:first-child{white-space:nowrap}
-.prism-explorer iframe{width:100%;border:1px solid #8888;border-radius:3px;box-sizing:border-box}
-.prism-explorer .prism-dark,:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-light{display:none}
-:is([data-jp-theme-light=false],.vscode-dark) .prism-explorer .prism-dark{display:inline}
-</style>"""
 Look = tuple[str, int]  # an SAE's name and a feature of it
 
 
@@ -88,8 +66,8 @@ class ExplorerWidget(widgets.VBox):
                            titles=["Sentence", "Search", "Steer", "Compare"])  # fmt: skip
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
-        wrap = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "8px"}
-        style = widgets.HTML(STYLE, layout={"display": "none"})
+        wrap = WRAP | {"align_items": "flex-start", "grid_gap": "8px"}
+        style = widgets.HTML(f"<style>{asset('widget.css')}</style>", layout={"display": "none"})
         super().__init__([style, self.sae, self.status, widgets.HBox([tabs, self.view], layout=wrap),
                           widgets.HBox(list(self.pins.values()), layout=wrap)])  # fmt: skip
         self.add_class("prism-explorer")
@@ -159,21 +137,18 @@ class FeatureView(widgets.VBox):
         self.explorer, self.look, self.at = explorer, look, -1
         self.seen: list[Look] = []
         self.near: list[int] = []
-        self.back, self.forward = _button("◀", "the feature before"), _button("▶", "the feature after")
+        self.back = button("◀", lambda: self._go(self.at - 1), "the feature before")
+        self.forward = button("▶", lambda: self._go(self.at + 1), "the feature after")
         narrow = {"width": "auto", "min_width": "0", "flex": "1 1 70px"}
         self.history = widgets.Dropdown(tooltip="features looked at", layout=narrow)
         self.related = widgets.Dropdown(tooltip="related features", layout=narrow)
-        self.pinners = {slot: _button(f"Pin {slot}", f"keep it below as {slot}, beside another") for slot in "AB"}
+        self.pinners = {slot: button(f"Pin {slot}", lambda slot=slot: self.seen and pin(slot),
+                                     f"keep it below as {slot}, beside another") for slot in "AB"}  # fmt: skip
         self.page, self.note = widgets.HTML(), widgets.HTML()
-        self.back.on_click(lambda _: self._go(self.at - 1))
-        self.forward.on_click(lambda _: self._go(self.at + 1))
         self.history.observe(self._remembered, "index")
         self.related.observe(self._related, "index")
-        for slot, button in self.pinners.items():
-            button.on_click(lambda _, slot=slot: self.seen and pin(slot))
-        bar = widgets.HBox([self.back, self.forward, self.history, self.related, *self.pinners.values()],
-                           layout={"flex_flow": "row wrap"})  # fmt: skip
-        super().__init__([bar, self.note, self.page])
+        bar = [self.back, self.forward, self.history, self.related, *self.pinners.values()]
+        super().__init__([widgets.HBox(bar, layout=WRAP), self.note, self.page])
 
     def show(self, sae: str, feature: int) -> None:
         """Show a page and remember it.
@@ -193,8 +168,8 @@ class FeatureView(widgets.VBox):
 
     def _fill_related(self, sae: str, feature: int) -> None:
         reading = self.explorer.reading(sae)
-        together = viz.co_active(reading.matrix, feature, NEAR)
-        alike = viz.decoder_neighbours(reading.dictionary.decoder, feature, NEAR)
+        together = co_active(reading.matrix, feature, NEAR)
+        alike = decoder_neighbours(reading.dictionary.decoder, feature, NEAR)
         self.near = [int(other) for other in [*together["feature"], *alike["feature"]]]
         names = [f"fires with {row.feature} ({row.jaccard:.2f})" for row in together.itertuples()]
         names += [f"points like {row.feature} ({row.cosine:.2f})" for row in alike.itertuples()]
@@ -226,16 +201,15 @@ class Pin(widgets.VBox):
         self.slot, self.look = slot, look
         self.pinned: Look | None = None
         self.title, self.page = widgets.HTML(), widgets.HTML()
-        self.show, self.unpin = _button("Go to it", "show it above"), _button("Unpin", "give the place up")
-        self.show.on_click(lambda _: self.pinned and look(*self.pinned))
-        self.unpin.on_click(lambda _: self.clear())
-        bar = widgets.HBox([self.title, self.show, self.unpin], layout={"flex_flow": "row wrap"})
+        self.show = button("Go to it", lambda: self.pinned and look(*self.pinned), "show it above")
+        self.unpin = button("Unpin", self.clear, "give the place up")
+        bar = widgets.HBox([self.title, self.show, self.unpin], layout=WRAP)
         super().__init__([bar, self.page], layout={"flex": "1 1 340px", "min_width": "0", "display": "none"})
 
     def put(self, sae: str, feature: int, page: str) -> None:
         """Keep a page."""
         self.pinned, self.page.value = (sae, feature), page
-        self.title.value = f"<b>{self.slot}: feature {feature} of {escape(sae)}</b>"
+        self.title.value = fragment("line", f"{self.slot}: feature {feature} of {sae}", "pinned", tag="b")
         self.layout.display = None
 
     def clear(self) -> None:
@@ -247,19 +221,49 @@ class Pin(widgets.VBox):
 def framed(page: str, title: str) -> str:
     """A whole document inside another: nothing in it runs, its links to other sites open beside the notebook.
 
-    Twice, light and dark, of which `STYLE` shows the one of the notebook's theme: a frame knows only the system's.
+    Twice, light and dark, of which `widget.css` shows the one of the notebook's theme: a frame knows only the system's.
     """
     head, body = page.split("</head>", 1)
     head = head.replace("<head>", '<head><base href="about:srcdoc">')  # else '#section' is one of the notebook's
     body = body.replace('<a href="http', '<a target="_blank" rel="noopener" href="http')
-    frames = ""
+    frames, rights = "", "allow-popups allow-popups-to-escape-sandbox"
     for theme, width in (("light", "max-width:0"), ("dark", "min-width:0")):  # never, and always
         themed = head.replace("prefers-color-scheme:dark", width).replace('"light dark"', f'"{theme}"')
-        frames += (f'<iframe class="prism-{theme}" title="{escape(title)}" style="height:{HEIGHT}px" '
-                   'sandbox="allow-popups allow-popups-to-escape-sandbox" '
-                   f'srcdoc="{escape(f"{themed}</head>{body}")}"></iframe>')  # fmt: skip
+        frames += fragment("frame", f"{themed}</head>{body}", title, rights, theme, HEIGHT)
     return frames
 
 
-def _button(text: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5) -> widgets.VBox:
+    """A widget to walk through features: type a number or pick a category's strongest.
+
+    Args:
+        matrix: sparse features of many tokens.
+        page: feature -> HTML; by default what `explore_feature` shows.
+        per_category: features offered for each category.
+
+    Returns:
+        A box whose children are the number, the choice and the view. A bad number shows a sentence in the view.
+    """
+    render = page or (lambda feature: explore_feature(matrix, feature).data)
+    options = _featured(matrix, per_category)
+    choice, view = widgets.Dropdown(options=options, description="or pick"), widgets.HTML()
+    number = widgets.IntText(choice.value or 0, description="feature")
+
+    def show(feature: int) -> None:
+        try:
+            view.value = render(matrix.check_feature(feature))
+        except (IndexError, ValueError) as error:
+            view.value = sentence(str(error))
+
+    number.observe(lambda change: show(change["new"]), "value")
+    choice.observe(lambda change: change["new"] is not None and setattr(number, "value", change["new"]), "value")
+    show(number.value)
+    return widgets.VBox([number, choice, view])
+
+
+def _featured(matrix: FeatureMatrix, per_category: int) -> list[tuple[str, int]]:
+    """Features worth a look: each category's specialists; without categories or specialists, the strongest."""
+    if "category" in matrix.table and len(found := specialists(matrix, k=per_category)):
+        pairs = zip(found["category"], found["feature"], strict=True)
+        return [(f"{category_title(name)} · {feature}", int(feature)) for name, feature in pairs]
+    return [(f"strongest · {feature}", int(feature)) for feature in strongest(matrix, 4 * per_category)["feature"]]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
 from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.interventions.changes import edited
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 STEERED = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_post")
 
@@ -104,6 +104,11 @@ def text_probe(texts: Sequence[str], kinds: Sequence[str], seed: int = 0) -> Pip
     Raises:
         ValueError: fewer than two kinds.
     """
+    from sklearn.feature_extraction.text import CountVectorizer  # here, because it takes a second to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
     if len(set(kinds)) < 2:
         raise ValueError(f"all texts are of the kind {set(kinds) or 'none'}; give texts of two kinds or more")
     words = CountVectorizer(token_pattern=r"\w+|[^\w\s]|[ \n\t]{2,}", lowercase=False, binary=True, min_df=3)

@@ -54,7 +54,7 @@ def build(notebooks: Path, out: Path, n_features: int = 0) -> list[Path]:
     texts = {pages[path]: _page(path, root, pages, copies) for path in (*paths, *documents)}
     texts |= {pages[path]: _page(path, root, pages, copies) for path in sorted(copies & sources)}
     if n_features:
-        from prism.gallery import write_gallery
+        from prism.explorer.gallery import write_gallery
         from prism.models import get_spec
 
         spec = get_spec()

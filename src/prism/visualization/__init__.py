@@ -1,4 +1,4 @@
-"""Figures, token shading, feature pages and the feature explorer: data in, a plotly Figure or HTML out."""
+"""Figures and shaded tokens: data in, a plotly Figure or HTML out."""
 
 from prism.visualization.attribution import effects_scatter, interval_bars, node_bars, set_curves
 from prism.visualization.auditing import ablation_figure, edit_figure, promise_figure, roc_figure, swap_figure
@@ -18,13 +18,9 @@ from prism.visualization.exploration import (
     null_figure,
     top_features_bars,
 )
-from prism.visualization.explorer import browse_features
-from prism.visualization.features import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
 from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
-from prism.visualization.gallery import gallery_index
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, unit_scores_figure
-from prism.visualization.pages import PAGE_STYLE, explore_feature, feature_in_short, feature_page
 from prism.visualization.sentence import sentence_heatmap
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (

@@ -46,7 +46,7 @@ def grouped_dots(
         fig.add_scatter(
             x=np.array([groups.index(name) for name in part[x]]) + (i - (len(kinds) - 1) / 2) * step, y=part["value"],
             mode="markers", name=short_label(kind, 40), error_y=bars, text=[short_label(name) for name in part[x]],
-            marker=dict(size=10, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
+            marker=dict(size=10, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 5]),
             hovertemplate=f"%{{text}}, {short_label(kind)}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
     for place in range(len(groups) - 1):

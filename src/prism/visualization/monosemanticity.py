@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,8 @@ from plotly.subplots import make_subplots
 from prism.analysis import Pair, example_rows, purity
 from prism.analysis.monosemanticity import CONTROL, FEATURE, NEURON
 from prism.features import FeatureMatrix
-from prism.visualization.pages import PAGE_STYLE
 from prism.visualization.style import BLUE, GREY, INK, VERMILLION, category_title, finish
-from prism.visualization.tokens import example_html, visible
+from prism.visualization.tokens import example, templates
 
 SCORE_TITLES = {
     "category_purity": "category purity", "token_purity": "token purity", "category_entropy": "category entropy",
@@ -132,20 +130,19 @@ def before_after(
     Raises:
         ValueError, IndexError: as `analysis.example_rows`.
     """
-    parts = [_unit_column(f"Neuron {pair.neuron}", neurons, pair.neuron, k, shown, which, seed),
-             _unit_column(f"Feature {pair.feature}", features, pair.feature, k, shown, which, seed)]  # fmt: skip
-    style = "grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr))"
-    return HTML(f'<style>{PAGE_STYLE}</style><div class="prism-page"><div class="grid" style="{style}">'
-                f"{''.join(parts)}</div></div>")  # fmt: skip
+    units = [_examples(f"Neuron {pair.neuron}", neurons, pair.neuron, k, shown, which, seed),
+             _examples(f"Feature {pair.feature}", features, pair.feature, k, shown, which, seed)]  # fmt: skip
+    page = templates().get_template("before_after.html")
+    return HTML(page.render(units=units, kind="top" if which == "top" else "sampled", k=k))
 
 
-def _unit_column(head: str, matrix: FeatureMatrix, unit: int, k: int, shown: int, which: str, seed: int) -> str:
-    """One unit: how far its examples agree, and the first of them, shaded."""
+def _examples(
+    head: str, matrix: FeatureMatrix, unit: int, k: int, shown: int, which: str, seed: int
+) -> dict[str, object]:
+    """One unit: how far its examples agree, and the first of them."""
     rows = example_rows(matrix, [unit], k, which, seed)
     scores, column = purity(rows, matrix.table).iloc[0], matrix.column(unit)
-    kind, category = "top" if which == "top" else "sampled", escape(category_title(scores["category"]))
-    note = (f"fires on {np.mean(column > 0):.1%} of tokens · most common in its {kind} {k}: {category} "
-            f"({scores['category_purity']:.0%}), token <code>{visible(scores['token'])}</code> "
-            f"({scores['token_purity']:.0%})")  # fmt: skip
-    body = "".join(example_html(matrix, column, row) for row in rows[0, :shown])
-    return f"<section><h1>{escape(head)}</h1><p>{note}</p>{body}</section>"
+    return {"head": head, "density": f"{np.mean(column > 0):.1%}", "category": category_title(scores["category"]),
+            "category_purity": f"{scores['category_purity']:.0%}", "token": scores["token"],
+            "token_purity": f"{scores['token_purity']:.0%}",
+            "examples": [example(matrix, column, row) for row in rows[0, :shown]]}  # fmt: skip

@@ -20,7 +20,7 @@ from prism.visualization.style import (
     finish,
     short_label,
 )
-from prism.visualization.tokens import visible
+from prism.visualization.tokens import marked, templates
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
@@ -151,12 +151,6 @@ def samples_table(samples: dict[str, Sequence[str]], prompts: Sequence[str], lim
     for way, texts in samples.items():
         if len(texts) != len(prompts):
             raise ValueError(f"{len(texts)} texts for '{way}' but {len(prompts)} prompts; give one for each")
-    cell = 'style="text-align:left;vertical-align:top;font-size:12px;overflow-wrap:anywhere;{}"'
-    head = "".join(f"<th {cell.format('')}>{short_label(name)}</th>" for name in ("opening", *samples))
-    body = ""
-    for i, prompt in enumerate(prompts):
-        texts = [prompt, *(texts[i] for texts in samples.values())]
-        shown = [visible(text[:limit]).replace("·", " ").replace("↵", "↵ ") for text in texts]
-        body += "<tr>" + "".join(f"<td {cell.format('color:#5a6169' if j == 0 else '')}>{text}</td>"
-                                 for j, text in enumerate(shown)) + "</tr>"  # fmt: skip
-    return f'<table style="table-layout:fixed;width:100%"><tr>{head}</tr>{body}</table>'
+    rows = [[marked(text[:limit]).replace("·", " ").replace("↵", "↵ ") for text in row]
+            for row in zip(prompts, *samples.values(), strict=True)]  # fmt: skip
+    return templates().get_template("samples.html").render(heads=("opening", *samples), rows=rows)

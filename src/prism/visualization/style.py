@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from prism.analysis.counting import as_array as as_array  # all figures take it from here
 from prism.data import CATEGORIES, CATEGORY_TITLES
 
 WIDTH = 900  # pixels: what a notebook cell shows at full size
@@ -83,11 +84,6 @@ def category_order(names: Iterable[str]) -> list[str]:
 def short_label(value: object, width: int = 60) -> str:
     """Text for a figure: plotly would read `<b>` as bold, and a long label pushes the axes aside."""
     return escape(textwrap.shorten(str(value), width, placeholder=" …") or " ", quote=False)
-
-
-def as_array(values: object) -> np.ndarray:
-    """A float numpy array from a list, a numpy array or a torch tensor (with or without gradient)."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
 
 
 def colour_bar(title: str) -> dict:

@@ -1,26 +1,50 @@
-"""Text as HTML, each token shaded by a value; everything escaped."""
+"""Text as HTML, each token shaded by a value; filled into templates, which escape everything."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prism.features import FeatureMatrix
 from prism.visualization.style import WINDOW, as_array, category_title
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+FOLDER = Path(__file__).with_name("templates")
+
+
+class Tight(FileSystemLoader):
+    """Templates from folders; a line break between two tags, and what indents the next line, is none of the page's."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple:
+        """See jinja2."""
+        source, *rest = super().get_source(environment, template)
+        return re.sub(r"(?<=[>}])\n\s*(?=[<{])", "", source), *rest
+
+
+@functools.cache
+def templates(*folders: Path) -> Environment:
+    """The templates of these folders and of this room; what is filled in is escaped, and what is missing raises."""
+    made = Environment(loader=Tight([*folders, FOLDER]), autoescape=True, undefined=StrictUndefined)
+    made.filters["marked"], made.tests["harmless"] = marked, _harmless
+    return made
+
+
+def _harmless(address: str) -> bool:
+    """False for addresses of a kind that could run code (`javascript:`, `data:`)."""
+    scheme = SCHEME.match("".join(c for c in address if c > " "))  # browsers skip white space in it, too
+    return not scheme or scheme[1].lower() in ("http", "https")
 
 
 def link(address: str, text: str) -> str:
-    """An HTML link; the text alone where the address is of a kind that could run code (`javascript:`, `data:`)."""
-    scheme = SCHEME.match("".join(c for c in address if c > " "))  # browsers skip white space in it, too
-    if scheme and scheme[1].lower() not in ("http", "https"):
-        return escape(text)
-    return f'<a href="{escape(address)}">{escape(text)}</a>'
+    """An HTML link; the text alone where the address is of a kind that could run code."""
+    return str(templates().get_template("tokens.html").module.link(address, text))
 
 
 def marked(token: str) -> str:
@@ -50,51 +74,36 @@ def token_shading(
     Raises:
         ValueError: as many activations as tokens are needed.
     """
+    shades = shaded(tokens, activations, maximum, start)
+    return str(templates().get_template("tokens.html").module.shading(shades, title))
+
+
+def shaded(
+    tokens: Sequence[str], activations: Float[np.ndarray, " pos"], maximum: float | None = None, start: int = 0
+) -> list[tuple[str, float, float, int]]:
+    """What the macro `shading` shows: token, value, share of the maximum, position. Args, errors: as above."""
     values = np.nan_to_num(as_array(activations))
     if values.shape != (len(tokens),):
         raise ValueError(f"{len(tokens)} tokens but activations of shape {values.shape}: give one value per token")
-    shares = np.clip(values / maximum if maximum else values / max(values.max(initial=0), 1e-9), 0, 1)
-    spans = [_span(*row) for row in zip(tokens, values, shares, range(start, start + len(tokens)), strict=True)]
-    head = f'<div style="font-weight:600;margin-bottom:4px">{escape(title)}</div>' if title else ""
-    return (f'<div class="prism-tokens" dir="ltr" style="margin:6px 0">{head}<div style="font-family:ui-monospace,'
-            f'Menlo,Consolas,monospace;font-size:13px;line-height:1.75;overflow-wrap:anywhere">{"".join(spans)}'
-            "</div></div>")  # fmt: skip
+    shares = np.clip(values / (maximum or max(values.max(initial=0), 1e-9)), 0, 1)
+    return [*zip(tokens, values.tolist(), shares.tolist(), range(start, start + len(tokens)), strict=True)]
 
 
-def _span(token: str, value: float, share: float, position: int) -> str:
-    """One token. Past 0.65 it is bold, and black: the orange is too bright for the light text of a dark page."""
-    hover = f"{visible(token)} · activation {value:.3f} · position {position}"
-    tag, ink = ("b", ";color:#000") if share > 0.65 else ("span", "")
-    style = f' style="background:rgba(230,159,0,{share:.2f});border-radius:2px{ink}"' if share >= 0.005 else ""
-    return f'<{tag} title="{hover}"{style}>{visible(token).replace("↵", "↵<br>")}</{tag}><wbr>'
-
-
-def example_html(matrix: FeatureMatrix, column: Float[np.ndarray, " tokens"], row: int, values: bool = False) -> str:
-    """The window around one token, never across the end of its text, with the activation there and the category.
+def example(
+    matrix: FeatureMatrix, column: Float[np.ndarray, " tokens"], row: int, listed: bool = False
+) -> dict[str, object]:
+    """What the macro `example` shows: the window around one token, never across the end of its text.
 
     Args:
         matrix: for its table of tokens.
         column: a unit's activation on every token; its maximum gets the full colour.
         row: the token in the middle.
-        values: add a table of the activations that opens without a mouse.
+        listed: with a table of the activations, which opens without a mouse.
     """
     texts = matrix.table["text"].to_numpy()
     window = np.arange(max(row - WINDOW, 0), min(row + WINDOW + 1, len(texts)))
     window = window[texts[window] == texts[row]]
     part = matrix.table.iloc[window]
-    category = f" · {escape(category_title(part['category'].iloc[0]))}" if "category" in part else ""
-    start, maximum = int(part["position"].iloc[0]), float(column.max())
-    tokens = part["token"].tolist()
-    shading = token_shading(tokens, column[window], maximum=maximum, start=start)
-    more = _value_table(tokens, column[window], start) if values else ""
-    return f'<div class="example"><small>{column[row]:.2f} · text {texts[row]}{category}</small>{shading}{more}</div>'
-
-
-def _value_table(tokens: Sequence[str], values: np.ndarray, start: int) -> str:
-    """What hovering shows, for keyboards and touch screens: the tokens above zero."""
-    cells = "".join(
-        f"<tr><td><code>{visible(token)}</code></td><td>{start + i}</td><td>{value:.3f}</td></tr>"
-        for i, (token, value) in enumerate(zip(tokens, values, strict=True)) if value > 0
-    )  # fmt: skip
-    head = '<tr><th scope="col">token</th><th scope="col">position</th><th scope="col">activation</th></tr>'
-    return f"<details><summary>values (0 where not listed)</summary><table>{head}{cells}</table></details>"
+    tokens = shaded(part["token"].tolist(), column[window], float(column.max()), int(part["position"].iloc[0]))
+    category = category_title(part["category"].iloc[0]) if "category" in part else ""
+    return {"activation": column[row], "text": texts[row], "category": category, "tokens": tokens, "listed": listed}

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from prism.analysis.counting import as_array
+from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
-from prism.visualization.style import as_array, category_order
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def _category_profile(column: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
     peaks = texts.groupby("text", sort=False).agg(category=("category", "first"), max=("max", "max"))
     profile = peaks.groupby("category", sort=False, observed=True)["max"].agg(
         texts="size", share_firing=lambda peak: float((peak > 0).mean()), mean_max="mean")  # fmt: skip
-    return profile.loc[category_order(profile.index)].reset_index()
+    known = [name for name in CATEGORIES if name in profile.index]
+    return profile.loc[[*known, *profile.index.difference(known, sort=False)]].reset_index()
 
 
 def top_logits(

@@ -16,25 +16,25 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from prism.explorer import (
-    ERRORS,
-    HOWS,
-    MAX_CHARACTERS,
-    MAX_NEW_TOKENS,
-    MAX_STRENGTH,
-    RARE,
-    WAYS,
-    Explorer,
-    answers,
-    categories,
-)
+from prism.explorer import answers
 from prism.explorer.guard import HOST, Guard, listen
-from prism.explorer.look import CSS, FOLLOW, HELP, PICK, theme
-from prism.explorer.markup import feature_button, inert, sentence
+from prism.explorer.markup import asset, fragment, sentence
+from prism.explorer.search import WAYS, categories
+from prism.explorer.session import ERRORS, MAX_CHARACTERS, RARE, Explorer
+from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
 
 QUEUE = 16  # questions that may wait; one is answered at a time
 HISTORY = 12  # features kept at hand
 WRONG = "Something went wrong; the terminal says what. The app goes on: change something and try again."
+ONE_A_LINE = "Texts that share a concept, one a line"
+HELP = {
+    "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
+    "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
+    "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
+    "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
+             "and with a control of the same kind.",
+    "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
+}  # fmt: skip
 
 
 def safely(function: Callable, outputs: int = 1) -> Callable:
@@ -64,7 +64,10 @@ def words(error: Exception) -> str:
 
 
 class Page:
-    """The components of the page, tab by tab, and what they ask of an explorer."""
+    """The components of the page, tab by tab, and what they ask of an explorer.
+
+    It loads the explorer's default SAE and answers the examples, so that all code has run once.
+    """
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer, self.picks = explorer, []
@@ -98,29 +101,28 @@ class Page:
         self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
                                 container=False, elem_id="rare")  # fmt: skip
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
-        self.tokens = gr.HTML(buttons, js_on_load=PICK, elem_id="tokens")
+        self.tokens = gr.HTML(buttons, js_on_load=asset("pick.js"), elem_id="tokens")
         self.found = self._pickable(strongest, "found")
 
     def _feature(self, first: int) -> None:
         with gr.Row(elem_classes="prism-row"):
             self.number = gr.Number(first, label="Feature", precision=0, elem_id="number", min_width=120)
             self.show = gr.Button("Show", variant="primary", elem_id="show", min_width=70)
-            self.back = gr.Button("Previous", elem_id="previous", min_width=70)
-            self.on = gr.Button("Next", elem_id="next", min_width=70)
-            self.pin = gr.Button("Pin beside", elem_id="pin", min_width=70)
+            self.back, self.on, self.pin = (gr.Button(text, elem_id=text.split()[0].lower(), min_width=70)
+                                            for text in ("Previous", "Next", "Pin beside"))  # fmt: skip
         self.history = self._pickable("", "history")
         page = answers.read_feature(self.explorer, first, self.explorer.default)
         with gr.Row():
             with gr.Column(min_width=300):
-                self.page = gr.HTML(page, js_on_load=FOLLOW, elem_id="page")
+                self.page = gr.HTML(page, js_on_load=asset("follow.js"), elem_id="page")
             with gr.Column(min_width=300, visible=False) as self.beside:
-                self.pinned = gr.HTML(js_on_load=FOLLOW, elem_id="pinned")
+                self.pinned = gr.HTML(js_on_load=asset("follow.js"), elem_id="pinned")
                 self.unpin = gr.Button("Unpin", elem_id="unpin")
         self.picks += [self.page, self.pinned]
 
     def _search(self) -> None:
         self.way = gr.Radio([(f"by {way}", way) for way in WAYS], value="concept", label="Search", elem_id="way")
-        self.query = _textbox("Texts that share a concept, one a line", answers.EXAMPLES["concept"], "query", 3)
+        self.query = _textbox(ONE_A_LINE, answers.EXAMPLES["concept"], "query", 3)
         self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="prism-go")
         self.results = self._pickable("", "results")
 
@@ -147,7 +149,7 @@ class Page:
 
     def _pickable(self, html: str, name: str) -> gr.HTML:
         """A piece of page whose feature buttons open pages."""
-        self.picks.append(gr.HTML(html, js_on_load=PICK, elem_id=name))
+        self.picks.append(gr.HTML(html, js_on_load=asset("pick.js"), elem_id=name))
         return self.picks[-1]
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -179,11 +181,12 @@ class Page:
         answer([self.search.click, self.query.submit], on(answers.search_features, explorer),
                [self.way, self.query, self.sae], [self.results])  # fmt: skip
         settings = [self.prompt, self.steered, self.how, self.strength, self.n_tokens, self.temperature, self.seed]
-        answer([self.write.click, self.prompt.submit], on(answers.write, explorer), [*settings, self.sae],
-               [self.written])  # fmt: skip
+        settings += [self.sae]
+        answer([self.write.click, self.prompt.submit], on(answers.write, explorer), settings, [self.written])
         gr.on([self.compare.click, self.compared.submit], self._compare_all, [self.compared, self.chosen],
               [self.comparison], **ask)  # fmt: skip
-        self.sae.input(self._loading, [self.sae], [self.about], api_visibility="private").then(
+        wait = "Loading {}: some seconds the first time …"
+        self.sae.input(lambda sae: sentence(wait.format(sae)), self.sae, self.about, api_visibility="private").then(
             safely(self._changed, 5), [self.sae, self.text, self.rare],
             [self.about, self.tokens, self.found, self.read, self.page], **ask)  # fmt: skip
 
@@ -199,9 +202,7 @@ class Page:
     def _show(self, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         page = answers.read_feature(self.explorer, feature, sae, read[0])
         visited = [(sae, feature), *(seen for seen in visited if seen != (sae, feature))][:HISTORY]
-        many = len({name for name, _ in visited}) > 1
-        buttons = "".join(feature_button(f, name, f"{name} {f}" if many else str(f)) for name, f in visited)
-        return page, inert(f"<nav aria-label='Recent'>Recent: {buttons}</nav>"), visited
+        return page, fragment("recent", visited), visited
 
     def _walk(self, step: int, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         """The feature before or after, round the ends."""
@@ -238,17 +239,10 @@ class Page:
 
     def _example(self, way: str):
         titles = categories(self.explorer.reading())
-        label = {
-            "number": "A feature's number",
-            "token": "A token, such as a frequent word",
-            "category": "One of: " + ", ".join(titles),
-            "concept": "Texts that share a concept, one a line",
-        }
+        label = {"number": "A feature's number", "token": "A token, such as a frequent word",
+                 "category": f"One of: {', '.join(titles)}", "concept": ONE_A_LINE}  # fmt: skip
         value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
         return gr.Textbox(value=value, label=label[way])
-
-    def _loading(self, sae: str) -> str:
-        return sentence(f"Loading {sae}: some seconds the first time …")
 
     def _changed(self, sae: str, text: str, rare: bool) -> tuple:
         about = answers.about(self.explorer, sae)
@@ -272,17 +266,16 @@ def _whole(value: object) -> int:
         raise ValueError("That is no whole number.") from None
 
 
-def build(explorer: Explorer) -> gr.Blocks:
-    """The page; loads the explorer's default SAE and answers the examples, so that all code has run once."""
-    return Page(explorer).blocks
-
-
 def application(explorer: Explorer) -> FastAPI:
     """The page behind its guard: no uploads, no files, no other host's name, nothing loaded from elsewhere."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    theme = gr.themes.Default(  # in the fonts of the reader's system: none is fetched
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+        primary_hue="blue", text_size="md",
+    )  # fmt: skip
     app = gr.mount_gradio_app(
-        app, build(explorer), "/", server_name=HOST, footer_links=[], run_history=False, max_file_size="1b",
-        ssr_mode=False, pwa=False, enable_monitoring=False, mcp_server=False, theme=theme(), css=CSS,
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Page(explorer).blocks, "/", server_name=HOST,
+        footer_links=[], run_history=False, max_file_size="1b", ssr_mode=False, pwa=False, enable_monitoring=False,
+        mcp_server=False, theme=theme, css=asset("app.css"),
     )  # fmt: skip
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])

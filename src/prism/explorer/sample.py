@@ -1,0 +1,159 @@
+"""The texts that pages, searches and explanations rest on, through an SAE; and what its features write."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch.nn.utils.rnn import pad_sequence
+
+from prism import autointerp as ai
+from prism.data import (
+    CACHE,
+    TokenBatch,
+    cache_key,
+    corpus_batch,
+    held_out_documents,
+    load_texts,
+    token_table,
+    token_text,
+    tokenize,
+    training_documents,
+)
+from prism.features import FeatureMatrix, encode_features
+from prism.models import ModelSpec, SaeSpec
+
+EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS = 140, 80  # of the model's corpus, beside the labelled texts
+CORPUS = "Corpus documents"  # what the pages call the category of documents that have no label
+NOT_EXPLAINED = "Not explained: it fires in too few places of these texts, or in too many."
+EXPLAIN_SIZES = ai.Sizes(firing=40, silent=40)  # windows that an explanation's cut is fitted on
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The texts of a gallery through an SAE.
+
+    Attributes:
+        matrix: of the labelled texts and of documents of the corpus.
+        labelled: True on tokens of the labelled texts to search for specialists in.
+        held: True on tokens that explanations are scored on, False on those that they are made from.
+    """
+
+    matrix: FeatureMatrix
+    labelled: Bool[np.ndarray, " tokens"]
+    held: Bool[np.ndarray, " tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class PageFacts:
+    """What a page says beyond the sample.
+
+    Attributes:
+        title: model and SAE, in words.
+        decoder: the SAE's.
+        unembed: from the space that the SAE reads to logits; None where there is no direct way.
+        vocabulary: tokens by id.
+    """
+
+    title: str
+    decoder: Float[np.ndarray, "d_sae d_in"]
+    unembed: Float[np.ndarray, "d_in d_vocab"] | None
+    vocabulary: list[str]
+
+
+def read_sample(spec: ModelSpec, model, sae) -> Sample:
+    """All labelled texts and some documents of the model's corpus, through the SAE.
+
+    Explanations are made from the texts to discover with and the documents that SAEs train on, and scored on others.
+    The features are kept in the cache: a second call with the same model, SAE and texts runs no model.
+
+    Raises:
+        ValueError: the model's context is too short for the labelled texts.
+    """
+    tokenizer, batches, categories, held = model.tokenizer, [], [], []
+    for split, documents in (
+        ("discover", training_documents(spec.corpus).head(EXPLAIN_DOCUMENTS)),
+        ("confirm", held_out_documents(spec.corpus).head(SCORE_DOCUMENTS)),
+    ):
+        texts = load_texts(split)
+        try:
+            batches.append(tokenize(list(texts["text"]), tokenizer, spec.context))
+        except ValueError as error:
+            raise ValueError(f"{spec.name} cannot read the labelled texts: {error}") from None
+        batches.append(corpus_batch(documents, tokenizer, spec.context))
+        categories += [*texts["category"], *[CORPUS] * len(batches[-1])]
+        held += [split == "confirm"] * (len(texts) + len(batches[-1]))
+    batch = _joined(batches)
+    table = token_table(batch, tokenizer, categories)
+    rows, held = table["text"].to_numpy(), np.array(held)
+    return Sample(_encoded(spec, model, sae, batch, table), rows < len(batches[0]), held[rows])
+
+
+def _encoded(spec: ModelSpec, model, sae, batch: TokenBatch, table: pd.DataFrame) -> FeatureMatrix:
+    """`encode_features`, from the cache if it is there, else into it."""
+    texts = zlib.crc32(np.ascontiguousarray(batch.tokens)) ^ zlib.crc32(np.ascontiguousarray(batch.keep))
+    made_by = {"model": _fingerprint(model), "sae": _fingerprint(sae), "settings": sae.cfg.to_dict()}
+    words = "\n".join([*table["category"], *table["token"].cat.categories])  # a token may be named anew
+    key = cache_key(**made_by, texts=texts, words=zlib.crc32(words.encode()))
+    path = CACHE / "samples" / f"{spec.name}_{made_by['sae']}.safetensors"
+    try:
+        return FeatureMatrix.load(path, key)
+    except (FileNotFoundError, ValueError):  # none yet, or of another model, or damaged: it is made anew
+        matrix = encode_features(model, sae, batch, table, batch_size=8, progress=f"{spec.name} reads the sample")
+    try:
+        matrix.save(path, key)
+    except OSError as error:
+        print(f"The sample is not kept for the next start: {error}", file=sys.stderr)
+    return matrix
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    """What tells a module's weights from others: a checksum of up to 4,096 numbers of each tensor, evenly spaced."""
+    found = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        some = tensor.flatten()[:: max(1, tensor.numel() // 4_096)].float().cpu().contiguous()
+        found = zlib.crc32(some.numpy(), zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), found))
+    return f"{found:08x}"
+
+
+def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> PageFacts:
+    """What pages about the SAE's features say beyond the sample."""
+    title = f"{spec.title}, {sae_spec.name}: {sae_spec.title}"
+    vocabulary = [token_text(model.tokenizer, token) for token in range(model.cfg.d_vocab)]
+    return PageFacts(title, sae.W_dec.float().numpy(), _unembedding(model, sae), vocabulary)
+
+
+def _joined(batches: list[TokenBatch]) -> TokenBatch:
+    """Batches one below the other, padded at the end to the longest (with BOS, as each of them is)."""
+    tokens, keep = ([row for batch in batches for row in getattr(batch, name)] for name in ("tokens", "keep"))
+    return TokenBatch(pad_sequence(tokens, True, int(tokens[0][0])), pad_sequence(keep, True, False))
+
+
+def explanations(sample: Sample, features: Iterable[int]) -> dict[int, tuple[str, dict[str, float]]]:
+    """Feature -> its explanation by counting, and that explanation's scores on the held-out texts (empty if none)."""
+    explain = ai.Examples(sample.matrix.select(~sample.held), sizes=EXPLAIN_SIZES)
+    held = ai.Examples(sample.matrix.select(sample.held))
+    counter, found = ai.TokenStatistics(explain), {}
+    for feature in features:
+        explanation = counter.explain(feature) if explain.scorable(feature) else None
+        results = ai.score(explanation, held, feature) if explanation and held.scorable(feature) else {}
+        scores = {name.replace("_hard", ", same tokens"): results[name] for name in ai.SCORES if name in results}
+        found[feature] = (explanation.sentence if explanation else NOT_EXPLAINED, scores)
+    return found
+
+
+def _unembedding(model, sae) -> Float[np.ndarray, "d_in d_vocab"] | None:
+    """From the SAE's space to logits: directly, or by the way of the MLP's output weights for an SAE on neurons."""
+    unembed, hook = model.W_U.float().cpu(), sae.cfg.metadata.hook_name
+    if sae.cfg.d_in == len(unembed):
+        return unembed.numpy()
+    if not hook.endswith("mlp.hook_post"):
+        return None
+    out = model.W_out[int(hook.split(".")[1])].float()
+    return (out @ unembed).numpy() if out.shape == (sae.cfg.d_in, len(unembed)) else None
