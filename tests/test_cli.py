@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -295,10 +296,14 @@ def repos() -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture
-def gpt2_only(monkeypatch) -> None:
-    """A registry without other models from the hub."""
-    for name in set(models.MODELS) - {"mini", "gpt2-small"}:
-        monkeypatch.delitem(models.MODELS, name)
+def gpt2_only() -> Iterator[None]:
+    """A registry without other models from the hub; afterwards as it was, its order too."""
+    kept = dict(models.MODELS)
+    for name in kept.keys() - {"mini", "gpt2-small"}:
+        del models.MODELS[name]
+    yield
+    models.MODELS.clear()
+    models.MODELS.update(kept)
 
 
 def test_doctor_says_what_is_cached_and_asks_nobody(gpt2_only, repos, tmp_path, monkeypatch, capsys) -> None:
