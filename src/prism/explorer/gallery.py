@@ -45,22 +45,17 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
     sae = load_sae(spec, sae_spec.name)
     if n > sae.cfg.d_sae:
         raise ValueError(f"{n:,} pages; the SAE '{sae_spec.name}' has {sae.cfg.d_sae:,} features, give at most as many")
-    _make_folder(out)
-    model = load_model(spec, sae)
-    sample = read_sample(spec, model, sae)
-    chosen = choose_features(sample, n)
-    dictionary = read_dictionary(spec, sae_spec, model, sae)
-    rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
-    n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
-    write_text(out / "index.html", gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
-    return out / "index.html"
-
-
-def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder '{out}' ({error.strerror}); choose another one") from None
+    model = load_model(spec, sae)
+    sample, dictionary = read_sample(spec, model, sae), read_dictionary(spec, sae_spec, model, sae)
+    chosen = choose_features(sample, n)
+    rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
+    n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
+    write_text(out / "index.html", gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
+    return out / "index.html"
 
 
 def choose_features(sample: Sample, n: int, seed: int = 0) -> dict[int, str]:

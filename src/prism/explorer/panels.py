@@ -1,4 +1,7 @@
-"""The parts of the notebook's explorer: rows to pick from, a sentence token by token, a search, feature pages."""
+"""The parts of the notebook's explorer to find a feature in: a sentence token by token, a search, rows to pick from.
+
+Each of them calls `pick` with the feature that is picked.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +72,7 @@ def button(
 
 
 class Rows(widgets.VBox):
-    """Features to pick from, one a row: buttons, since JupyterLab keeps the arrow keys that a list would need.
-
-    Args:
-        pick: hears of the feature that is picked.
-    """
+    """Features to pick from, one a row: buttons, since JupyterLab keeps the arrow keys that a list would need."""
 
     def __init__(self, pick: Callable[[int], None]) -> None:
         self.pick, self.features = pick, []
@@ -111,13 +110,7 @@ def _cell(name: str, value: object) -> str:
 
 
 class SentencePanel(widgets.VBox):
-    """A text of the reader's own: its tokens, shaded; the features of each; where the chosen feature fires.
-
-    Args:
-        explorer: reads the text.
-        pick: hears of the feature that is picked.
-        text: to begin with.
-    """
+    """A text of the reader's own: its tokens, shaded; the features of each; where the chosen feature fires."""
 
     def __init__(self, explorer: Explorer, pick: Callable[[int], None], text: str) -> None:
         self.explorer, self.sae, self.feature = explorer, explorer.default, None
@@ -230,12 +223,7 @@ def _rule(selector: str, share: float) -> str:
 
 
 class SearchPanel(widgets.VBox):
-    """Find a feature by one of `search.WAYS`.
-
-    Args:
-        explorer: searches.
-        pick: hears of the feature that is picked, or found by its number.
-    """
+    """Find a feature by one of `search.WAYS`; one that is found by its number is picked at once."""
 
     def __init__(self, explorer: Explorer, pick: Callable[[int], None]) -> None:
         self.explorer, self.sae, self.pick, self.found = explorer, explorer.default, pick, False

@@ -13,12 +13,7 @@ from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
 
 
 class Trial(widgets.VBox):
-    """Settings, a button, and what `answer` makes of them; a mistake is a sentence above what came before.
-
-    Args:
-        settings: the widgets to show above the button.
-        verb: on the button.
-    """
+    """Settings, a button with a verb, and what `answer` makes of them; a mistake is a sentence above what was there."""
 
     def __init__(self, settings: list[widgets.Widget], verb: str) -> None:
         self.note, self.shown = widgets.HTML(), widgets.HTML()
@@ -40,11 +35,7 @@ class Trial(widgets.VBox):
 
 
 class SteerPanel(Trial):
-    """The model goes on from a prompt: unchanged, with a feature changed, with a control of the same kind.
-
-    Args:
-        explorer: steers.
-    """
+    """The model goes on from a prompt: unchanged, with a feature changed, with a control of the same kind."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer, self.sae = explorer, explorer.default
@@ -75,12 +66,7 @@ class SteerPanel(Trial):
 
 
 class ComparePanel(Trial):
-    """What each of some SAEs keeps of a text, and which of its features are strongest there.
-
-    Args:
-        explorer: compares.
-        text: to begin with.
-    """
+    """What each of some SAEs keeps of a text, and which of its features are strongest there."""
 
     def __init__(self, explorer: Explorer, text: str) -> None:
         self.explorer = explorer
@@ -92,4 +78,4 @@ class ComparePanel(Trial):
     def answer(self) -> Iterator[str]:
         """The measures, then one SAE's features after another's."""
         chosen = [box.description for box in self.boxes if box.value]
-        yield from answers.compare(self.explorer, self.text.value, chosen, buttons=False)
+        return answers.compare(self.explorer, self.text.value, chosen, buttons=False)

@@ -127,10 +127,7 @@ class ExplorerWidget(widgets.VBox):
 class FeatureView(widgets.VBox):
     """One feature's page, the features looked at before, and those related to it.
 
-    Args:
-        explorer: writes the pages.
-        look: hears of an SAE and a feature to go to.
-        pin: hears of the slot, 'A' or 'B', that the page is to be kept in.
+    `look` is called with an SAE and a feature to go to, `pin` with the slot, 'A' or 'B', that is to keep the page.
     """
 
     def __init__(self, explorer: Explorer, look: Callable[[str, int], None], pin: Callable[[str], None]) -> None:
@@ -190,12 +187,7 @@ class FeatureView(widgets.VBox):
 
 
 class Pin(widgets.VBox):
-    """A place for a page that stays while others are looked at.
-
-    Args:
-        slot: its letter.
-        look: hears of the SAE and the feature to go back to.
-    """
+    """A place for a page that stays while others are looked at; `look` is called to go back to it."""
 
     def __init__(self, slot: str, look: Callable[[str, int], None]) -> None:
         self.slot, self.look = slot, look
@@ -234,7 +226,7 @@ def framed(page: str, title: str) -> str:
 
 
 def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5) -> widgets.VBox:
-    """A widget to walk through features: type a number or pick a category's strongest.
+    """A widget to walk through features: type a number, or pick a category's specialist or else one of the strongest.
 
     Args:
         matrix: sparse features of many tokens.
@@ -245,7 +237,10 @@ def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_
         A box whose children are the number, the choice and the view. A bad number shows a sentence in the view.
     """
     render = page or (lambda feature: explore_feature(matrix, feature).data)
-    options = _featured(matrix, per_category)
+    found = specialists(matrix, k=per_category) if "category" in matrix.table else ()
+    if not len(found):
+        found = strongest(matrix, 4 * per_category).assign(category="strongest")
+    options = [(f"{category_title(row.category)} · {row.feature}", int(row.feature)) for row in found.itertuples()]
     choice, view = widgets.Dropdown(options=options, description="or pick"), widgets.HTML()
     number = widgets.IntText(choice.value or 0, description="feature")
 
@@ -259,11 +254,3 @@ def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_
     choice.observe(lambda change: change["new"] is not None and setattr(number, "value", change["new"]), "value")
     show(number.value)
     return widgets.VBox([number, choice, view])
-
-
-def _featured(matrix: FeatureMatrix, per_category: int) -> list[tuple[str, int]]:
-    """Features worth a look: each category's specialists; without categories or specialists, the strongest."""
-    if "category" in matrix.table and len(found := specialists(matrix, k=per_category)):
-        pairs = zip(found["category"], found["feature"], strict=True)
-        return [(f"{category_title(name)} · {feature}", int(feature)) for name, feature in pairs]
-    return [(f"strongest · {feature}", int(feature)) for feature in strongest(matrix, 4 * per_category)["feature"]]
