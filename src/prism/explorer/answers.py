@@ -26,6 +26,15 @@ EXAMPLES = {  # a question for each way of searching, right for every model
     "token": "because",
     "concept": "This court shall hear the appeal.\nA lawyer signed the contract.\nUnder this law, tenants shall pay.",
 }
+ONE_A_LINE = "Texts that share a concept, one a line"
+HELP = {  # a tab of the web page -> what it is for
+    "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
+    "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
+    "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
+    "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
+             "and with a control of the same kind.",
+    "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
+}  # fmt: skip
 
 
 def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tuple[str, str]:

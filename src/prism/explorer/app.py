@@ -26,15 +26,6 @@ from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
 QUEUE = 16  # questions that may wait; one is answered at a time
 HISTORY = 12  # features kept at hand
 WRONG = "Something went wrong; the terminal says what. The app goes on: change something and try again."
-ONE_A_LINE = "Texts that share a concept, one a line"
-HELP = {
-    "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
-    "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
-    "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
-    "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
-             "and with a control of the same kind.",
-    "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
-}  # fmt: skip
 
 
 def safely(function: Callable, outputs: int = 1) -> Callable:
@@ -88,7 +79,7 @@ class Page:
                                           ("steer", "Steer", functools.partial(self._steer, first)),
                                           ("compare", "Compare SAEs", self._compare)):  # fmt: skip
                     with gr.Tab(title, id=name):
-                        gr.HTML(sentence(HELP[name], "help"))
+                        gr.HTML(sentence(answers.HELP[name], "help"))
                         fill()
             self._connect()
         self.blocks.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
@@ -122,7 +113,7 @@ class Page:
 
     def _search(self) -> None:
         self.way = gr.Radio([(f"by {way}", way) for way in WAYS], value="concept", label="Search", elem_id="way")
-        self.query = _textbox(ONE_A_LINE, answers.EXAMPLES["concept"], "query", 3)
+        self.query = _textbox(answers.ONE_A_LINE, answers.EXAMPLES["concept"], "query", 3)
         self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="prism-go")
         self.results = self._pickable("", "results")
 
@@ -240,7 +231,7 @@ class Page:
     def _example(self, way: str):
         titles = categories(self.explorer.reading())
         label = {"number": "A feature's number", "token": "A token, such as a frequent word",
-                 "category": f"One of: {', '.join(titles)}", "concept": ONE_A_LINE}  # fmt: skip
+                 "category": f"One of: {', '.join(titles)}", "concept": answers.ONE_A_LINE}  # fmt: skip
         value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
         return gr.Textbox(value=value, label=label[way])
 
