@@ -101,12 +101,10 @@ def _phases(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from prism.press.notebooks import find_notebooks
+    from prism.press import notebooks, running
 
-    paths = find_notebooks(options.notebooks, options.only)
+    paths = notebooks.find_notebooks(options.notebooks, options.only)
     print(f"{len(paths)} notebook{'s' * (len(paths) != 1)} to run", flush=True)
-    from prism.press import running
-
     return 0 if running.write_runs(paths, options.model, options.out) else 1
 
 

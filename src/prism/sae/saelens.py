@@ -214,8 +214,8 @@ def check_settings(sae: SAE) -> None:
 
 def _check_architecture(name: str | None, known: Collection[str]) -> None:
     if name not in known:
-        raise ValueError(f"no counterpart of SAELens' '{name}' here; there is one of {', '.join(known)}"
-                         + ("; a transcoder rebuilds another activation than it reads" * ("transcoder" in str(name))))
+        why = "; a transcoder rebuilds another activation than it reads" if "transcoder" in str(name) else ""
+        raise ValueError(f"no counterpart of SAELens' '{name}' here; there is one of {', '.join(known)}{why}")
 
 
 def _check_activation(cfg: dict, settings: dict) -> None:
