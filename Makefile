@@ -71,5 +71,6 @@ execute: $(VENV)/.installed-dev  ## run every notebook and keep the outputs in n
 bench: $(VENV)/.installed  ## speeds side by side: harvest, passes, feature scan, SAE training step
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 
-lint: $(VENV)/.installed-dev  ## ruff
+lint: $(VENV)/.installed-dev  ## ruff: what it finds, and whether the tree stands as it formats it
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

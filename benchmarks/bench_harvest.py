@@ -86,10 +86,23 @@ def activations_store(model: TransformerBridge, tokens: Tensor, hook: str) -> Ac
     """SAELens' own harvester on the same tokens, from memory; it reads the sequences once for each run."""
     rows = datasets.Dataset.from_dict({"tokens": tokens.repeat(RUNS + 2, 1).tolist()})
     return ActivationsStore(
-        model, rows, False, hook, None, CONTEXT, D_IN, n_batches_in_buffer=2, total_training_tokens=tokens.numel(),
-        store_batch_size_prompts=SEQUENCES, train_batch_size_tokens=tokens.numel(), prepend_bos=True,
-        normalize_activations="none", device=torch.device("cpu"), dtype="float32", disable_concat_sequences=False,
-    )  # fmt: skip
+        model,
+        rows,
+        False,
+        hook,
+        None,
+        CONTEXT,
+        D_IN,
+        n_batches_in_buffer=2,
+        total_training_tokens=tokens.numel(),
+        store_batch_size_prompts=SEQUENCES,
+        train_batch_size_tokens=tokens.numel(),
+        prepend_bos=True,
+        normalize_activations="none",
+        device=torch.device("cpu"),
+        dtype="float32",
+        disable_concat_sequences=False,
+    )
 
 
 def products_alone(n_tokens: int) -> Callable[[], None]:
@@ -144,8 +157,10 @@ def full_scan() -> None:
     before, start = peak_so_far(), time.process_time()
     encode_activations(sae, in_turn(), table).statistics(TOP)
     total, added = time.process_time() - start - limit, peak_so_far() - before
-    print(f"scan of {FULL:,} vectors: {total:.1f} s, products alone {limit:.1f} s, ratio {limit / total:.2f}, "
-          f"peak memory above the vectors {added:,.0f} MB")  # fmt: skip
+    print(
+        f"scan of {FULL:,} vectors: {total:.1f} s, products alone {limit:.1f} s, ratio {limit / total:.2f}, "
+        f"peak memory above the vectors {added:,.0f} MB"
+    )
 
 
 def scan_inputs(n: int) -> tuple[StandardSAE, Tensor, pd.DataFrame]:

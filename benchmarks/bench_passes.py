@@ -67,8 +67,9 @@ def some_tokens(sequences: int) -> torch.Tensor:
 def by_bridge(model, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
     """The bridge's own pass, stopped after the hook's block."""
     caught = []
-    model.run_with_hooks(tokens, fwd_hooks=[(hook_name, lambda x, hook: caught.append(x))], stop_at_layer=LAYER + 1,
-                         return_type=None)  # fmt: skip
+    model.run_with_hooks(
+        tokens, fwd_hooks=[(hook_name, lambda x, hook: caught.append(x))], stop_at_layer=LAYER + 1, return_type=None
+    )
     return caught[0]
 
 

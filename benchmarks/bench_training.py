@@ -103,9 +103,16 @@ def saelens_trainer(architecture: str, d_in: int, d_sae: int, tokens: int, batch
     cls, settings, options = kinds[architecture]
     sae = cls(settings(d_in=d_in, d_sae=d_sae, normalize_activations="none", **options))
     steps = max(1, tokens // batch)
-    config = SAETrainerConfig(total_training_samples=tokens, train_batch_size_samples=batch, lr=lr, lr_end=lr / 100,
-                              lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 4, dead_feature_window=1000,
-                              logger=LoggingConfig(log_to_wandb=False))  # fmt: skip
+    config = SAETrainerConfig(
+        total_training_samples=tokens,
+        train_batch_size_samples=batch,
+        lr=lr,
+        lr_end=lr / 100,
+        lr_warm_up_steps=steps // 20,
+        lr_decay_steps=steps // 4,
+        dead_feature_window=1000,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
     return sae, SAETrainer(config, sae, iter(source))
 
 

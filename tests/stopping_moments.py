@@ -49,14 +49,20 @@ class Stopped:
 
 
 def stop(
-    command: Sequence[str], when: Moment, how: int = signal.SIGINT, group: bool = True, times: int = 1,
-    cwd: Path | None = None, env: Mapping[str, str] | None = None,
-) -> Stopped:  # fmt: skip
+    command: Sequence[str],
+    when: Moment,
+    how: int = signal.SIGINT,
+    group: bool = True,
+    times: int = 1,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Stopped:
     """Run a command and stop it: its whole process group, as Ctrl-C does, or its first process alone."""
     mark = f"PRISM_MARK={uuid.uuid4()}"
     environment = {**os.environ, **(env or {}), **dict([mark.split("=")]), "PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             start_new_session=True)  # fmt: skip
+    child = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     said: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
 
     def read(name: str, stream) -> None:
@@ -136,24 +142,40 @@ def of_run(place: Path) -> tuple[list[str], dict[str, Moment], dict[str, str]]:
     begun = place / "begun"
     wait = f"open({str(begun)!r}, 'w').close()\nimport time\ntime.sleep(600)"
     write_notebooks(place / "notebooks", "print(1)", wait, "print(3)")
-    moments = {"start": 0.5, "imports": 1.0, "kernel starts": "phase_1_a  running",
-               "page is written": "phase_1_a  done", "between": (place / "outputs/run/index.html").exists,
-               "cell": begun.exists}  # fmt: skip
+    moments = {
+        "start": 0.5,
+        "imports": 1.0,
+        "kernel starts": "phase_1_a  running",
+        "page is written": "phase_1_a  done",
+        "between": (place / "outputs/run/index.html").exists,
+        "cell": begun.exists,
+    }
     done = [f".venv/{name}" for name in (".installed", ".model")]
     return ["make", *(f"--assume-old={name}" for name in done), "run"], moments, {"PRISM_MODEL": "mini"}
 
 
 def of_gallery(place: Path) -> tuple[list[str], dict[str, Moment], dict[str, str]]:
-    moments = {"start": 0.5, "imports": 3.0, "model is loaded": "pages about features", "sample": "reads the sample: ",
-               "pages": "pages:  ", "while writing": lambda: bool(list(place.glob("out/.*.part")))}  # fmt: skip
+    moments = {
+        "start": 0.5,
+        "imports": 3.0,
+        "model is loaded": "pages about features",
+        "sample": "reads the sample: ",
+        "pages": "pages:  ",
+        "while writing": lambda: bool(list(place.glob("out/.*.part"))),
+    }
     command = [sys.executable, "-m", "prism", "gallery", "--model", "mini", "--out", str(place / "out")]
     return command, moments, {"PRISM_CACHE": str(place / "cache")}
 
 
 def of_app(place: Path) -> tuple[list[str], dict[str, Moment], dict[str, str]]:
     command = [sys.executable, "-m", "prism", "app", "--model", "mini", "--no-browser", "--port", "0"]
-    moments = {"start": 0.5, "imports": "Starting", "model is loaded": "Loading", "sample": "reads the sample: ",
-               "served": "Open http"}  # fmt: skip
+    moments = {
+        "start": 0.5,
+        "imports": "Starting",
+        "model is loaded": "Loading",
+        "sample": "reads the sample: ",
+        "served": "Open http",
+    }
     return command, moments, {"PRISM_CACHE": str(place / "cache")}
 
 
@@ -165,8 +187,13 @@ def of_build(place: Path) -> tuple[list[str], dict[str, Moment], dict[str, str]]
     command = [sys.executable, "-m", "prism.build", "pretrain", "--corpus", str(place / "corpus"), "--tokens", "3e4"]
     command += ["--data", str(place / "data"), "--work", str(place / "work")]
     shutil.copytree(ROOT / "data" / "model", place / "data" / "model")
-    moments = {"start": 0.5, "imports": "== pretrain", "tokens": (place / "work/tokens").exists,
-               "training": "tok/s", "while writing": "Writing model shards"}
+    moments = {
+        "start": 0.5,
+        "imports": "== pretrain",
+        "tokens": (place / "work/tokens").exists,
+        "training": "tok/s",
+        "while writing": "Writing model shards",
+    }
     return command, moments, {}
 
 
@@ -176,8 +203,12 @@ def of_fetch(place: Path) -> tuple[list[str], dict[str, Moment], dict[str, str]]
     SERVERS.append(index)
     address = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
     home = place / "home" / "models"
-    moments = {"start": 0.5, "imports": 3.0, "pip begins": lambda: bool(list(home.glob(".smollm2-*.part/pip.log"))),
-               "pip waits": lambda: bool(select.select([index], [], [], 0)[0])}  # fmt: skip
+    moments = {
+        "start": 0.5,
+        "imports": 3.0,
+        "pip begins": lambda: bool(list(home.glob(".smollm2-*.part/pip.log"))),
+        "pip waits": lambda: bool(select.select([index], [], [], 0)[0]),
+    }
     settings = {"PRISM_HOME": str(place / "home"), "PIP_INDEX_URL": address, "PIP_NO_INDEX": "", "PIP_FIND_LINKS": ""}
     return [sys.executable, "-m", "prism", "fetch", "smollm2"], moments, settings
 

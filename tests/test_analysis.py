@@ -44,8 +44,9 @@ def make(values, categories=None, tokens=1) -> FeatureMatrix:
     """A matrix from dense or sparse `[tokens, d_sae]`, `tokens` to a text, with a category for each text."""
     values = csr_matrix(values, dtype=np.float32)
     rows = np.arange(values.shape[0])
-    table = pd.DataFrame({"text": rows // tokens, "position": rows % tokens + 1, "token_id": rows,
-                          "token": [f" t{row}" for row in rows]})  # fmt: skip
+    table = pd.DataFrame(
+        {"text": rows // tokens, "position": rows % tokens + 1, "token_id": rows, "token": [f" t{row}" for row in rows]}
+    )
     if categories is not None:
         table["category"] = pd.Categorical(np.asarray(categories)[rows // tokens], categories=sorted(set(categories)))
     return FeatureMatrix(values, table)
@@ -121,8 +122,15 @@ def test_selectivity_lies_between_an_even_share_and_one(case):
 
 def test_nothing_fires():
     matrix = make(np.zeros((4, 3)), ["math", "math", "python", "python"])
-    for frame in (strongest(matrix), most_frequent(matrix), most_selective(matrix), specialists(matrix),
-                  find_features_for_concept(matrix), coactivation(matrix), coactivation_edges(matrix)):  # fmt: skip
+    for frame in (
+        strongest(matrix),
+        most_frequent(matrix),
+        most_selective(matrix),
+        specialists(matrix),
+        find_features_for_concept(matrix),
+        coactivation(matrix),
+        coactivation_edges(matrix),
+    ):
         assert len(frame) == 0
     assert permutation_null(matrix, 5).scores.tolist() == [[0, 0]] * 5
     assert len(survivors(specialists(matrix), permutation_null(matrix, 5))) == 0
@@ -270,8 +278,10 @@ def test_confirm_is_fishers_exact_test(case):
     names, matrix = np.array(names), make(*case)
     frame = confirm(specialist_scores(matrix), matrix)
     for row in frame.itertuples():
-        table = [[row.inside, (names == row.category).sum() - row.inside],
-                 [row.outside, (names != row.category).sum() - row.outside]]  # fmt: skip
+        table = [
+            [row.inside, (names == row.category).sum() - row.inside],
+            [row.outside, (names != row.category).sum() - row.outside],
+        ]
         assert row.p_value == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
     assert (frame["p_value"] > 0).all() and not frame["held"][frame["score"] <= 0].any()
 
@@ -407,15 +417,27 @@ def test_bootstrap_interval_refuses_bad_input(values, level):
 
 
 def test_claim_card_prints_and_escapes(capsys):
-    card = ClaimCard("Features <b>specialise</b>", "6 | texts", "[4, 7], 95 %", "shuffled labels: 3 " * 12,
-                     "no survivors", np.bool_(True))  # fmt: skip
+    card = ClaimCard(
+        "Features <b>specialise</b>",
+        "6 | texts",
+        "[4, 7], 95 %",
+        "shuffled labels: 3 " * 12,
+        "no survivors",
+        np.bool_(True),
+    )
     lines = str(card).splitlines()
     assert len({len(line) for line in lines}) == 1 and "supported" in lines[-2]
     markdown = card._repr_markdown_()
     assert "<b>" not in markdown and "6 &#124; texts" in markdown
     assert all(line.count("|") == 3 for line in markdown.splitlines())
-    parts = {"claim": "Features <b>specialise</b>", "effect": "6 | texts", "interval": "[4, 7], 95 %",
-             "control": "shuffled labels: 3 " * 12, "refuted_by": "no survivors", "verdict": "supported"}  # fmt: skip
+    parts = {
+        "claim": "Features <b>specialise</b>",
+        "effect": "6 | texts",
+        "interval": "[4, 7], 95 %",
+        "control": "shuffled labels: 3 " * 12,
+        "refuted_by": "no survivors",
+        "verdict": "supported",
+    }
     shown = card._repr_mimebundle_(include=None, exclude=None)
     assert shown == {CARD: parts} == json.loads(json.dumps(shown))
     card.print()

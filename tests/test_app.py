@@ -64,10 +64,18 @@ def _ask(client: httpx.Client, element: str, event: str, data: list, event_data:
 def _join(client: httpx.Client, element: str, event: str, data: list, event_data=None, session="-") -> httpx.Response:
     config = client.get("/config").json()
     whose = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
-    events = [entry for entry in config["dependencies"]
-              if any(whose.get(target) == element and name == event for target, name in entry["targets"])]  # fmt: skip
-    body = {"fn_index": events[0]["id"], "data": data, "event_data": event_data, "session_hash": session,
-            "trigger_id": events[0]["targets"][0][0]}  # fmt: skip
+    events = [
+        entry
+        for entry in config["dependencies"]
+        if any(whose.get(target) == element and name == event for target, name in entry["targets"])
+    ]
+    body = {
+        "fn_index": events[0]["id"],
+        "data": data,
+        "event_data": event_data,
+        "session_hash": session,
+        "trigger_id": events[0]["targets"][0][0],
+    }
     return client.post("/gradio_api/queue/join", json=body)
 
 
@@ -78,12 +86,24 @@ def test_it_answers_through_its_queue(client: httpx.Client) -> None:
     assert ">·world<" in tokens and 'data-row="1"' in tokens and "data-feature=" in table
 
 
-@pytest.mark.parametrize("path", [
-    "/gradio_api/file=/etc/passwd", "/gradio_api/file=README.md", "/gradio_api/file=../README.md", "/file=/etc/passwd",
-    "/gradio_api/file/README.md", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/stream/a/b/c/playlist.m3u8",
-    "/static/%2e%2e/%2e%2e/routes.py", "/assets/..%2f..%2froutes.py",
-    "/monitoring", "/docs", "/openapi.json", "/gradio_api/deep_link",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=README.md",
+        "/gradio_api/file=../README.md",
+        "/file=/etc/passwd",
+        "/gradio_api/file/README.md",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/gradio_api/stream/a/b/c/playlist.m3u8",
+        "/static/%2e%2e/%2e%2e/routes.py",
+        "/assets/..%2f..%2froutes.py",
+        "/monitoring",
+        "/docs",
+        "/openapi.json",
+        "/gradio_api/deep_link",
+    ],
+)
 def test_no_file_and_no_other_address(client: httpx.Client, path: str) -> None:
     response = client.get(path)
     assert response.status_code in (403, 404), response.text[:200]
@@ -132,15 +152,18 @@ def test_uploads_and_large_questions_are_refused(client: httpx.Client) -> None:
 def test_a_length_beside_chunks_is_refused(client: httpx.Client) -> None:
     """The chunks would be read, however many, whatever the length says."""
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
-        raw.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
-                    b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")  # fmt: skip
+        raw.sendall(
+            b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        )
         assert raw.recv(100).split()[1] in (b"400", b"413")
 
 
 def test_every_event_goes_through_the_queue(client: httpx.Client) -> None:
     """The guard knows no other way, and the queue is what bounds them."""
-    assert all(entry["queue"] is not False for entry in client.get("/config").json()["dependencies"]
-               if entry["backend_fn"])  # fmt: skip
+    assert all(
+        entry["queue"] is not False for entry in client.get("/config").json()["dependencies"] if entry["backend_fn"]
+    )
 
 
 def test_only_this_machine_is_answered(client: httpx.Client) -> None:
@@ -190,21 +213,24 @@ def test_a_full_queue_says_so_and_empties(client: httpx.Client, explorer: Explor
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(("element", "data", "says"), [
-    ("read", ["", "2-res", True], "no text yet"),
-    ("read", ["x" * (MAX_CHARACTERS + 1), "2-res", True], "at most 1,000"),
-    ("read", ["a b " * 240, "2-res", True], "tokens"),
-    ("search", ["number", "one", "2-res"], "no number"),
-    ("search", ["number", "999999", "2-res"], "3071"),
-    ("search", ["category", "Pyton code", "2-res"], "Python code"),
-    ("search", ["category", "x" * 5_000, "2-res"], "at most 1,000"),
-    ("search", ["token", NASTY, "2-res"], "tokens for this model"),
-    ("search", ["concept", "\n", "2-res"], "nothing to search for"),
-    ("write", ["Hello", None, "add", 1, 5, 0.7, 0, "2-res"], "no feature yet"),
-    ("write", ["Hello", 999999, "add", 1, 5, 0.7, 0, "2-res"], "3071"),
-    ("write", ["", 1, "add", 1, 5, 0.7, 0, "2-res"], "no text yet"),
-    ("compare", ["Hello", []], "at least one SAE"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("element", "data", "says"),
+    [
+        ("read", ["", "2-res", True], "no text yet"),
+        ("read", ["x" * (MAX_CHARACTERS + 1), "2-res", True], "at most 1,000"),
+        ("read", ["a b " * 240, "2-res", True], "tokens"),
+        ("search", ["number", "one", "2-res"], "no number"),
+        ("search", ["number", "999999", "2-res"], "3071"),
+        ("search", ["category", "Pyton code", "2-res"], "Python code"),
+        ("search", ["category", "x" * 5_000, "2-res"], "at most 1,000"),
+        ("search", ["token", NASTY, "2-res"], "tokens for this model"),
+        ("search", ["concept", "\n", "2-res"], "nothing to search for"),
+        ("write", ["Hello", None, "add", 1, 5, 0.7, 0, "2-res"], "no feature yet"),
+        ("write", ["Hello", 999999, "add", 1, 5, 0.7, 0, "2-res"], "3071"),
+        ("write", ["", 1, "add", 1, 5, 0.7, 0, "2-res"], "no text yet"),
+        ("compare", ["Hello", []], "at least one SAE"),
+    ],
+)
 def test_errors_are_sentences_of_the_page(client: httpx.Client, element: str, data: list, says: str) -> None:
     message = _ask(client, element, "click", data)
     shown = message["output"]["data"][0]
@@ -212,16 +238,19 @@ def test_errors_are_sentences_of_the_page(client: httpx.Client, element: str, da
     assert "Traceback" not in shown and "<script" not in shown and "<img" not in shown
 
 
-@pytest.mark.parametrize(("element", "event", "data", "event_data"), [
-    ("read", "click", ["Hello", "../../etc/passwd"], None),
-    ("search", "click", ["files", "x", "2-res"], None),
-    ("write", "click", ["Hello", 1, "add", 1e9, 5, 0.7, 0, "2-res"], None),
-    ("write", "click", ["Hello", 1, "add", 1, 5, 0.7, -5, "2-res"], None),
-    ("write", "click", ["Hello", 1, "shout", 1, 5, 0.7, 0, "2-res"], None),
-    ("compare", "click", ["Hello", ["nope"]], None),
-    ("read", "click", [["a", "list"], 7], None),
-    ("read", "click", [], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("element", "event", "data", "event_data"),
+    [
+        ("read", "click", ["Hello", "../../etc/passwd"], None),
+        ("search", "click", ["files", "x", "2-res"], None),
+        ("write", "click", ["Hello", 1, "add", 1e9, 5, 0.7, 0, "2-res"], None),
+        ("write", "click", ["Hello", 1, "add", 1, 5, 0.7, -5, "2-res"], None),
+        ("write", "click", ["Hello", 1, "shout", 1, 5, 0.7, 0, "2-res"], None),
+        ("compare", "click", ["Hello", ["nope"]], None),
+        ("read", "click", [["a", "list"], 7], None),
+        ("read", "click", [], None),
+    ],
+)
 def test_forged_values_are_refused_and_the_app_goes_on(client, element, event, data, event_data) -> None:
     message = _ask(client, element, event, data, event_data)
     text = json.dumps(message)
@@ -230,10 +259,16 @@ def test_forged_values_are_refused_and_the_app_goes_on(client, element, event, d
     assert _ask(client, "read", "click", ["still here", "2-res", True])["success"]
 
 
-@pytest.mark.parametrize("picked", [
-    {"feature": "999999", "sae": "2-res"}, {"feature": "x", "sae": "2-res"}, {"feature": "1", "sae": "../x"},
-    {"feature": None}, {},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "picked",
+    [
+        {"feature": "999999", "sae": "2-res"},
+        {"feature": "x", "sae": "2-res"},
+        {"feature": "1", "sae": "../x"},
+        {"feature": None},
+        {},
+    ],
+)
 def test_a_forged_click_changes_nothing(client: httpx.Client, picked: dict) -> None:
     message = _ask(client, "found", "select", [None, None], picked)
     assert message["success"]
@@ -252,11 +287,16 @@ def test_what_nobody_foresaw_is_logged_and_said(page: app.Page, capsys) -> None:
 
 def test_everything_shown_is_escaped(explorer: Explorer) -> None:
     name = explorer.default
-    parts = [*answers.read_text(explorer, NASTY, name), answers.read_token(explorer, NASTY, 1, name),
-             answers.read_feature(explorer, 7, name, NASTY), *answers.compare(explorer, NASTY, [name]),
-             answers.write(explorer, NASTY, 667, "add", 0.5, 2, 0.7, 0, name), app.problem(ValueError(NASTY)),
-             markup.table(answers.search(explorer, "number", "7").table.assign(fires_on=NASTY), name, NASTY, NASTY),
-             markup.frame(NASTY, NASTY)]  # fmt: skip
+    parts = [
+        *answers.read_text(explorer, NASTY, name),
+        answers.read_token(explorer, NASTY, 1, name),
+        answers.read_feature(explorer, 7, name, NASTY),
+        *answers.compare(explorer, NASTY, [name]),
+        answers.write(explorer, NASTY, 667, "add", 0.5, 2, 0.7, 0, name),
+        app.problem(ValueError(NASTY)),
+        markup.table(answers.search(explorer, "number", "7").table.assign(fires_on=NASTY), name, NASTY, NASTY),
+        markup.frame(NASTY, NASTY),
+    ]
     for part in parts:
         assert "<script" not in part and "<img" not in part and "{{" not in part and "${" not in part
     assert "&lt;" in parts[0] and "&#123;" in parts[0]  # it is shown, not dropped

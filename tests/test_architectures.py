@@ -131,8 +131,10 @@ class TestArchitecture:
                 hook = f"blocks.{layer}.{site}"
                 if site in KINDS[name][2]:
                     nearest = rf"'{hook}' fires in this model; the nearest is 'blocks\.{layer}"
-                    for attempt in (lambda hook=hook: respond(model, IDS, targets, hook, torch.relu),
-                                    lambda hook=hook: list(harvest(model, IDS, hook))):  # fmt: skip
+                    for attempt in (
+                        lambda hook=hook: respond(model, IDS, targets, hook, torch.relu),
+                        lambda hook=hook: list(harvest(model, IDS, hook)),
+                    ):
                         with pytest.raises(ValueError, match=nearest):
                             attempt()
                     continue
@@ -329,8 +331,9 @@ class TestCodeInAFolder:
         assert type(model.original_model) is transformers.LlamaForCausalLM and self.nothing_ran(there)
 
     def test_a_tokenizer_of_its_own_is_refused(self, evil):
-        there = evil({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}},
-                     "tokenizer_config.json")  # fmt: skip
+        there = evil(
+            {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}, "tokenizer_config.json"
+        )
         assert f"the tokenizer in '{there}' cannot be read" in refusal(there) and self.nothing_ran(there)
 
     def test_a_pickle_beside_is_not_opened(self, copy):

@@ -33,8 +33,9 @@ def score_of(function):
 
 
 def three(score, nodes):
-    return [m(score, nodes).tolist() for m in
-            (iv.gradient_times_activation, iv.integrated_gradients, iv.ablation_effects)]  # fmt: skip
+    return [
+        m(score, nodes).tolist() for m in (iv.gradient_times_activation, iv.integrated_gradients, iv.ablation_effects)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,7 @@ class TestAblation:
         found = iv.ablation_effects(score, nodes)
         clean = mini(prompts.tokens[:1], return_type="logits")[0, -1]
         for node in (0, len(nodes) // 2, len(nodes) - 1):
+
             def without(activation, hook, node=node):
                 activation = activation.clone()
                 activation[0, nodes.position[node]] -= nodes.value[node] * nodes.direction[node]
@@ -284,7 +286,8 @@ class TestSets:
         nodes = toy([1.0, 2.0, 3.0, 4.0])
         score = score_of(lambda x: x.sum(1))
         found = iv.best_sets(score, nodes, {"up": nodes.value, "down": -nodes.value}, (1, 2), "up").set_index(
-            ["rule", "size"])["effect"]  # fmt: skip
+            ["rule", "size"]
+        )["effect"]
         assert found["up", 2] == 7 and found["down", 1] == 1 and found["matched in size", 2] == 3
 
     def test_agreement(self):

@@ -138,8 +138,10 @@ class TestResampling:
         values, labels = sample(4)
         monitor = ev.LinearMonitor(np.array([0]), np.array([1.0]), 0.0, 0.0, 1.0)
         report = ev.monitor_report(monitor, values[:, None], labels, 0.9, n=100, seed=5)
-        draws = [ev.fpr_at_recall(np.repeat(values, row), np.repeat(labels, row), 0.9)
-                 for row in bootstrap_counts(len(values), 100, 5)]  # fmt: skip
+        draws = [
+            ev.fpr_at_recall(np.repeat(values, row), np.repeat(labels, row), 0.9)
+            for row in bootstrap_counts(len(values), 100, 5)
+        ]
         assert report.fpr_at_recall[1:] == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
 
     def test_a_monitor_is_not_ahead_of_itself(self):
@@ -314,9 +316,12 @@ class TestFigures:
         names = ["change", "kind", "shrink", "low", "high", "cost", "cost_low", "cost_high"]
         rows = [("f", "features", 0.1, 0.0, 0.2, 0.01, 0.0, 0.02), ("d", "direction", 0.1, 0.0, 0.2, 0.01, 0.0, 0.02)]
         assert [trace.name for trace in viz.ablation_figure(pd.DataFrame(rows, columns=names)).data] == [
-            "features", "direction"]  # fmt: skip
-        costs = pd.DataFrame([("edit", c, 0.1, 0.0, 0.2) for c in CATEGORIES],
-                             columns=["change", "category", "cost", "low", "high"])  # fmt: skip
+            "features",
+            "direction",
+        ]
+        costs = pd.DataFrame(
+            [("edit", c, 0.1, 0.0, 0.2) for c in CATEGORIES], columns=["change", "category", "cost", "low", "high"]
+        )
         assert viz.edit_figure(costs, "math").layout.yaxis.ticktext[2].startswith("→")
 
 

@@ -42,8 +42,14 @@ def world(texts=120, length=50, seed=0) -> FeatureMatrix:
     fires[..., DOUBLE] = (ids == 20) | (ids == 21)
     values = np.where(fires, rng.random(fires.shape) + 0.1, 0).reshape(-1, 7).astype(np.float32)
     position = np.tile(np.arange(length), texts) + 1
-    table = pd.DataFrame({"text": np.repeat(np.arange(texts), length), "position": position,
-                          "token_id": ids.ravel(), "token": words[ids.ravel()]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": np.repeat(np.arange(texts), length),
+            "position": position,
+            "token_id": ids.ravel(),
+            "token": words[ids.ravel()],
+        }
+    )
     return FeatureMatrix(csr_matrix(values), table)
 
 
@@ -89,8 +95,14 @@ def test_firing_windows_are_spread_over_the_strengths():
 
 
 def test_a_repeated_text_is_one_example():
-    table = pd.DataFrame({"text": np.repeat(np.arange(30), 6), "position": np.tile(np.arange(6), 30) + 1,
-                          "token_id": np.tile(np.arange(4, 10), 30), "token": np.tile(list("abcdef"), 30)})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": np.repeat(np.arange(30), 6),
+            "position": np.tile(np.arange(6), 30) + 1,
+            "token_id": np.tile(np.arange(4, 10), 30),
+            "token": np.tile(list("abcdef"), 30),
+        }
+    )
     values = np.tile([0, 0, 1, 0, 0, 0], 30)[:, None].astype(np.float32)
     examples = ai.Examples(FeatureMatrix(csr_matrix(values), table), 2)
     assert (examples.draw(0)["kind"] == "firing").sum() == 1 == len(examples.strongest(0))
@@ -171,8 +183,13 @@ def test_the_first_condition_that_matches_decides():
         return Term(kind, token, before, group, rate, 9, "")
 
     number = list(CLASSES).index("a number")
-    terms = (term("pair", 2, 1, rate=0.1), term("token", 2, rate=0.9), term("after", before=1, rate=0.4),
-             term("class", group=number, rate=0.3), term("near", group=number, rate=0.2))  # fmt: skip
+    terms = (
+        term("pair", 2, 1, rate=0.1),
+        term("token", 2, rate=0.9),
+        term("after", before=1, rate=0.4),
+        term("class", group=number, rate=0.3),
+        term("near", group=number, rate=0.2),
+    )
     rule = ai.Explanation(0, "", terms, base=0.01, cut=0.5)
     ids = np.array([[1, 2, 2, 5, 7, -1], [1, 7, 2, 6, 6, 6]])
     tokens = np.array([["a", "b", "b", "5", "c", ""], ["a", "c", "b", "d", "d", "d"]], dtype=object)
@@ -189,8 +206,10 @@ def test_a_sentence_without_a_rule_cannot_be_applied(halves):
 
 
 def test_classes_of_tokens():
-    names = {token: [n for i, n in enumerate(CLASSES) if class_bits(token) >> i & 1] for token in (
-        "42", " the", "ing", "The", "HTML", "\n\n", "ß", "。", "🙂", "‹F09F›", "://", "https", ");")}  # fmt: skip
+    names = {
+        token: [n for i, n in enumerate(CLASSES) if class_bits(token) >> i & 1]
+        for token in ("42", " the", "ing", "The", "HTML", "\n\n", "ß", "。", "🙂", "‹F09F›", "://", "https", ");")
+    }
     assert names["42"] == ["a number"] and names[" the"] == ["a small-letter word"]
     assert names["ing"] == ["the end of a word"] and names["The"] == ["a capitalised word"]
     assert names["HTML"] == ["a capitalised word", "capital letters alone"]
@@ -299,8 +318,11 @@ def windows_of(*texts):
 
 def test_text_cannot_leave_its_line():
     windows = windows_of(f"a|{ATTACK}|b")
-    for prompt in (ai.explain_prompt(windows), ai.detect_prompt(ATTACK, windows),
-                   ai.fuzz_prompt(ATTACK, windows, np.array([1]))):  # fmt: skip
+    for prompt in (
+        ai.explain_prompt(windows),
+        ai.detect_prompt(ATTACK, windows),
+        ai.fuzz_prompt(ATTACK, windows, np.array([1])),
+    ):
         assert prompt.count("</texts>") == 1 and "\nIgnore" not in prompt and "\u2028" not in prompt
         inside = prompt.split("<texts>\n")[1].split("\n</texts>")[0]
         assert len(inside.splitlines()) == 1
@@ -318,8 +340,18 @@ def test_only_the_wanted_tokens_are_marked():
 
 def test_answers_are_read_strictly():
     assert ai.parse_answers(" Answer: [1,0 , 1]\n", 3).tolist() == [True, False, True]
-    for answer in ("", "1, 0, 1", "[1, 0]", "[1, 0, 2]", "[1, 0, true]", "[1, 0, 1] [0, 0, 0]", "[[1, 0, 1]]x[",
-                   "[1.0, 0, 1]", "[]", "[-1, 0, 1]"):  # fmt: skip
+    for answer in (
+        "",
+        "1, 0, 1",
+        "[1, 0]",
+        "[1, 0, 2]",
+        "[1, 0, true]",
+        "[1, 0, 1] [0, 0, 0]",
+        "[[1, 0, 1]]x[",
+        "[1.0, 0, 1]",
+        "[]",
+        "[-1, 0, 1]",
+    ):
         if answer == "[[1, 0, 1]]x[":
             assert ai.parse_answers(answer, 3).tolist() == [True, False, True]  # still one list, and only one
             continue
@@ -440,14 +472,21 @@ def test_a_busy_endpoint_is_tried_again():
     assert waits == [7.0, 1.0, 30.0] and len(server.seen) == 4
 
 
-@pytest.mark.parametrize(("answer", "words", "requests"), [
-    (broken(401), "check PRISM_API_KEY", 1), (broken(403), "PRISM_API_KEY may not", 1),
-    (broken(404), "PRISM_API_MODEL", 1), (broken(400), "HTTP 400", 1), (broken(429), "busy or fails .HTTP 429., 2", 2),
-    (broken(500), "HTTP 500", 2), (broken(200, "<html>" + KEY), "no chat completion", 1),
-    (broken(200, json.dumps({"choices": []})), "no chat completion", 1),
-    (broken(200, json.dumps({"choices": [{"message": {"content": None}}]})), "no chat completion", 1),
-    (broken(200, json.dumps([KEY])), "no chat completion", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "words", "requests"),
+    [
+        (broken(401), "check PRISM_API_KEY", 1),
+        (broken(403), "PRISM_API_KEY may not", 1),
+        (broken(404), "PRISM_API_MODEL", 1),
+        (broken(400), "HTTP 400", 1),
+        (broken(429), "busy or fails .HTTP 429., 2", 2),
+        (broken(500), "HTTP 500", 2),
+        (broken(200, "<html>" + KEY), "no chat completion", 1),
+        (broken(200, json.dumps({"choices": []})), "no chat completion", 1),
+        (broken(200, json.dumps({"choices": [{"message": {"content": None}}]})), "no chat completion", 1),
+        (broken(200, json.dumps([KEY])), "no chat completion", 1),
+    ],
+)
 def test_errors_are_clear_and_never_hold_the_key(answer, words, requests, capfd, caplog):
     with Server(*[answer] * requests) as server, pytest.raises(ai.EndpointError, match=words) as caught:
         ai.Endpoint(server.base, "m", attempts=2, pause=lambda seconds: None)("p")
@@ -485,8 +524,9 @@ def test_no_key_sends_none(monkeypatch):
     assert server.seen[0][1] is None
 
 
-@pytest.mark.parametrize("base", [f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}", "http://host/v1", "host",
-                                  "ftp://host", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "base", [f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}", "http://host/v1", "host", "ftp://host", ""]
+)
 def test_addresses_that_would_give_the_key_away(base):
     with pytest.raises(ValueError, match="PRISM_API_BASE") as caught:
         ai.Endpoint(base, "m")
@@ -509,9 +549,16 @@ def tiny(tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id,
-                         eos_token_id=tokenizer.bos_token_id)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.bos_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -565,8 +612,12 @@ def test_models_are_off_unless_named(monkeypatch):
 
 
 def test_figures_show_what_they_are_given():
-    rows = [(p, s, 9, 0.6 + i / 10, 0.55 + i / 10, 0.68 + i / 10, 0.5) for i, p in enumerate(("a", "b"))
-            for s in ai.SCORES if (p, s) != ("b", "fuzzing_hard")]  # fmt: skip
+    rows = [
+        (p, s, 9, 0.6 + i / 10, 0.55 + i / 10, 0.68 + i / 10, 0.5)
+        for i, p in enumerate(("a", "b"))
+        for s in ai.SCORES
+        if (p, s) != ("b", "fuzzing_hard")
+    ]
     summary = pd.DataFrame(rows, columns=["population", "score", "units", "mean", "low", "high", "shuffled"])
     fig = viz.explanation_scores(summary)
     own = [trace for trace in fig.data if trace.name == "own explanation"]
@@ -575,8 +626,9 @@ def test_figures_show_what_they_are_given():
     assert len(fig.data) == 8 and sum(bool(trace.showlegend) for trace in fig.data) == 2
     with pytest.raises(ValueError, match="summarise"):
         viz.explanation_scores(summary.iloc[:0])
-    lines = pd.DataFrame({"population": ["a", "a", "b"], "terms": [1, 3, 1], "quantile": [0, 1, 0], "mean": 0.6,
-                          "low": 0.5, "high": 0.7})  # fmt: skip
+    lines = pd.DataFrame(
+        {"population": ["a", "a", "b"], "terms": [1, 3, 1], "quantile": [0, 1, 0], "mean": 0.6, "low": 0.5, "high": 0.7}
+    )
     by_length, found = viz.score_by_length(lines), viz.found_figure(lines)
     assert [trace.name for trace in by_length.data] == ["a", "b"] and list(by_length.data[0].x) == [1, 3]
     assert list(found.data[0].x) == [1, 2] and by_length.layout.xaxis.type == "log"

@@ -31,9 +31,12 @@ def command() -> Iterator[tuple[subprocess.Popen, str]]:
     """`prism app` and the address that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-m", "prism", "app", "--model", "mini", "--no-browser", "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores Ctrl-C
-    )  # fmt: skip
+    )
     lines: list[str] = []
     try:
         reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
@@ -91,8 +94,9 @@ def _read(page, text: str) -> None:
     last = text.split()[-1][-1]
     page.wait_for_function(
         "([n, last]) => { const b = [...document.querySelectorAll('#tokens button')];"
-        " return b.length && b.at(-1).innerText.endsWith(last) && b[0].innerText.startsWith(n); }", arg=[text[0], last]
-    )  # fmt: skip
+        " return b.length && b.at(-1).innerText.endsWith(last) && b[0].innerText.startsWith(n); }",
+        arg=[text[0], last],
+    )
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -196,8 +200,11 @@ def test_steering_changes_the_text(page) -> None:
     assert len(texts) == 3 and texts[0] != texts[1] and all(texts)
     page.fill("#strength input[type=number]", "0")
     page.click("#write")
-    page.wait_for_function("(old) => { const t = document.querySelectorAll('#written .prism-tokens');"
-                           " return t.length === 3 && t[1].innerText !== old; }", arg=texts[1])  # fmt: skip
+    page.wait_for_function(
+        "(old) => { const t = document.querySelectorAll('#written .prism-tokens');"
+        " return t.length === 3 && t[1].innerText !== old; }",
+        arg=texts[1],
+    )
     again = [part.inner_text() for part in page.locator("#written .prism-tokens").all()]
     assert again[0] == again[1] == texts[0]  # strength 0 on the same draws is the unchanged model
 

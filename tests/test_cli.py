@@ -248,10 +248,19 @@ def test_execute_replaces_all_or_nothing(folder: Path, browser, capsys, source: 
 
 def test_a_figure_is_put_into_words() -> None:
     axis = {"title": {"text": "share <i>of</i> tokens"}}
-    layout = {"title": {"text": "What &amp; why.", "subtitle": {"text": "bars: 95 %"}}, "xaxis": axis, "xaxis2": axis,
-              "yaxis": {"title": {"text": "L0"}}, "yaxis2": {"title": {}}}  # fmt: skip
-    traces = [{"type": "bar", "name": "a"}, {"mode": "markers", "name": "b"}, {"name": "c", "showlegend": False},
-              {"type": "scatter", "mode": "lines+markers", "name": "a"}]  # fmt: skip
+    layout = {
+        "title": {"text": "What &amp; why.", "subtitle": {"text": "bars: 95 %"}},
+        "xaxis": axis,
+        "xaxis2": axis,
+        "yaxis": {"title": {"text": "L0"}},
+        "yaxis2": {"title": {}},
+    }
+    traces = [
+        {"type": "bar", "name": "a"},
+        {"mode": "markers", "name": "b"},
+        {"name": "c", "showlegend": False},
+        {"type": "scatter", "mode": "lines+markers", "name": "a"},
+    ]
     assert notebooks.alt_text({"data": traces, "layout": layout}) == (
         "What & why. bars: 95 %. Chart: bars, points, lines. Horizontal axis: share of tokens. Vertical axis: L0. "
         "Series: a, b."

@@ -156,9 +156,15 @@ class TestTokenize:
         literal = SimpleNamespace(decode=lambda _: "\ufffd", convert_ids_to_tokens=lambda _: "ï¿½")
         assert token_text(literal, 5) == "\ufffd", "a text may hold this character itself"
 
-    @pytest.mark.parametrize("text", [
-        ["\ud83d"], ["fine", "half of \udca9"], ["\ud83d\ude00 in two halves"], ["a\udfffb"],
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "text",
+        [
+            ["\ud83d"],
+            ["fine", "half of \udca9"],
+            ["\ud83d\ude00 in two halves"],
+            ["a\udfffb"],
+        ],
+    )
     def test_half_of_a_character_is_one_sentence(self, mini, text):
         where = f"text {len(text) - 1} has half of a character, '.u[0-9a-f]{{4}}' at place [0-9]+; give the whole"
         with pytest.raises(ValueError, match=where) as error:
@@ -213,9 +219,11 @@ class TestSentencePiece:
     def test_a_byte_without_a_token_of_its_own_is_text(self):
         names = {5: "<0x0A>", 6: "<0x41>", 7: "A"}
         tokenizer = SimpleNamespace(
-            unk_token_id=0, convert_ids_to_tokens=names.get, decode=lambda ids: {5: "\n"}.get(ids[0], "A"),
+            unk_token_id=0,
+            convert_ids_to_tokens=names.get,
+            decode=lambda ids: {5: "\n"}.get(ids[0], "A"),
             convert_tokens_to_ids=lambda text: {"A": 7}.get(text, 0),
-        )  # fmt: skip
+        )
         assert [token_text(tokenizer, i) for i in names] == ["\n", "<0x41>", "A"]
 
 
@@ -246,8 +254,10 @@ class TestBadCorpora:
         with pytest.raises(ValueError, match="row 1 of the corpus has no token ids but .*leave the row out"):
             data.corpus_batch(frame, mini.tokenizer, 64)
         frame["tokens"] = bad
-        assert torch.equal(data.corpus_batch(frame, mini.tokenizer, 64).tokens,
-                           data.corpus_batch(frame[["text"]], mini.tokenizer, 64).tokens)  # fmt: skip
+        assert torch.equal(
+            data.corpus_batch(frame, mini.tokenizer, 64).tokens,
+            data.corpus_batch(frame[["text"]], mini.tokenizer, 64).tokens,
+        )
 
 
 def test_no_file_is_opened_without_its_encoding():

@@ -203,7 +203,6 @@ class TestEvaluate:
     def test_splice_check(self, mini, sae, batch):
         assert ev.splice_check(mini, sae, batch) < 1e-5
 
-
     @pytest.mark.filterwarnings("error")
     def test_texts_of_one_token_have_no_prediction_and_spoil_none(self, mini, sae):
         texts = ["The cat sat on the mat.", "Once upon a time there was a dog.", "def f(x): return x"]
@@ -227,9 +226,12 @@ class TestEvaluate:
         ones, none = tokenize([" the", " a", " cat"], mini.tokenizer, 64), torch.zeros(1, 3, dtype=torch.bool)
         said = "no text has two tokens in a row, so there is no prediction to measure; give at least one of two tokens"
         hook = sae.cfg.metadata.hook_name
-        for measure in (lambda: ev.evaluate(mini, sae, ones), lambda: ev.splice_check(mini, sae, ones),
-                        lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
-                        lambda: ev.preflight(mini, sae, ones)):  # fmt: skip
+        for measure in (
+            lambda: ev.evaluate(mini, sae, ones),
+            lambda: ev.splice_check(mini, sae, ones),
+            lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
+            lambda: ev.preflight(mini, sae, ones),
+        ):
             with pytest.raises(ValueError, match=said):
                 measure()
         with pytest.raises(ValueError, match="no prediction to compare"):
@@ -335,7 +337,6 @@ class TestAgainstSaeLens:
         assert ours.delta_ce == pytest.approx(spliced - clean, abs=1e-4)
         assert ours.kl == pytest.approx(theirs["kl_div_with_sae"][:, 1:-1].mean().item(), abs=1e-4)
 
-
     @pytest.mark.parametrize("name", ["2-res", "2-mlp-out"])
     def test_run_evals(self, mini, name):
         """All that `run_evals` says, where it means the same; and where it does not, the reason and the direction."""
@@ -376,13 +377,24 @@ class TestPreflight:
         frame = preflight(*fitting, published_l0=32)
         assert frame["ok"].all()
         assert list(frame["check"]) == [
-            "settings", "model", "hook point", "width", "weight processing", "BOS", "positions", "splice check", "L0",
+            "settings",
+            "model",
+            "hook point",
+            "width",
+            "weight processing",
+            "BOS",
+            "positions",
+            "splice check",
+            "L0",
         ]
 
-    @pytest.mark.parametrize("hook, reason", [
-        ("blocks.9.hook_resid_pre", "failed at hook point.*nearest is"),
-        ("blocks.2.mlp.hook_post", "failed at width: found 768, wanted 192"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "hook, reason",
+        [
+            ("blocks.9.hook_resid_pre", "failed at hook point.*nearest is"),
+            ("blocks.2.mlp.hook_post", "failed at width: found 768, wanted 192"),
+        ],
+    )
     def test_wrong_hook(self, fitting, sae, hook, reason):
         from prism.evaluation import PreflightError, preflight
 
@@ -394,9 +406,7 @@ class TestPreflight:
         from prism.evaluation import PreflightError, preflight
 
         sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
-        with pytest.raises(
-            PreflightError, match="found no_processing, wanted center_writing_weights"
-        ):
+        with pytest.raises(PreflightError, match="found no_processing, wanted center_writing_weights"):
             preflight(fitting[0], sae, fitting[2])
 
     def test_no_bos(self, fitting):
@@ -406,16 +416,31 @@ class TestPreflight:
         with pytest.raises(PreflightError, match="BOS: found missing or counted"):
             preflight(model, sae, type(batch)(batch.tokens[:, 1:], batch.keep[:, 1:]))
 
-    @pytest.mark.parametrize("settings, metadata, reason", [
-        ({"normalize_activations": "expected_average_only_in"}, {}, "failed at settings.*fold what training measured"),
-        ({"architecture": lambda: "transcoder"}, {}, "failed at settings.*rebuilds another activation"),
-        ({"reshape_activations": "hook_z"}, {"hook_name": "blocks.2.attn.hook_z"}, "heads are not read one by one"),
-        ({}, {"hook_name_out": "blocks.2.hook_mlp_out"}, "failed at settings.*does not rebuild what it reads"),
-        ({}, {"model_name": "gpt2-small"}, "failed at model: found mini, wanted gpt2-small .*write mini as model_name"),
-        ({}, {"model_name": "mini-small"}, "failed at model"),
-        ({}, {"prepend_bos": False}, "failed at BOS: found in front, wanted none in front, as prepend_bos is false"),
-        ({}, {"seqpos_slice": [5, 40]}, r"positions: found 1 to 63, wanted seqpos_slice \[5, 40\]: keep no others"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "settings, metadata, reason",
+        [
+            (
+                {"normalize_activations": "expected_average_only_in"},
+                {},
+                "failed at settings.*fold what training measured",
+            ),
+            ({"architecture": lambda: "transcoder"}, {}, "failed at settings.*rebuilds another activation"),
+            ({"reshape_activations": "hook_z"}, {"hook_name": "blocks.2.attn.hook_z"}, "heads are not read one by one"),
+            ({}, {"hook_name_out": "blocks.2.hook_mlp_out"}, "failed at settings.*does not rebuild what it reads"),
+            (
+                {},
+                {"model_name": "gpt2-small"},
+                "failed at model: found mini, wanted gpt2-small .*write mini as model_name",
+            ),
+            ({}, {"model_name": "mini-small"}, "failed at model"),
+            (
+                {},
+                {"prepend_bos": False},
+                "failed at BOS: found in front, wanted none in front, as prepend_bos is false",
+            ),
+            ({}, {"seqpos_slice": [5, 40]}, r"positions: found 1 to 63, wanted seqpos_slice \[5, 40\]: keep no others"),
+        ],
+    )
     def test_what_the_metadata_says(self, fitting, sae, settings, metadata, reason):
         from prism.evaluation import PreflightError, preflight
 
@@ -432,16 +457,22 @@ class TestPreflight:
         sae.cfg.metadata.model_name = name
         assert preflight(fitting[0], sae, fitting[2][:2])["ok"].all()
 
-    @pytest.mark.parametrize("source, name, same", [
-        ("openai-community/gpt2", "gpt2", True), ("openai-community/gpt2", "gpt2-small", True),
-        ("openai-community/gpt2", "gpt2-medium", False), ("openai-community/gpt2", "distilgpt2", False),
-        ("google/gemma-2-2b", "gemma-2-2b", True), ("google/gemma-2-2b", "gemma-2-2b-it", False),
-        ("EleutherAI/pythia-70m-deduped", "pythia-70m-deduped", True),
-        ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70m", False),
-        ("/home/me/Llama-3.2-1B", "meta-llama/Llama-3.2-1B", True),
-        ("/home/me/other", "meta-llama/Llama-3.2-1B", False),
-        ("/hub/models--openai-community--gpt2/snapshots/1a2b", "gpt2-small", True),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "source, name, same",
+        [
+            ("openai-community/gpt2", "gpt2", True),
+            ("openai-community/gpt2", "gpt2-small", True),
+            ("openai-community/gpt2", "gpt2-medium", False),
+            ("openai-community/gpt2", "distilgpt2", False),
+            ("google/gemma-2-2b", "gemma-2-2b", True),
+            ("google/gemma-2-2b", "gemma-2-2b-it", False),
+            ("EleutherAI/pythia-70m-deduped", "pythia-70m-deduped", True),
+            ("EleutherAI/pythia-70m-deduped", "EleutherAI/pythia-70m", False),
+            ("/home/me/Llama-3.2-1B", "meta-llama/Llama-3.2-1B", True),
+            ("/home/me/other", "meta-llama/Llama-3.2-1B", False),
+            ("/hub/models--openai-community--gpt2/snapshots/1a2b", "gpt2-small", True),
+        ],
+    )
     def test_aliases(self, source, name, same):
         from types import SimpleNamespace
 
@@ -498,9 +529,13 @@ class TestMcc:
 
     @pytest.mark.parametrize(
         "decoder, words",
-        [(torch.eye(3), "one width"), (torch.zeros(0, 2), "one width"), (torch.zeros(1, 2), "no direction"),
-         (torch.tensor([[1.0, float("nan")]]), "no direction")],
-    )  # fmt: skip
+        [
+            (torch.eye(3), "one width"),
+            (torch.zeros(0, 2), "one width"),
+            (torch.zeros(1, 2), "no direction"),
+            (torch.tensor([[1.0, float("nan")]]), "no direction"),
+        ],
+    )
     def test_bad_input_is_named(self, decoder, words):
         with pytest.raises(ValueError, match=words):
             ev.mcc(decoder, torch.eye(2))

@@ -125,7 +125,7 @@ STYLES = {
     "list of tensors": lambda value: [torch.tensor(v) for v in as_lists(value)] if np.shape(value) else value,
     "pandas": lambda value: labelled(as_lists(value)) if np.ndim(value) else value,
     "tuple of fractions": lambda value: tuple(map(Fraction, as_lists(value))) if np.ndim(value) == 1 else value,
-}  # fmt: skip
+}
 
 
 @each_check
@@ -273,7 +273,7 @@ def endless():
         (np.zeros(2, dtype=[("a", int)]), "one number is wanted"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_fails_when_it_is_looked_at_fails_no_notebook(value, says, capsys):
     assert check(lambda x: value, returns_two, [(1,)]) is returns_two
     out = capsys.readouterr().out
@@ -384,11 +384,24 @@ class TestDiagnosis:
         assert phase_4.check_diagnosis(answer) == phase_4.KEY
         assert "all 6 diagnoses are right" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("fault", [
-        np.array([1, 2]), torch.ones(2), pd.DataFrame(), [phase_4.BOS], {"a": np.ones(2)}, 10**5000, "\ud83d",
-        hostile("__array__", KeyError("k")), hostile("__eq__", ValueError()), hostile("__bool__", TypeError()),
-        hostile("__repr__", KeyError()), hostile("__str__", KeyError()),
-    ], ids=lambda value: type(value).__name__)  # fmt: skip
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            np.array([1, 2]),
+            torch.ones(2),
+            pd.DataFrame(),
+            [phase_4.BOS],
+            {"a": np.ones(2)},
+            10**5000,
+            "\ud83d",
+            hostile("__array__", KeyError("k")),
+            hostile("__eq__", ValueError()),
+            hostile("__bool__", TypeError()),
+            hostile("__repr__", KeyError()),
+            hostile("__str__", KeyError()),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
     def test_what_is_no_name_of_a_fault_is_told(self, fault, capsys):
         assert phase_4.check_diagnosis({"A": fault, "B": phase_4.KEY["B"]}) == phase_4.KEY
         out = capsys.readouterr().out

@@ -58,10 +58,15 @@ def small() -> Reading:
     dense[:, 1] = 1.0
     dense[4:8, 2] = [1, 2, 3, 4]
     text = np.repeat(np.arange(8), 4)
-    table = pd.DataFrame({
-        "text": text, "position": np.tile(np.arange(1, 5), 8), "token_id": 0, "token": pd.Categorical(tokens),
-        "category": np.array([*CATEGORIES[:2] * 3, "corpus", "corpus"])[text],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": text,
+            "position": np.tile(np.arange(1, 5), 8),
+            "token_id": 0,
+            "token": pd.Categorical(tokens),
+            "category": np.array([*CATEGORIES[:2] * 3, "corpus", "corpus"])[text],
+        }
+    )
     matrix = FeatureMatrix(sp.csr_matrix(dense), table)
     return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), None)
 
@@ -177,13 +182,19 @@ def test_frequent_features_can_be_left_out(explorer):
         few = [f for f in found if counts[f] <= 0.01 * reading.matrix.n_tokens]
         assert rare == few and 0 < len(rare) < len(found)
     assert list(explorer.in_text(matrix, k=2, rare=True)["feature"]) == list(
-        explorer.in_text(matrix, k=1000, rare=True)["feature"][:2])  # fmt: skip
+        explorer.in_text(matrix, k=1000, rare=True)["feature"][:2]
+    )
 
 
-@pytest.mark.parametrize("texts, said", [
-    ([""], "no text yet"), ([" \n "], "no text yet"), (["x" * (MAX_CHARACTERS + 1)], "characters; at most"),
-    (["я" * 700], "tokens; mini reads at most 255"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        ([""], "no text yet"),
+        ([" \n "], "no text yet"),
+        (["x" * (MAX_CHARACTERS + 1)], "characters; at most"),
+        (["я" * 700], "tokens; mini reads at most 255"),
+    ],
+)
 def test_texts_out_of_bounds_are_refused_in_a_sentence(explorer, texts, said):
     for ask in (explorer.texts, lambda t: explorer.compare(t[0], ["2-res"]), lambda t: steer(explorer, t[0], 5)):
         with pytest.raises(ValueError, match=said):
@@ -232,9 +243,13 @@ def test_questions_that_cannot_be_answered(explorer):
 @pytest.mark.parametrize("text", ["\ud83d", "half of it \ude00 here", "\ud83d\ude00"])
 def test_half_of_a_character_is_refused_in_one_sentence_wherever_it_is_typed(explorer, text):
     said = r"has half of a character, '.u[0-9a-f]{4}' at place \d+; give the whole character"
-    asked = [lambda: explorer.texts([text]), lambda: explorer.batch(["fine", text]), lambda: steer(explorer, text, 831),
-             lambda: explorer.compare(text, [explorer.default]),
-             *(lambda way=way: search(explorer, way, text) for way in ("number", "category", "token", "concept"))]
+    asked = [
+        lambda: explorer.texts([text]),
+        lambda: explorer.batch(["fine", text]),
+        lambda: steer(explorer, text, 831),
+        lambda: explorer.compare(text, [explorer.default]),
+        *(lambda way=way: search(explorer, way, text) for way in ("number", "category", "token", "concept")),
+    ]
     for ask in asked:
         with pytest.raises(ValueError, match=said) as error:
             ask()
@@ -273,11 +288,17 @@ def test_every_way_of_steering_has_a_control_of_its_kind(explorer, how):
     assert found[2].label.startswith(f"control: {kind}") and found[2].label != "control: feature 831"
 
 
-@pytest.mark.parametrize("settings, said", [
-    ({"how": "shout"}, "choose from add, clamp, suppress, project out"), ({"strength": 21}, "choose from -20 to 20"),
-    ({"strength": float("nan")}, "strength"), ({"n_tokens": 0}, "choose from 1 to 60"),
-    ({"n_tokens": 61}, "choose from 1 to 60"), ({"temperature": -1}, "choose from 0 to 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"how": "shout"}, "choose from add, clamp, suppress, project out"),
+        ({"strength": 21}, "choose from -20 to 20"),
+        ({"strength": float("nan")}, "strength"),
+        ({"n_tokens": 0}, "choose from 1 to 60"),
+        ({"n_tokens": 61}, "choose from 1 to 60"),
+        ({"temperature": -1}, "choose from 0 to 2"),
+    ],
+)
 def test_settings_out_of_range_are_refused(explorer, settings, said):
     with pytest.raises(ValueError, match=said):
         steer(explorer, "Once", 831, **settings)

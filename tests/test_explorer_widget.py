@@ -154,8 +154,12 @@ def test_a_token_shows_its_features(explorer, widget):
     assert widget.sentence.rows.features == list(expected["feature"]) != list(rare["feature"])
     line = widget.sentence.rows.list.options[1][0].split()
     second = expected.iloc[1]
-    assert line[:4] == [str(second["feature"]), f"{second['activation']:.1f}", f"{second['of_maximum']:.0%}",
-                        f"{second['density']:.2%}"]  # fmt: skip
+    assert line[:4] == [
+        str(second["feature"]),
+        f"{second['activation']:.1f}",
+        f"{second['of_maximum']:.0%}",
+        f"{second['density']:.2%}",
+    ]
     n = explorer.texts([TEXT]).values[row].nnz
     assert said(widget.sentence.above) == f"On ·shall {n} features fire, the 12 strongest:"
     widget.sentence.tokens.index = 0
@@ -195,9 +199,13 @@ def test_html_and_script_in_a_sentence_are_text(widget):
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("", "There is no text yet"), (" \n ", "There is no text yet"), ("a" * (MAX_CHARACTERS + 1), "1,001 characters"),
-     ("🦊 " * 200, "reads at most")],
-)  # fmt: skip
+    [
+        ("", "There is no text yet"),
+        (" \n ", "There is no text yet"),
+        ("a" * (MAX_CHARACTERS + 1), "1,001 characters"),
+        ("🦊 " * 200, "reads at most"),
+    ],
+)
 def test_a_bad_sentence_is_answered_and_the_next_one_read(widget, text, why):
     read(widget, text)
     assert why in said(widget.sentence.note) and widget.sentence.rows.layout.visibility == "hidden"
@@ -215,8 +223,10 @@ def test_a_number_goes_to_its_page(widget):
     assert shown(widget.view.page) == 700 and widget.search.rows.features == [700]
 
 
-@pytest.mark.parametrize(("way", "query"), [("category", "Python code"), ("category", "Mathematical notation"),
-                                            ("token", "of"), ("concept", "x = 1\ny = 2")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "query"),
+    [("category", "Python code"), ("category", "Mathematical notation"), ("token", "of"), ("concept", "x = 1\ny = 2")],
+)
 def test_each_search_lists_features_to_pick(widget, way, query):
     note = ask(widget, way, query)
     assert len(widget.search.rows.list.options) == len(widget.search.rows.features) > 1
@@ -233,10 +243,14 @@ def test_categories_come_by_their_titles(widget):
 
 @pytest.mark.parametrize(
     ("way", "query", "why"),
-    [("number", "99999", "choose from 0 to 3071"), ("number", "-1", "choose from 0 to 3071"),
-     ("number", "<b>", "'<b>' is no number"), ("token", "zyzzyva", "tokens for this model"),
-     ("concept", "a" * 2_000, "at most 1,000")],
-)  # fmt: skip
+    [
+        ("number", "99999", "choose from 0 to 3071"),
+        ("number", "-1", "choose from 0 to 3071"),
+        ("number", "<b>", "'<b>' is no number"),
+        ("token", "zyzzyva", "tokens for this model"),
+        ("concept", "a" * 2_000, "at most 1,000"),
+    ],
+)
 def test_a_wrong_query_is_a_sentence(widget, way, query, why):
     assert why in ask(widget, way, query)
     assert not widget.search.rows.features and "<b>" not in widget.search.note.value

@@ -24,9 +24,14 @@ from prism.sae import ARCHITECTURES, dense_gradients
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 GPT2 = {"vocab_size": 50, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 LLAMA = {
-    "vocab_size": 50, "max_position_embeddings": 64, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-    "num_attention_heads": 6, "num_key_value_heads": 2,
-}  # fmt: skip
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
 KINDS = {
     "gpt2": ("GPT2", GPT2),
     "llama": ("Llama", LLAMA),

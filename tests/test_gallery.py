@@ -31,10 +31,15 @@ def sample():
     for feature in range(7, 39):
         dense[rng.permutation(len(dense))[: 3 * (feature - 6)], feature] = 1
     text = np.repeat(np.arange(30), 4)
-    table = pd.DataFrame({
-        "text": text, "position": np.tile(np.arange(1, 5), 30), "token_id": 0, "token": "x",
-        "category": np.array([*np.repeat(CATEGORIES, 4), texts.CORPUS, texts.CORPUS])[text],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": text,
+            "position": np.tile(np.arange(1, 5), 30),
+            "token_id": 0,
+            "token": "x",
+            "category": np.array([*np.repeat(CATEGORIES, 4), texts.CORPUS, texts.CORPUS])[text],
+        }
+    )
     return texts.Sample(FeatureMatrix(sp.csr_matrix(dense), table), text < 28, text % 2 == 1)
 
 

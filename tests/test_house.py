@@ -38,8 +38,22 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-LAYER = ("analysis", "autointerp", "data", "device", "evaluation", "features", "fast", "files", "hub", "interventions",
-         "models", "sae", "training", "visualization")  # fmt: skip
+LAYER = (
+    "analysis",
+    "autointerp",
+    "data",
+    "device",
+    "evaluation",
+    "features",
+    "fast",
+    "files",
+    "hub",
+    "interventions",
+    "models",
+    "sae",
+    "training",
+    "visualization",
+)
 # Declared and never imported by name: the kernels, what reads pandas' Parquet, `make lab`, a version for nbformat.
 AT_WORK = {"ipykernel", "pyarrow", "jupyterlab", "jsonschema"}
 # Imported, and a part of what is declared: of gradio, of ipykernel, and for `make execute` of kaleido.
@@ -150,8 +164,13 @@ def users() -> dict[tuple[str, str], set[str]]:
 def test_a_public_name_has_two_users():
     """A phase and another phase, or a phase and a product, or a room of the layer: else it belongs to its one user."""
     found = users()
-    lonely = sorted({f"{where}.{name}" for where, name in faces() if len(found[where, name]) < 2
-                     and not found[where, name] & set(LAYER)})  # fmt: skip
+    lonely = sorted(
+        {
+            f"{where}.{name}"
+            for where, name in faces()
+            if len(found[where, name]) < 2 and not found[where, name] & set(LAYER)
+        }
+    )
     listed = (Path(__file__).parent / "one_user.txt").read_text(encoding="utf-8").split()
     new, gone = set(lonely) - set(listed), set(listed) - set(lonely)
     assert not new, f"give these a second user, or a place with their only one: {sorted(new)}"

@@ -59,11 +59,18 @@ def test_git_keeps_every_byte_on_every_system() -> None:
     assert not asked or asked.count("text: unset") == 2
 
 
-@pytest.mark.parametrize("harm", [
-    lambda path: path.write_text("".join(path.read_text(encoding="utf-8").splitlines(True)[:35]), encoding="utf-8"),
-    _flip, _halve, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes() + b"\n"),
-    Path.unlink,
-], ids=["35 lines", "a flipped bit", "half", "empty", "one byte more", "missing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_text("".join(path.read_text(encoding="utf-8").splitlines(True)[:35]), encoding="utf-8"),
+        _flip,
+        _halve,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+        Path.unlink,
+    ],
+    ids=["35 lines", "a flipped bit", "half", "empty", "one byte more", "missing"],
+)
 def test_texts_that_are_not_as_published_are_refused(copy: Path, harm) -> None:
     assert len(load_texts("discover")) == 70
     harm(copy / "texts" / "discover.jsonl")
@@ -73,14 +80,20 @@ def test_texts_that_are_not_as_published_are_refused(copy: Path, harm) -> None:
     assert len(load_texts("confirm")) == 70
 
 
-@pytest.mark.parametrize(("name", "load"), [
-    ("model/tokenizer.json", lambda home: load_model(replace(get_spec("mini"), name="x", folder=home / "model"))),
-    ("model/generation_config.json", lambda home: load_model(replace(get_spec("mini"), folder=home / "model"))),
-    ("model/model.safetensors", lambda home: load_model(replace(get_spec("mini"), name="y", folder=home / "model"))),
-    ("corpus/sampled.parquet", lambda home: read_table(home / "corpus" / "sampled.parquet")),
-    ("saes/family/topk/cfg.json", lambda home: _load_topk(home)),
-    ("saes/family/topk/sae_weights.safetensors", lambda home: _load_topk(home)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("model/tokenizer.json", lambda home: load_model(replace(get_spec("mini"), name="x", folder=home / "model"))),
+        ("model/generation_config.json", lambda home: load_model(replace(get_spec("mini"), folder=home / "model"))),
+        (
+            "model/model.safetensors",
+            lambda home: load_model(replace(get_spec("mini"), name="y", folder=home / "model")),
+        ),
+        ("corpus/sampled.parquet", lambda home: read_table(home / "corpus" / "sampled.parquet")),
+        ("saes/family/topk/cfg.json", lambda home: _load_topk(home)),
+        ("saes/family/topk/sae_weights.safetensors", lambda home: _load_topk(home)),
+    ],
+)
 @pytest.mark.parametrize("listed", [True, False])
 def test_half_a_file_names_itself(copy: Path, name: str, load, listed: bool) -> None:
     """By the manifest, and where there is none, such as in a reader's own folder, by whoever reads it."""
@@ -131,10 +144,19 @@ def test_doctor_compares_every_byte(copy: Path, capsys) -> None:
         (copy / own).touch()
     assert cli._doctor_data() == 3
     lines = capsys.readouterr().out.splitlines()
-    assert [name in line for name, line in zip(
-        ("sampled.parquet' is damaged: its content", "confirm.jsonl' is damaged: it is missing",
-         "adapter_config.json' is none of Prism's", "not loaded: texts/mine.txt"), lines, strict=True)
-    ] == [True] * 4  # fmt: skip
+    assert [
+        name in line
+        for name, line in zip(
+            (
+                "sampled.parquet' is damaged: its content",
+                "confirm.jsonl' is damaged: it is missing",
+                "adapter_config.json' is none of Prism's",
+                "not loaded: texts/mine.txt",
+            ),
+            lines,
+            strict=True,
+        )
+    ] == [True] * 4
 
 
 def test_without_a_manifest_nothing_is_compared(copy: Path, capsys) -> None:
@@ -169,6 +191,7 @@ def test_the_command_lists_what_git_tracks(tmp_path: Path, monkeypatch, capsys) 
 
 def test_a_full_disk_names_the_path(tmp_path: Path, monkeypatch) -> None:
     """Whatever is written whole: pages, the index, tables, checkpoints."""
+
     def full(*arguments, **settings):
         raise OSError(28, "No space left on device")
 
@@ -185,10 +208,13 @@ def test_a_full_disk_under_tensors_names_the_path_too(tmp_path: Path, error: Exc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("command", "name", "status"), [
-    (["gallery", "--model", "mini", "--n", "2"], "discover.jsonl", 1),
-    (["docs", "--notebooks", "notebooks"], "phase_1_a.ipynb", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "name", "status"),
+    [
+        (["gallery", "--model", "mini", "--n", "2"], "discover.jsonl", 1),
+        (["docs", "--notebooks", "notebooks"], "phase_1_a.ipynb", 2),
+    ],
+)
 def test_a_command_says_it_in_one_line(copy, command, name: str, status: int, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRISM_MODEL", "mini")

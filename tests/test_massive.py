@@ -99,8 +99,10 @@ def test_measured_without_them_and_spliced_around_them(name, mini, batch):
     error = (x - sae.decode(sae.encode(x.float()))).pow(2).sum()
     assert found.explained_variance == pytest.approx(1 - float(error / (x - x.mean(0)).pow(2).sum()), abs=1e-6)
     mask = keep[:, 1:] & keep[:, :-1]
-    logits = [splice(mini, batch.tokens, sae.cfg.metadata.hook_name, keep, change)
-              for change in (lambda x: x, lambda x: sae.decode(sae.encode(x)))]  # fmt: skip
+    logits = [
+        splice(mini, batch.tokens, sae.cfg.metadata.hook_name, keep, change)
+        for change in (lambda x: x, lambda x: sae.decode(sae.encode(x)))
+    ]
     clean, spliced = (sequence_nats(each, batch.tokens, mask).sum() / mask.sum() for each in logits)
     assert found.delta_ce == pytest.approx(float(spliced - clean), abs=1e-5)
 

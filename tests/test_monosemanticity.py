@@ -40,9 +40,14 @@ def make(values, texts=None, tokens=None, categories=None, ids=None) -> FeatureM
     """A matrix from `[tokens, units]`; by default each token is a text and a word of its own."""
     values = csr_matrix(np.asarray(values, dtype=np.float32))
     rows = np.arange(values.shape[0])
-    table = pd.DataFrame({"text": rows if texts is None else texts, "position": rows + 1,
-                          "token_id": rows if ids is None else ids,
-                          "token": [f" w{row}" for row in rows] if tokens is None else tokens})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": rows if texts is None else texts,
+            "position": rows + 1,
+            "token_id": rows if ids is None else ids,
+            "token": [f" w{row}" for row in rows] if tokens is None else tokens,
+        }
+    )
     if categories is not None:
         table["category"] = pd.Categorical(categories)
     return FeatureMatrix(values, table)
@@ -54,8 +59,12 @@ def world(texts=60, length=8, seed=0):
     kind = np.repeat(np.arange(texts) % 3, length)
     ids = 20 * kind + rng.integers(20, size=texts * length)
     words = np.array([f" {'abc'[i // 20] * 3}{i}" for i in range(60)])
-    where = dict(texts=np.repeat(np.arange(texts), length), tokens=words[ids], ids=ids,
-                 categories=np.array(["kind a", "kind b", "kind c"])[kind])  # fmt: skip
+    where = dict(
+        texts=np.repeat(np.arange(texts), length),
+        tokens=words[ids],
+        ids=ids,
+        categories=np.array(["kind a", "kind b", "kind c"])[kind],
+    )
     clear = rng.random((len(ids), 12)) * (kind[:, None] == np.arange(12) % 3)
     mixed = rng.random((len(ids), 12))
     return make(mixed, **where), make(clear, **where), rng.normal(size=(60, 16)) + 3 * np.repeat(np.eye(16)[:3], 20, 0)
@@ -215,8 +224,12 @@ def test_embedding_vectors_by_hand():
 
 def test_intruder_test_refuses_bad_input():
     vectors = np.eye(6)
-    for k, shown, message in ((6, 5, "two or more units"), (4, 5, "two or more units"), (3, 5, "from 3 to 4"),
-                              (3, 2, "from 3 to 4")):  # fmt: skip
+    for k, shown, message in (
+        (6, 5, "two or more units"),
+        (4, 5, "two or more units"),
+        (3, 5, "from 3 to 4"),
+        (3, 2, "from 3 to 4"),
+    ):
         with pytest.raises(ValueError, match=message):
             intruder_score(vectors, k=k, shown=shown)
     with pytest.raises(ValueError, match="nothing but white space"):
@@ -265,8 +278,14 @@ def test_comparison_refuses_what_cannot_be_compared():
 
 
 def test_the_pair_is_the_median_of_each_kind():
-    rows = [("neuron", 9, 0.1, 0.1), ("neuron", 4, 0.5, 0.5), ("neuron", 7, 0.9, 0.9),
-            ("feature", 5, 0.6, 0.2), ("feature", 3, 0.2, 0.6), ("random tokens", 0, 0.8, 0.0)]  # fmt: skip
+    rows = [
+        ("neuron", 9, 0.1, 0.1),
+        ("neuron", 4, 0.5, 0.5),
+        ("neuron", 7, 0.9, 0.9),
+        ("feature", 5, 0.6, 0.2),
+        ("feature", 3, 0.2, 0.6),
+        ("random tokens", 0, 0.8, 0.0),
+    ]
     frame = pd.DataFrame(rows, columns=["kind", "unit", "category_purity", "token_purity"])
     pair = choose_pair(frame)
     assert (pair.neuron, pair.feature) == (4, 3)  # of two equal ones, the lower unit

@@ -201,8 +201,11 @@ def test_no_function_is_defined_twice() -> None:
 def _good_notebook():
     """A small notebook that keeps every rule; it lives in a folder beside `phase_2_b.ipynb` and `terms.md`."""
     new = nbformat.v4
-    figure = new.new_output("display_data", {PLOTLY: {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="},
-                            metadata={"image/png": {"alt": "What a thing is. Chart: bars."}})  # fmt: skip
+    figure = new.new_output(
+        "display_data",
+        {PLOTLY: {"data": [], "layout": {}}, "image/png": "iVBORw0KGgo="},
+        metadata={"image/png": {"alt": "What a thing is. Chart: bars."}},
+    )
     cells = [
         new.new_markdown_cell("# See a thing\nPhase 1 · [next](phase_2_b.ipynb) · a minute"),
         new.new_markdown_cell("## What you'll do\nSee.\n\n**What you'll learn**: [a term](terms.md#term)."),
@@ -264,9 +267,16 @@ BAD = [
     ("cell_lengths", "one long cell", _set(4, source="\n".join("x = 1" for _ in range(MAX_LINES + 1)))),
     ("cell_lengths", "long median", lambda nb: [_set(n, source="x = 1\n" * (MEDIAN_LINES + 1))(nb) for n in (2, 3, 4)]),
     ("prose", "mostly code", _set(4, source=" ".join(["x"] + ["+ x"] * 100))),
-    ("prose", "code as prose", lambda nb: (_drop(1)(nb), _set(3, source="a, b = 1, 2\n" * 9)(nb),
-                                           _set(5, source="```\n" + "word " * 99 + "```")(nb))),
-]  # fmt: skip
+    (
+        "prose",
+        "code as prose",
+        lambda nb: (
+            _drop(1)(nb),
+            _set(3, source="a, b = 1, 2\n" * 9)(nb),
+            _set(5, source="```\n" + "word " * 99 + "```")(nb),
+        ),
+    ),
+]
 
 
 @pytest.fixture

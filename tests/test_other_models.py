@@ -16,9 +16,13 @@ from prism.press.notebooks import find_notebooks, phase_of
 from prism.press.running import run_notebook
 
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
-    "with and without a KV cache", "ranks single ablations by strength", "Effects do not add up",
-    "sums of integrated gradients", "start from the same random numbers", "Explanations are about their own unit",
-)  # fmt: skip
+    "with and without a KV cache",
+    "ranks single ablations by strength",
+    "Effects do not add up",
+    "sums of integrated gradients",
+    "start from the same random numbers",
+    "Explanations are about their own unit",
+)
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {
     "0": "GRID, RESTARTS, RUNS, SWEEP, TOP_TEXTS = 6, 4, 3, (1.0, 0.3, 0.05), 6",
@@ -26,7 +30,7 @@ CHANGED = {
     "2": "THRESHOLD, PERMUTATIONS, PER_CATEGORY, SAMPLE_TEXTS = 0.01, 200, 2, (3, 33)",
     "3": "N_TOKENS, FIT_TOKENS, PERMUTATIONS = 3_000, 8_000, 100",
     "4": "D_SAE, K, TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, UNITS = 1024, 16, 80_000, 20_000, 30_000, 60;"
-         " MEMBERS = tuple(name for name in FAMILY if name != 'matryoshka')",
+    " MEMBERS = tuple(name for name in FAMILY if name != 'matryoshka')",
     "5": "SENTENCE, HOW, TOP, UNITS, DRAWS = 'Hi <b>there</b>, 東京!', 'clamp', 5, 6, 2",
     "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, SAMPLES = 'formal', (1.0, 2.0, 4.0), 20, 5, 8",
     "6b": "N_PROMPTS, N_PAIRS, WINDOWS, ATTEMPTS = 6, 5, 600, 4",

@@ -55,11 +55,15 @@ def matrix():
     dense[:, 0] = np.arange(84) + 1
     dense[::7, 1] = np.arange(12) + 0.5
     dense[:2, 2] = 1
-    table = pd.DataFrame({
-        "text": np.repeat(np.arange(12), 7), "position": np.tile(np.arange(1, 8), 12),
-        "token_id": np.tile(np.arange(7), 12), "token": HOSTILE * 12,
-        "category": np.repeat([HOSTILE[0], "math"], 42),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": np.repeat(np.arange(12), 7),
+            "position": np.tile(np.arange(1, 8), 12),
+            "token_id": np.tile(np.arange(7), 12),
+            "token": HOSTILE * 12,
+            "category": np.repeat([HOSTILE[0], "math"], 42),
+        }
+    )
     return FeatureMatrix(sp.csr_matrix(dense), table)
 
 
@@ -72,9 +76,39 @@ def page_of(matrix, feature=0, **options):
 def test_a_page_is_balanced_and_runs_nothing(matrix, feature):
     options = {"title": HOSTILE[0], "explanation": HOSTILE[1], "scores": {HOSTILE[0]: 0.5}, "index": "index.html"}
     checker = Checker(page_of(matrix, feature, **options))
-    allowed = {"html", "head", "body", "meta", "title", "style", "a", "main", "header", "nav", "section", "div", "p",
-               "h1", "h2", "h3", "small", "b", "span", "wbr", "br", "table", "tr", "th", "td", "code", "svg", "rect",
-               "details", "summary", "bdi"}  # fmt: skip
+    allowed = {
+        "html",
+        "head",
+        "body",
+        "meta",
+        "title",
+        "style",
+        "a",
+        "main",
+        "header",
+        "nav",
+        "section",
+        "div",
+        "p",
+        "h1",
+        "h2",
+        "h3",
+        "small",
+        "b",
+        "span",
+        "wbr",
+        "br",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "code",
+        "svg",
+        "rect",
+        "details",
+        "summary",
+        "bdi",
+    }
     assert {tag for tag, _ in checker.tags} <= allowed
     assert not [name for _, attributes in checker.tags for name in attributes if name.startswith("on")]
     assert all(link == "index.html" or link.startswith("#") for link in checker.links)
@@ -180,11 +214,18 @@ def test_shaded_tokens_are_readable_on_both_grounds():
 
 
 def test_index_is_balanced_and_escaped():
-    rows = pd.DataFrame({
-        "feature": [3, 4], "page": ["a_3.html", "a_4.html"], "chosen": ["random", HOSTILE[0]], "density": [0.5, 1e-4],
-        "tokens": [HOSTILE, [" the"]], "category": ["math", HOSTILE[1]], "explanation": [HOSTILE[1], "Fires."],
-        "score": [0.75, np.nan],
-    })  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "feature": [3, 4],
+            "page": ["a_3.html", "a_4.html"],
+            "chosen": ["random", HOSTILE[0]],
+            "density": [0.5, 1e-4],
+            "tokens": [HOSTILE, [" the"]],
+            "category": ["math", HOSTILE[1]],
+            "explanation": [HOSTILE[1], "Fires."],
+            "score": [0.75, np.nan],
+        }
+    )
     checker = Checker(gallery_index(rows, HOSTILE[0], [HOSTILE[1]]))
     assert [link for link in checker.links if not link.startswith("#")] == ["a_3.html", "a_4.html"]
     assert not {"script", "img"} & {tag for tag, _ in checker.tags} and not checker.named("svg")

@@ -85,9 +85,19 @@ def test_what_may_not_be_is_one_sentence(value, rule, says):
 
 @pytest.mark.parametrize(
     ("value", "rule"),
-    [(19, whole(19)), (None, optional(whole(1))), (0.5, share()), (1, number(0)), ("a", text), ([3, 1], each(whole(1))),
-     ((0.1, 1), each(share(), least=2)), ("urls", one_of(("python", "urls"))), (False, yes_or_no), ("mini", model)],
-)  # fmt: skip
+    [
+        (19, whole(19)),
+        (None, optional(whole(1))),
+        (0.5, share()),
+        (1, number(0)),
+        ("a", text),
+        ([3, 1], each(whole(1))),
+        ((0.1, 1), each(share(), least=2)),
+        ("urls", one_of(("python", "urls"))),
+        (False, yes_or_no),
+        ("mini", model),
+    ],
+)
 def test_what_may_be_passes(value, rule):
     assert check(value, rule).name == "mini"
 

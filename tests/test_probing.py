@@ -105,8 +105,10 @@ class TestSparseProbe:
         concepts = {"a": labels, "never": np.zeros(80, bool)}
         table = ev.probe_table(sources, concepts, _halves(80), ks=(1, 5), dense=["raw"], n=20)
         assert table[["source", "concept", "k"]].values.tolist() == [
-            ["features", "a", 1], ["features", "a", 5], ["raw", "a", -1],
-        ]  # fmt: skip
+            ["features", "a", 1],
+            ["features", "a", 5],
+            ["raw", "a", -1],
+        ]
         assert (table["low"] <= table["auc"]).all() and (table["auc"] <= table["high"]).all()
 
 
@@ -220,10 +222,11 @@ class TestSplitting:
         """Narrow feature 0 splits into wide 0 and 1, of three firings and one; wide 2 points alike but never fires
         with it; narrow feature 1 stays whole."""
         pair = _pair(
-            [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 0]],
+            [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+            [[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 0]],
             [[3.0, 1.0, 0.0], [1.0, 0.0, 0.5], [1.0, 0.0, 0.1], [0.0, 1.0, 0.0]],
             [[1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]],
-        )  # fmt: skip
+        )
         edges = ev.splitting(*pair, cosine=0.5, share=0.1)
         seen = edges[edges["kind"] == "observed"]
         assert seen[["narrow", "wide"]].values.tolist() == [[0, 0], [0, 1], [1, 3]]

@@ -171,8 +171,14 @@ def test_an_exercise_of_another_version_is_kept(path):
     assert set(progress.load()) == {"9/later", "2/p_value"}
 
 
-BROKEN = [b"\xff\xfe", b"[1]", b'{"2/p_value": {"solved": "2026-01-02T03:04:05+00:00"}}', b"[" * 100_000,
-          b"SQLite format 3\0", b"SQLite format 3\0" + bytes(5_000)]  # fmt: skip
+BROKEN = [
+    b"\xff\xfe",
+    b"[1]",
+    b'{"2/p_value": {"solved": "2026-01-02T03:04:05+00:00"}}',
+    b"[" * 100_000,
+    b"SQLite format 3\0",
+    b"SQLite format 3\0" + bytes(5_000),
+]
 
 
 @pytest.mark.parametrize("content", BROKEN, ids=lambda content: content[:40].decode(errors="replace"))
@@ -248,8 +254,10 @@ def test_the_catalogue_says_what_the_notebooks_say():
                 checks = re.findall(rf"(?:phase_{phase_of(path)}|exercises)\.check_(\w+)\(", code)
                 name = re.search(r"^(?:def )?(\w+)", code).group(1)
                 found.setdefault(phase_of(path), []).append((int(number), name, level, int(minutes), tuple(checks)))
-    listed = {phase: [(e.number, e.name, e.level, e.minutes, e.checks) for e in exercises]
-              for phase, exercises in catalogue.EXERCISES.items()}  # fmt: skip
+    listed = {
+        phase: [(e.number, e.name, e.level, e.minutes, e.checks) for e in exercises]
+        for phase, exercises in catalogue.EXERCISES.items()
+    }
     assert listed == found
     assert catalogue.NOTEBOOKS == {phase_of(path): path.stem for path in find_notebooks(ROOT / "notebooks")}
     assert all(3 <= len(exercises) <= 5 for exercises in found.values())

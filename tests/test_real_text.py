@@ -122,9 +122,12 @@ class TestWriter:
         rng, end = np.random.default_rng(0), 0
         text = rng.integers(1, 999, 60).tolist()
         rows = [
-            ("web", "a", 2, [5, 6, *text, end]), ("web", "b", 2, [7, 8, *text[:55]]), ("math", "c", 2, [7, 8, *text]),
-            ("web", "d", 2, [5, 6, 1, 2, 3]), ("web", "e", 2, [5, 6, *[1, 2, 3, 4] * 10]),
-        ]  # fmt: skip
+            ("web", "a", 2, [5, 6, *text, end]),
+            ("web", "b", 2, [7, 8, *text[:55]]),
+            ("math", "c", 2, [7, 8, *text]),
+            ("web", "d", 2, [5, 6, 1, 2, 3]),
+            ("web", "e", 2, [5, 6, *[1, 2, 3, 4] * 10]),
+        ]
         kept, dropped = writing.weed(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), end)
         assert kept["opening"].tolist() == ["a", "c"] and dropped == {"short": 1, "loop": 1, "near-duplicate": 1}
         assert kept["tokens"][0] == [5, 6, *text]
@@ -154,11 +157,30 @@ class TestWriter:
 
 
 TINY = smollm2.Plan(
-    chunk=500, rows=20, study_blocks=(1, 2), study_l0=(8,), study_rounds=2, study_passes=1, block=2, others=(1,),
-    width=2, l0=8, rounds=4, deep_rounds=2, passes=2, deep_passes=2, family_every=2, random_rounds=2,
-    rates=(3e-3, 1e-2), rate_rounds=2, corpus_tokens=3_000, test_rows=12, ce_rows=4, bits_bytes=400,
+    chunk=500,
+    rows=20,
+    study_blocks=(1, 2),
+    study_l0=(8,),
+    study_rounds=2,
+    study_passes=1,
+    block=2,
+    others=(1,),
+    width=2,
+    l0=8,
+    rounds=4,
+    deep_rounds=2,
+    passes=2,
+    deep_passes=2,
+    family_every=2,
+    random_rounds=2,
+    rates=(3e-3, 1e-2),
+    rate_rounds=2,
+    corpus_tokens=3_000,
+    test_rows=12,
+    ce_rows=4,
+    bits_bytes=400,
     config=TrainConfig(batch=128, dead_after=500),
-)  # fmt: skip
+)
 
 
 def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
@@ -189,5 +211,11 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2-mlp-out" in card and "matryoshka" in card and "| nonenglish |" in card and "nan" not in card
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
-        "corpus", "default", "further", "random", "rates", "study", "tokens",
-    ]  # fmt: skip
+        "corpus",
+        "default",
+        "further",
+        "random",
+        "rates",
+        "study",
+        "tokens",
+    ]

@@ -102,7 +102,10 @@ class TestEmbedded:
 
     def test_the_real_world_is_in_the_registry_too(self):
         assert {"gpt2-small", "pythia-70m-deduped", "gemma-2-2b"} <= {*MODELS}
-        assert get_spec("gemma-2-2b").sae().feature_url(3) == "https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k/3"
+        assert (
+            get_spec("gemma-2-2b").sae().feature_url(3)
+            == "https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k/3"
+        )
 
 
 class TestBits:
@@ -164,9 +167,11 @@ class TestAlignment:
         for a, b in list(zip(*pairs, strict=True))[::40]:
             text = int(np.searchsorted(starts[0], a, "right")) - 1
             assert text == int(np.searchsorted(starts[1], b, "right")) - 1
-            read = [t.decode(part[text][: row - start[text] + 1])
-                    for t, part, row, start in zip((mini.tokenizer, other), ids, (a, b), starts, strict=True)]
-            assert read[0] == read[1]  # fmt: skip
+            read = [
+                t.decode(part[text][: row - start[text] + 1])
+                for t, part, row, start in zip((mini.tokenizer, other), ids, (a, b), starts, strict=True)
+            ]
+            assert read[0] == read[1]
 
     def test_bad_input_is_named(self, mini):
         with pytest.raises(ValueError, match="2 texts against 1"):
@@ -273,15 +278,31 @@ class TestBuild:
 
 
 def write_front(out):
-    pd.DataFrame({
-        "member": ["batch_topk", "topk"], "target_l0": 32, "l0": 31.5, "d_sae": 256, "explained_variance": 0.9,
-        "delta_ce": 0.1, "delta_ce_low": 0.09, "delta_ce_high": 0.11, "ce_recovered_mean": 0.97,
-    }).to_csv(out / "front.csv", index=False)  # fmt: skip
+    pd.DataFrame(
+        {
+            "member": ["batch_topk", "topk"],
+            "target_l0": 32,
+            "l0": 31.5,
+            "d_sae": 256,
+            "explained_variance": 0.9,
+            "delta_ce": 0.1,
+            "delta_ce_low": 0.09,
+            "delta_ce_high": 0.11,
+            "ce_recovered_mean": 0.97,
+        }
+    ).to_csv(out / "front.csv", index=False)
 
 
 class TestFigures:
-    frame = pd.DataFrame({"model": ["a", "a", "b"], "kind": ["SAE", "PCA", "SAE"], "value": [1.0, 2.0, 3.0],
-                          "low": [0.5, 1.5, 2.0], "high": [1.5, 2.5, 5.0]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "model": ["a", "a", "b"],
+            "kind": ["SAE", "PCA", "SAE"],
+            "value": [1.0, 2.0, 3.0],
+            "low": [0.5, 1.5, 2.0],
+            "high": [1.5, 2.5, 5.0],
+        }
+    )
 
     def test_dots_stand_in_their_group_with_their_interval(self):
         fig = viz.grouped_dots(self.frame, "model", "kind", "loss (nats)", "What it costs", line=1.0)

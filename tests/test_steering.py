@@ -312,8 +312,15 @@ def test_figures():
     ]
     band = pd.DataFrame({"kind": ["python"], "low": [0.0], "high": [1.0]})
     assert len(equal_cost_figure(pd.DataFrame(rows), band).data) == 3
-    table = pd.DataFrame({"kind": ["python", "z"], "feature": [1, 2], "gain": [0.1, 0.2], "input score": [1, 0.5],
-                          "output score": [0, 1]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "kind": ["python", "z"],
+            "feature": [1, 2],
+            "gain": [0.1, 0.2],
+            "input score": [1, 0.5],
+            "output score": [0, 1],
+        }
+    )
     assert len(candidate_figure(table).data) == 4
 
 

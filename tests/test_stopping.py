@@ -30,8 +30,9 @@ def test_one_line_and_the_status_of_the_signal(name: str, status: int) -> None:
 
 def test_a_signal_that_nohup_turned_off_stays_off() -> None:
     source = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + BEGIN
-    told = stop([sys.executable, "-c", f"{source}print('ready')\ntime.sleep(0.5)\nprint('done')"], "ready",
-                how=signal.SIGHUP)  # fmt: skip
+    told = stop(
+        [sys.executable, "-c", f"{source}print('ready')\ntime.sleep(0.5)\nprint('done')"], "ready", how=signal.SIGHUP
+    )
     assert (told.status, told.out) == (0, "ready\ndone\n")
 
 
@@ -50,9 +51,9 @@ WAITS = {
     "an import": "import sys\nsys.path.insert(0, {tmp!r})\nimport slow",
     "a destructor": "class X:\n def __del__(self):\n  print('ready')\n  time.sleep(60)\nX()",
     "threads that work": "import threading\ndef work():\n while True: pass\n"
-                         "for _ in range(4): threading.Thread(target=work).start()"
-                         "\nprint('ready')\ntime.sleep(60)",
-}  # fmt: skip
+    "for _ in range(4): threading.Thread(target=work).start()"
+    "\nprint('ready')\ntime.sleep(60)",
+}
 
 
 @pytest.mark.parametrize("source", WAITS.values(), ids=WAITS)
@@ -135,10 +136,16 @@ time.sleep(600)"""
     assert not list((tmp_path / "tmp").glob("*.json")) and not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("command", [
-    ["-m", "prism", "run"], ["-m", "prism", "app"], ["-m", "prism.build", "saes", "--corpus", "."],
-    ["-c", "from prism.cli import main; main()", "docs"],
-], ids=lambda words: words[1] if len(words) > 2 else "run")  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "prism", "run"],
+        ["-m", "prism", "app"],
+        ["-m", "prism.build", "saes", "--corpus", "."],
+        ["-c", "from prism.cli import main; main()", "docs"],
+    ],
+    ids=lambda words: words[1] if len(words) > 2 else "run",
+)
 def test_while_it_imports(command: list[str], tmp_path: Path) -> None:
     """At the first import of something large, for every way to start a command."""
     (tmp_path / "notebooks").mkdir()
@@ -167,6 +174,7 @@ def _ran(path: Path, *rest) -> running.Run:
 
 def _at_the_second(act):
     """`act(path, ...)`, but an interrupt where it comes to the second notebook."""
+
     def run(path: Path, *rest):
         if path.name.startswith("phase_2"):
             raise KeyboardInterrupt

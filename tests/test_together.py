@@ -131,17 +131,24 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
         train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"seed": 1}, "seed 0 there and 1 here"),
-    ({"passes": 3}, "passes 2 there and 3 here"),
-    ({"runs": {"topk": RUNS["topk"]}}, "share of relu"),
-    ({"runs": RUNS | {"rare": Run("a", RUNS["rare"].sae, SMALL, every=5)}}, "share of rare .*4.* there and .*5.* here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": 1}, "seed 0 there and 1 here"),
+        ({"passes": 3}, "passes 2 there and 3 here"),
+        ({"runs": {"topk": RUNS["topk"]}}, "share of relu"),
+        (
+            {"runs": RUNS | {"rare": Run("a", RUNS["rare"].sae, SMALL, every=5)}},
+            "share of rare .*4.* there and .*5.* here",
+        ),
+    ],
+)
 def test_a_checkpoint_of_another_buffer_or_of_other_runs_is_refused(tmp_path, change, message):
     train_together(RollingBuffer(make_chunk(), 2, 64), RUNS, 2, tmp_path)
     settings = {"passes": 2, "batch": 64} | {name: value for name, value in change.items() if name != "runs"}
     with pytest.raises(ValueError, match=message):
         train_together(RollingBuffer(make_chunk(), **settings), change.get("runs", RUNS), 3, tmp_path)
     assert {path.name for path in (tmp_path / "round-2").iterdir()} == {
-        "key.json", *(f"{name}.safetensors" for name in RUNS)
+        "key.json",
+        *(f"{name}.safetensors" for name in RUNS),
     }

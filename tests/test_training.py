@@ -241,28 +241,40 @@ class TestCheckpoints:
         for rows, _ in zip(ArraySource(x, 256, 0).batches(4), range(4), strict=False):
             resumed.take(rows)
         found = resumed.finish()
-        assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), expected.state_dict().values(),
-                                                     strict=True))  # fmt: skip
+        assert all(
+            torch.equal(a, b) for a, b in zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+        )
         for other in (1.001, 2.0):
             stranger = Trainer(SaeConfig(16, 32, k=2), config, x * other)
             with pytest.raises(ValueError, match="belongs to another run: input_scale"):
                 stranger.load(path)
 
-    @pytest.mark.parametrize("spoil", [
-        lambda state, tensors: state.pop("step"), lambda state, tensors: state.pop("key"),
-        lambda state, tensors: state["key"].pop("input_scale"), lambda state, tensors: state.pop("low"),
-        lambda state, tensors: state.update(step="7"), lambda state, tensors: state.update(step=None),
-        lambda state, tensors: state.update(l0=[1]), lambda state, tensors: state.update(sparsity=None),
-        lambda state, tensors: state.update(log_l0="a"), lambda state, tensors: state.update(rows=7),
-        lambda state, tensors: state.update(rows=[1]), lambda state, tensors: state.update(rows=[{"loss": 1}]),
-        lambda state, tensors: state.update(key=[1]), lambda state, tensors: state["key"].update(input_scale="1"),
-        lambda state, tensors: tensors.pop("quiet"), lambda state, tensors: tensors.pop("sae.W_enc"),
-        lambda state, tensors: tensors.pop("adam.W_enc.exp_avg"),
-        lambda state, tensors: [tensors.pop(f"adam.W_dec.{key}") for key in ("step", "exp_avg", "exp_avg_sq")],
-        lambda state, tensors: tensors.update(quiet=tensors["quiet"][:1].clone()),
-        lambda state, tensors: tensors.update({"sae.W_dec": tensors["sae.W_dec"].double()}),
-        lambda state, tensors: tensors.update({"adam.b_enc.exp_avg_sq": torch.zeros(3)}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda state, tensors: state.pop("step"),
+            lambda state, tensors: state.pop("key"),
+            lambda state, tensors: state["key"].pop("input_scale"),
+            lambda state, tensors: state.pop("low"),
+            lambda state, tensors: state.update(step="7"),
+            lambda state, tensors: state.update(step=None),
+            lambda state, tensors: state.update(l0=[1]),
+            lambda state, tensors: state.update(sparsity=None),
+            lambda state, tensors: state.update(log_l0="a"),
+            lambda state, tensors: state.update(rows=7),
+            lambda state, tensors: state.update(rows=[1]),
+            lambda state, tensors: state.update(rows=[{"loss": 1}]),
+            lambda state, tensors: state.update(key=[1]),
+            lambda state, tensors: state["key"].update(input_scale="1"),
+            lambda state, tensors: tensors.pop("quiet"),
+            lambda state, tensors: tensors.pop("sae.W_enc"),
+            lambda state, tensors: tensors.pop("adam.W_enc.exp_avg"),
+            lambda state, tensors: [tensors.pop(f"adam.W_dec.{key}") for key in ("step", "exp_avg", "exp_avg_sq")],
+            lambda state, tensors: tensors.update(quiet=tensors["quiet"][:1].clone()),
+            lambda state, tensors: tensors.update({"sae.W_dec": tensors["sae.W_dec"].double()}),
+            lambda state, tensors: tensors.update({"adam.b_enc.exp_avg_sq": torch.zeros(3)}),
+        ],
+    )
     def test_a_checkpoint_that_lacks_something_or_has_another_type_is_none(self, spoil, tmp_path):
         x, path = torch.from_numpy(mixtures(600)[0]), tmp_path / "run.safetensors"
         trainer = Trainer(SaeConfig(16, 32, k=2), SMALL, x)
@@ -379,14 +391,20 @@ class TestSources:
         exact = train(x.double(), SaeConfig(16, 32, k=2), TrainConfig(tokens=512, batch=256))
         assert all(torch.equal(a, b) for a, b in zip(exact.parameters(), wanted.parameters(), strict=True))
 
-    @pytest.mark.parametrize("activations, said", [
-        (lambda x: TensorDataset(x, x[:, 0]), "come as list (2 tensors)"),
-        (lambda x: TensorDataset(x, x), "come as list (2 tensors)"),
-        (lambda x: x[None], "do not fill one batch"), (lambda x: x[:, 0], "shape (600,)"),
-        (lambda x: x[:, None], "shape (600, 1, 16)"), (lambda x: x.tolist(), "16 tensors"),
-        (lambda x: [{"x": row} for row in x], "come as dict"), (lambda x: np.full((600, 16), "a"), "could not convert"),
-        (lambda x: DataLoader(x, batch_size=None), "shape (16,)"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "activations, said",
+        [
+            (lambda x: TensorDataset(x, x[:, 0]), "come as list (2 tensors)"),
+            (lambda x: TensorDataset(x, x), "come as list (2 tensors)"),
+            (lambda x: x[None], "do not fill one batch"),
+            (lambda x: x[:, 0], "shape (600,)"),
+            (lambda x: x[:, None], "shape (600, 1, 16)"),
+            (lambda x: x.tolist(), "16 tensors"),
+            (lambda x: [{"x": row} for row in x], "come as dict"),
+            (lambda x: np.full((600, 16), "a"), "could not convert"),
+            (lambda x: DataLoader(x, batch_size=None), "shape (16,)"),
+        ],
+    )
     def test_what_is_no_table_of_numbers_is_one_sentence(self, activations, said):
         with pytest.raises(ValueError, match=re.escape(said)) as error:
             train(activations(torch.from_numpy(mixtures(600)[0])), SaeConfig(16, 32, k=2), SMALL)
@@ -413,15 +431,18 @@ class TestBadInput:
         with pytest.raises(FloatingPointError, match="at step 0|not finite|nan"):
             train(x, SaeConfig(16, 32, k=2), TrainConfig(tokens=5_120, batch=256))
 
-    @pytest.mark.parametrize("spoil, error, said", [
-        (lambda x: 0 * x, ValueError, "all activations are zero"),
-        (lambda x: 0 * x + 0.1, ValueError, "all activations are the same"),
-        (lambda x: 0 * x + x[:1], ValueError, "all activations are the same"),
-        (lambda x: 0 * x + np.nan, FloatingPointError, "600 of 600 activations are not finite"),
-        (lambda x: np.where(x > 1, np.inf, x), FloatingPointError, "activations are not finite"),
-        (lambda x: x.astype(float) * 1e60, FloatingPointError, "activations are not finite in float32"),
-        (lambda x: x * 1e25, FloatingPointError, "activations are not finite in float32"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "spoil, error, said",
+        [
+            (lambda x: 0 * x, ValueError, "all activations are zero"),
+            (lambda x: 0 * x + 0.1, ValueError, "all activations are the same"),
+            (lambda x: 0 * x + x[:1], ValueError, "all activations are the same"),
+            (lambda x: 0 * x + np.nan, FloatingPointError, "600 of 600 activations are not finite"),
+            (lambda x: np.where(x > 1, np.inf, x), FloatingPointError, "activations are not finite"),
+            (lambda x: x.astype(float) * 1e60, FloatingPointError, "activations are not finite in float32"),
+            (lambda x: x * 1e25, FloatingPointError, "activations are not finite in float32"),
+        ],
+    )
     @pytest.mark.filterwarnings("error")
     def test_activations_without_anything_to_learn_are_not_blamed_on_the_learning_rate(self, spoil, error, said):
         with pytest.raises(error, match=said) as raised:
@@ -438,8 +459,9 @@ class TestBadInput:
 
     def test_very_large_and_very_small_activations_train_as_others_do(self):
         x = mixtures(2_000)[0]
-        one, *others = (train(x * s, SaeConfig(16, 32, k=2), TrainConfig(tokens=5_120, batch=128))
-                        for s in (1.0, 8e5, 1e-7))  # fmt: skip
+        one, *others = (
+            train(x * s, SaeConfig(16, 32, k=2), TrainConfig(tokens=5_120, batch=128)) for s in (1.0, 8e5, 1e-7)
+        )
         for other in others:
             torch.testing.assert_close(one.W_dec, other.W_dec, atol=1e-3, rtol=1e-3)
 

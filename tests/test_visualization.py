@@ -27,10 +27,15 @@ DENSE[:, 8] = np.arange(84) + 1  # fires everywhere
 @pytest.fixture
 def matrix():
     words = [SCRIPT, " cat", "\n", "\ttab", "é", " the"]
-    table = pd.DataFrame({
-        "text": np.repeat(np.arange(14), 6), "position": np.tile(np.arange(1, 7), 14),
-        "token_id": np.tile(np.arange(6), 14), "token": words * 14, "category": np.repeat(CATEGORIES, 12),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "text": np.repeat(np.arange(14), 6),
+            "position": np.tile(np.arange(1, 7), 14),
+            "token_id": np.tile(np.arange(6), 14),
+            "token": words * 14,
+            "category": np.repeat(CATEGORIES, 12),
+        }
+    )
     return FeatureMatrix(sp.csr_matrix(DENSE), table)
 
 
@@ -113,8 +118,9 @@ def test_density_histogram_keeps_a_feature_that_always_fires_and_a_wholly_dead_s
 
 
 def test_pooling_trap_draws_dots_on_a_log_axis_where_counts_differ_widely():
-    frame = pd.DataFrame({"variant": ["token by token", "mean-pooled first", "BOS position"],
-                          "active_features": [48.2, 1300.0, 3108.0]})  # fmt: skip
+    frame = pd.DataFrame(
+        {"variant": ["token by token", "mean-pooled first", "BOS position"], "active_features": [48.2, 1300.0, 3108.0]}
+    )
     fig = titled(viz.pooling_trap_figure(frame, published_l0=51), "active features", "fed")
     assert fig.layout.yaxis.type == "log" and "log" in fig.layout.yaxis.title.text
     assert fig.data[0].type == "scatter" and fig.data[0].mode == "markers"  # no bar without a foot
@@ -193,8 +199,9 @@ def test_null_figure_shows_quantiles_and_the_observed():
 
 
 def test_confirmation_figure_pairs_the_scores():
-    frame = pd.DataFrame([["math", 1, 5, 0], ["python", 2, 6, 6], ["python", 3, 9, 7]],
-                         columns=["category", "feature", "a", "b"])  # fmt: skip
+    frame = pd.DataFrame(
+        [["math", 1, 5, 0], ["python", 2, 6, 6], ["python", 3, 9, 7]], columns=["category", "feature", "a", "b"]
+    )
     fig = titled(viz.confirmation_figure(frame, "a", "b"), "specialist score", "feature")
     assert list(fig.data[1].x) == [9, 6, 5] and list(fig.data[2].x) == [7, 6, 0]
     assert not fig.data[3].showlegend
@@ -202,8 +209,15 @@ def test_confirmation_figure_pairs_the_scores():
 
 
 def test_confirmation_figure_marks_what_did_not_hold():
-    frame = pd.DataFrame({"category": pd.Categorical(["math", "math"]), "feature": [1, 2], "found_score": [9, 8],
-                          "score": [7, 0], "held": [True, False]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "category": pd.Categorical(["math", "math"]),
+            "feature": [1, 2],
+            "found_score": [9, 8],
+            "score": [7, 0],
+            "held": [True, False],
+        }
+    )
     fig = viz.confirmation_figure(frame)
     marks = {trace.name: list(trace.x) for trace in fig.data if trace.mode == "markers"}
     assert marks == {"texts searched": [9, 8], "held-out texts: held": [7], "held-out texts: did not hold": [0]}
@@ -333,13 +347,28 @@ def test_co_active_and_decoder_neighbours_by_hand(matrix):
 @pytest.fixture
 def page(matrix):
     decoder, unembed = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
-    return explorer.feature_page(8, matrix, decoder, unembed.T[:, :7], [SCRIPT, "b", "c", "d", "e", "f", "g"],
-                                 title=SCRIPT, link='https://example.org/"><script>')  # fmt: skip
+    return explorer.feature_page(
+        8,
+        matrix,
+        decoder,
+        unembed.T[:, :7],
+        [SCRIPT, "b", "c", "d", "e", "f", "g"],
+        title=SCRIPT,
+        link='https://example.org/"><script>',
+    )
 
 
 def test_feature_page_has_every_section_and_escapes(page):
-    for head in ("Activations", "Categories", "Writes towards", "Writes away from", "Fires together with",
-                 "Nearest directions", "Strongest texts", "Across the range"):  # fmt: skip
+    for head in (
+        "Activations",
+        "Categories",
+        "Writes towards",
+        "Writes away from",
+        "Fires together with",
+        "Nearest directions",
+        "Strongest texts",
+        "Across the range",
+    ):
         assert f">{head}</h2>" in page
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'href="https://example.org/&#34;&gt;&lt;script&gt;"' in page
@@ -399,7 +428,9 @@ def test_direction_arrows_end_at_the_columns():
     W = np.array([[[1.0, 0.0], [0.0, 0.01]], [[0.6, -0.6], [0.8, -0.8]]])
     fig = titled(viz.direction_arrows(W, ["<b>one</b>", "two"]), "dimension 1", "dimension 2")
     assert [(t.x[1], t.y[1]) for t in fig.data] == [(1.0, 0.0), (0.0, np.float32(0.01))] + [
-        (np.float32(0.6), np.float32(0.8)), (np.float32(-0.6), np.float32(-0.8))]  # fmt: skip
+        (np.float32(0.6), np.float32(0.8)),
+        (np.float32(-0.6), np.float32(-0.8)),
+    ]
     assert fig.data[0].marker.symbol[1] == "arrow" and fig.data[1].marker.symbol[1] == "circle"  # too short to point
     assert [t.showlegend for t in fig.data] == [True, True, False, False]
     assert fig.layout.annotations[0].text == "&lt;b&gt;one&lt;/b&gt;"
@@ -507,8 +538,9 @@ def test_specialist_grid_marks_what_passed_and_leaves_gaps():
 
 
 def test_splitting_graph_shows_the_parents_with_most_children():
-    edges = pd.DataFrame({"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8],
-                          "coactivation": [0.2, 0.6, 1.0]})  # fmt: skip
+    edges = pd.DataFrame(
+        {"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8], "coactivation": [0.2, 0.6, 1.0]}
+    )
     fig = titled(viz.splitting_graph(edges, most=1), "narrow SAE")
     words = [note.text for note in fig.layout.annotations]
     assert words == ["2: cosine 0.90, on 60% of its firings", "1: cosine 0.50, on 20% of its firings", "feature 5"]
@@ -533,8 +565,15 @@ def test_probing_dots_are_one_a_source_and_size():
 
 def a_log(n=60, level=30.0):
     step = np.arange(n)
-    return pd.DataFrame({"step": step, "loss": level + 50 / (step + 1), "l0": 300.0 / (step + 1),
-                         "explained_variance": 1 - 1 / (step + 2), "dead": step // 10})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "step": step,
+            "loss": level + 50 / (step + 1),
+            "l0": 300.0 / (step + 1),
+            "explained_variance": 1 - 1 / (step + 2),
+            "dead": step // 10,
+        }
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -584,12 +623,32 @@ def test_diagnosis_figure_puts_the_healthy_run_behind_each():
         viz.diagnosis_figure(healthy)
 
 
-FRONT = pd.DataFrame([
-    {"member": member, "target_l0": l0, "l0": l0 * 1.05, "explained_variance": base + l0 / 500,
-     "delta_ce": 1 - base - l0 / 500, "delta_ce_low": 0.95 - base - l0 / 500, "delta_ce_high": 1.08 - base - l0 / 500}
-    for member, base in (("topk", 0.6), ("relu", 0.5)) for l0 in (64, 16, 32)
-] + [{"member": "seed-1", "target_l0": 32, "l0": 32.0, "explained_variance": 0.7, "delta_ce": 0.3,
-      "delta_ce_low": 0.2, "delta_ce_high": 0.4}])  # fmt: skip
+FRONT = pd.DataFrame(
+    [
+        {
+            "member": member,
+            "target_l0": l0,
+            "l0": l0 * 1.05,
+            "explained_variance": base + l0 / 500,
+            "delta_ce": 1 - base - l0 / 500,
+            "delta_ce_low": 0.95 - base - l0 / 500,
+            "delta_ce_high": 1.08 - base - l0 / 500,
+        }
+        for member, base in (("topk", 0.6), ("relu", 0.5))
+        for l0 in (64, 16, 32)
+    ]
+    + [
+        {
+            "member": "seed-1",
+            "target_l0": 32,
+            "l0": 32.0,
+            "explained_variance": 0.7,
+            "delta_ce": 0.3,
+            "delta_ce_low": 0.2,
+            "delta_ce_high": 0.4,
+        }
+    ]
+)
 
 
 def test_front_figure_orders_points_and_draws_intervals_where_there_are_any():

@@ -170,11 +170,15 @@ def readable(text: object, name: str = "the text") -> str:
         ValueError: no string, or one with half of a character in it (a lone surrogate); the message begins with `name`.
     """
     if not isinstance(text, str):
-        raise ValueError(f"{name} is {reprlib.repr(text)}, of type {type(text).__name__}; only strings can be read: "
-                         "leave the others out")  # fmt: skip
+        raise ValueError(
+            f"{name} is {reprlib.repr(text)}, of type {type(text).__name__}; only strings can be read: "
+            "leave the others out"
+        )
     if half := re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{name} has half of a character, {ascii(half[0])} at place {half.start()}; give the whole "
-                         "character, or leave it out")  # fmt: skip
+        raise ValueError(
+            f"{name} has half of a character, {ascii(half[0])} at place {half.start()}; give the whole "
+            "character, or leave it out"
+        )
     return text
 
 
@@ -262,8 +266,10 @@ def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) 
         readable(text, f"row {row} of the corpus")
         ids = sampled[row] if ready else tokenizer(text, add_special_tokens=False)["input_ids"]
         if not _are_ids(ids):
-            raise ValueError(f"row {row} of the corpus has no token ids but {reprlib.repr(ids)}; leave the row out, or "
-                             "the column 'tokens'")  # fmt: skip
+            raise ValueError(
+                f"row {row} of the corpus has no token ids but {reprlib.repr(ids)}; leave the row out, or "
+                "the column 'tokens'"
+            )
         if len(ids) < 16:
             continue
         rows[row] = ids[: context - 1]

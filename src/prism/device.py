@@ -34,8 +34,10 @@ def device() -> torch.device:
     kind, _, number = wanted.partition(":")
     if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         usable = ", ".join(name for name, found in there.items() if found)
-        raise ValueError(f"PRISM_DEVICE is '{wanted}', and this machine or its PyTorch has no such device; "
-                         f"choose from auto, {usable}")  # fmt: skip
+        raise ValueError(
+            f"PRISM_DEVICE is '{wanted}', and this machine or its PyTorch has no such device; "
+            f"choose from auto, {usable}"
+        )
     return torch.device(wanted)
 
 

@@ -292,8 +292,9 @@ def _in_one_line(file: HubFile, error: Exception) -> HubError:
     if isinstance(error, errors.HfHubHTTPError):
         told = f"the server answered HTTP {error.response.status_code}"
         if error.response.status_code in (401, 403, 404):
-            return HubError(f"{file}: {told}: no such file, or not for you; check the name, or "
-                            "log in with `hf auth login`")  # fmt: skip
+            return HubError(
+                f"{file}: {told}: no such file, or not for you; check the name, or log in with `hf auth login`"
+            )
     elif isinstance(error, (errors.FileMetadataError, ValueError)):
         return HubError(f"{file}: {constants.ENDPOINT} does not answer like a hub; is a proxy in between?")
     elif getattr(error, "errno", None):

@@ -71,8 +71,10 @@ def one_of(options: Iterable[str]) -> Rule:
     def rule(name: str, value: object) -> None:
         if value not in options:
             near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.3)
-            raise ValueError(f"{name} is {reprlib.repr(value)}; choose from {', '.join(options)}"
-                             + (f" (did you mean {near[0]!r}?)" if near else ""))  # fmt: skip
+            raise ValueError(
+                f"{name} is {reprlib.repr(value)}; choose from {', '.join(options)}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+            )
 
     return rule
 
@@ -118,8 +120,11 @@ def check_lengths(spec: ModelSpec, least: int = 1, room: int = 0, **texts: str |
     for name, given in texts.items():
         for one in [given] if isinstance(given, str) else given:
             n = len(token_ids(tokenizer, one, name))
-            require(least <= n <= most, f"{name} holds a text of {n} tokens, {reprlib.repr(one)}; {spec.name} takes "
-                                        f"{least} to {most} here{behind}")  # fmt: skip
+            require(
+                least <= n <= most,
+                f"{name} holds a text of {n} tokens, {reprlib.repr(one)}; {spec.name} takes "
+                f"{least} to {most} here{behind}",
+            )
 
 
 @lru_cache(maxsize=2)

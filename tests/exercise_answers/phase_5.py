@@ -109,15 +109,24 @@ WRONG = [
     (phase_5.check_token_f1, lambda f, t: np.sum(f & t) / np.sum(f | t), "Jaccard"),
     (phase_5.check_token_f1, lambda f, t: np.sum(f & t) / (f.sum() + t.sum()), "*twice*"),
     (phase_5.check_token_f1, lambda f, t: 2 / (1 / t[f].mean() + 1 / f[t].mean()), "not nan"),
-    (phase_5.check_quantile_rows,
-     lambda c, n: [p[0] for p in np.array_split(np.argsort(-c, kind="stable"), n)], "silent tokens"),
+    (
+        phase_5.check_quantile_rows,
+        lambda c, n: [p[0] for p in np.array_split(np.argsort(-c, kind="stable"), n)],
+        "silent tokens",
+    ),
     (phase_5.check_quantile_rows, lambda c, n: loop_rows(c, n)[::-1], "turn the order round"),
-    (phase_5.check_quantile_rows,
-     lambda c, n: [p[-1] for p in np.array_split(np.argsort(-c)[: np.sum(c > 0)], n)], "the weakest token"),
+    (
+        phase_5.check_quantile_rows,
+        lambda c, n: [p[-1] for p in np.array_split(np.argsort(-c)[: np.sum(c > 0)], n)],
+        "the weakest token",
+    ),
     (phase_5.check_quantile_rows, equal_ranges, "equal ranges"),
     (phase_5.check_quantile_rows, lambda c, n: [c[row] for row in loop_rows(c, n)], "Those are activations"),
-    (phase_5.check_quantile_rows,
-     lambda c, n: [list(np.flatnonzero(c)).index(row) for row in loop_rows(c, n)], "the whole column"),
+    (
+        phase_5.check_quantile_rows,
+        lambda c, n: [list(np.flatnonzero(c)).index(row) for row in loop_rows(c, n)],
+        "the whole column",
+    ),
     (phase_5.check_quantile_rows, lambda c, n: c.argsort()[::-1][:n], "the top group only"),
     (phase_5.check_held_out_margin, lambda f, i, a: np.mean(f[i]) - np.mean(f[~i]), "they chose the feature"),
     (phase_5.check_held_out_margin, lambda f, i, a: f[i & ~a].mean() - f[~i].mean(), "on both sides"),
@@ -126,4 +135,4 @@ WRONG = [
     (phase_5.check_held_out_margin, lambda f, i, a: (2 * i[~a] - 1.0)[f[~a]].sum() / sum(~a), "its own group"),
     (phase_5.check_held_out_margin, lambda f, i, a: -loop_margin(f, i, a), "inside minus outside"),
     (phase_5.check_held_out_margin, lambda f, i, a: f[i & ~a].mean(), "Subtract the share outside"),
-]  # fmt: skip
+]

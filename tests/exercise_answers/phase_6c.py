@@ -122,4 +122,4 @@ WRONG = [
     (phase_6c.check_greedy_total, lambda m: sorted_greedy(m) / min(m.shape), "mean likeness"),
     (phase_6c.check_greedy_total, struck_with_zeros, "−inf, not 0"),
     (phase_6c.check_greedy_total, lambda m: m.sum(), "Your function returned"),
-]  # fmt: skip
+]

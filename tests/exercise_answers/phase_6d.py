@@ -75,48 +75,76 @@ def list_by_json(answer, n):
 EXERCISES = {
     "balanced": (
         phase_6d.check_balanced,
-        [lambda s, t: 0.5 * (s[t].mean() + (1 - s[~t].mean())), balanced_by_loop,
-         lambda s, t: np.mean([np.mean(s[t == k] == k) for k in (True, False)])],
-        {"plain accuracy": lambda s, t: np.mean(s == t), "count as much": lambda s, t: (s & t).sum() / t.sum(),
-         "left alone": lambda s, t: (s[t].mean() + s[~t].mean()) / 2,
-         "by 2": lambda s, t: s[t].mean() + 1 - s[~t].mean(),
-         "precision": lambda s, t: (t[s].mean() + (~t[~s]).mean()) / 2},
+        [
+            lambda s, t: 0.5 * (s[t].mean() + (1 - s[~t].mean())),
+            balanced_by_loop,
+            lambda s, t: np.mean([np.mean(s[t == k] == k) for k in (True, False)]),
+        ],
+        {
+            "plain accuracy": lambda s, t: np.mean(s == t),
+            "count as much": lambda s, t: (s & t).sum() / t.sum(),
+            "left alone": lambda s, t: (s[t].mean() + s[~t].mean()) / 2,
+            "by 2": lambda s, t: s[t].mean() + 1 - s[~t].mean(),
+            "precision": lambda s, t: (t[s].mean() + (~t[~s]).mean()) / 2,
+        },
     ),
     "rate": (
         phase_6d.check_trigger_rate,
-        [rate_by_loop, lambda f, i, t, p: (np.sum(f & (i == t)) + p * np.mean(f)) / (np.sum(i == t) + p),
-         lambda f, i, t, p: np.average(np.append(f[i == t], f.mean()), weights=np.append(np.ones(sum(i == t)), p))],
-        {"Nothing draws": lambda f, i, t, p: f[i == t].mean(),
-         "not at a rate of one": lambda f, i, t, p: (f[i == t].sum() + p) / (sum(i == t) + p),
-         "below the line": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / sum(i == t),
-         "share of firings": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (f.sum() + p),
-         "divided by all tokens": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (len(f) + p)},
+        [
+            rate_by_loop,
+            lambda f, i, t, p: (np.sum(f & (i == t)) + p * np.mean(f)) / (np.sum(i == t) + p),
+            lambda f, i, t, p: np.average(np.append(f[i == t], f.mean()), weights=np.append(np.ones(sum(i == t)), p)),
+        ],
+        {
+            "Nothing draws": lambda f, i, t, p: f[i == t].mean(),
+            "not at a rate of one": lambda f, i, t, p: (f[i == t].sum() + p) / (sum(i == t) + p),
+            "below the line": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / sum(i == t),
+            "share of firings": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (f.sum() + p),
+            "divided by all tokens": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (len(f) + p),
+        },
     ),
     "hard negatives": (
         phase_6d.check_hard_negatives,
         [hard_by_loop, hard_by_convolution, hard_by_distance, lambda *a: set(hard_by_loop(*a))],
-        {"whole window": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row] and not f[p]],
-         "must be the same": lambda f, i, row, r: [p for p in range(len(i)) if not f[max(0, p - r) : p + r + 1].any()],
-         "return the rows": lambda f, i, row, r: np.isin(np.arange(len(i)), hard_by_loop(f, i, row, r)),
-         "to the right": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row]
-                                               and not f[max(0, p - r) : p + 1].any()],
-         "leaves out its end": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row]
-                                                     and not f[max(0, p - r) : p + r].any()]},
+        {
+            "whole window": lambda f, i, row, r: [p for p in range(len(i)) if i[p] == i[row] and not f[p]],
+            "must be the same": lambda f, i, row, r: [
+                p for p in range(len(i)) if not f[max(0, p - r) : p + r + 1].any()
+            ],
+            "return the rows": lambda f, i, row, r: np.isin(np.arange(len(i)), hard_by_loop(f, i, row, r)),
+            "to the right": lambda f, i, row, r: [
+                p for p in range(len(i)) if i[p] == i[row] and not f[max(0, p - r) : p + 1].any()
+            ],
+            "leaves out its end": lambda f, i, row, r: [
+                p for p in range(len(i)) if i[p] == i[row] and not f[max(0, p - r) : p + r].any()
+            ],
+        },
     ),
     "list": (
         phase_6d.check_read_list,
         [list_by_split, list_by_pattern, list_by_json],
-        {"do not fill it up": lambda a, n: ([int(c) for c in re.findall(r"\d", a)] + [0] * n)[:n]
-         if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"} else [-1] * n,
-         "`n` times": lambda a, n: [int(c) for c in re.findall(r"\d", a)]
-         if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"} else [-1] * n,
-         "what would 2 mean": lambda a, n: [int(c) for c in re.findall(r"\d", a)]
-         if a.count("[") == 1 and len(re.findall(r"\d", a)) == n else [-1] * n,
-         "which one did you believe": lambda a, n: list_by_split("[" + a.split("[")[-1] if "[" in a else a, n),
-         "'yes'": numbers_of_list,
-         "from anywhere": lambda a, n: [int(c) for c in re.findall("[01]", a)][:n]},
+        {
+            "do not fill it up": lambda a, n: (
+                ([int(c) for c in re.findall(r"\d", a)] + [0] * n)[:n]
+                if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"}
+                else [-1] * n
+            ),
+            "`n` times": lambda a, n: (
+                [int(c) for c in re.findall(r"\d", a)]
+                if a.count("[") == 1 and set(re.findall(r"\d", a)) <= {"0", "1"}
+                else [-1] * n
+            ),
+            "what would 2 mean": lambda a, n: (
+                [int(c) for c in re.findall(r"\d", a)]
+                if a.count("[") == 1 and len(re.findall(r"\d", a)) == n
+                else [-1] * n
+            ),
+            "which one did you believe": lambda a, n: list_by_split("[" + a.split("[")[-1] if "[" in a else a, n),
+            "'yes'": numbers_of_list,
+            "from anywhere": lambda a, n: [int(c) for c in re.findall("[01]", a)][:n],
+        },
     ),
-}  # fmt: skip
+}
 
 RIGHT = [(check, answer) for check, right, _ in EXERCISES.values() for answer in right]
 WRONG = [(check, answer, hint) for check, _, wrong in EXERCISES.values() for hint, answer in wrong.items()]

@@ -84,11 +84,14 @@ WRONG = [
     (phase_6e.check_shared_ends, lambda a, b: [(j, i) for i, j in two_pointers(a, b)], "wrong way round"),
     (phase_6e.check_shared_ends, lambda a, b: two_pointers([0, *a[:-1]], [0, *b[:-1]]), "*begin*"),
     (phase_6e.check_shared_ends, lambda a, b: [(i, i) for i, _ in enumerate(zip(a, b, strict=False))], "their number"),
-    (phase_6e.check_shared_ends, lambda a, b: [(i, i) for i, (x, y) in enumerate(zip(a, b, strict=False)) if x == y],
-     "those with equal ends"),
+    (
+        phase_6e.check_shared_ends,
+        lambda a, b: [(i, i) for i, (x, y) in enumerate(zip(a, b, strict=False)) if x == y],
+        "those with equal ends",
+    ),
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).max(axis=0), "the other axis"),
     (phase_6e.check_best_partner, lambda a, b: cosines(a, b).max(axis=1), "mean off first"),
     (phase_6e.check_best_partner, lambda a, b: abs(pearson(a, b)).max(axis=1), "The sign counts"),
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).mean(axis=1), "average over all columns"),
     (phase_6e.check_best_partner, lambda a, b: pearson(a, b).argmax(axis=1), "partner's number"),
-]  # fmt: skip
+]

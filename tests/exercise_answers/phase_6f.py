@@ -27,20 +27,27 @@ RIGHT = [
     (phase_6f.check_precision, lambda r, f, p: np.divide(r * p, f + p * (r - f))),
     (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: aa + bb - ab - ba),
     (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: np.diff([ba - bb, aa - ab])[0]),
-    (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: np.linalg.multi_dot(
-        [np.array([1.0, -1.0]), np.array([[aa, ab], [ba, bb]]), np.array([1.0, -1.0])])),
+    (
+        phase_6f.check_swap_effect,
+        lambda aa, ab, ba, bb: np.linalg.multi_dot(
+            [np.array([1.0, -1.0]), np.array([[aa, ab], [ba, bb]]), np.array([1.0, -1.0])]
+        ),
+    ),
     (phase_6f.check_flip_p, loop_flips),
     (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s @ e) / len(e), e.mean()) >= e.mean() - 1e-12)),
     (phase_6f.check_flip_p, lambda e, s: 1 - ((s * e).sum(1) < e.sum() - 1e-11).sum() / (1 + len(s))),
-]  # fmt: skip
+]
 
 WRONG = [
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s)[::-1][math.ceil(r * len(s) - 1e-9) - 1], "positives alone"),
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[~y])[::-1][math.ceil(r * (~y).sum() - 1e-9) - 1], "negatives"),
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[math.ceil(r * y.sum() - 1e-9) - 1], "upwards"),
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][int(r * y.sum()) - 1], "One positive short"),
-    (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][min(math.ceil(r * y.sum()), y.sum() - 1)],
-     "index 0"),
+    (
+        phase_6f.check_threshold,
+        lambda s, y, r: np.sort(s[y])[::-1][min(math.ceil(r * y.sum()), y.sum() - 1)],
+        "index 0",
+    ),
     (phase_6f.check_threshold, lambda s, y, r: np.sort(s[y])[::-1][int(r * y.sum())], "index 0"),
     (phase_6f.check_threshold, lambda s, y, r: np.quantile(s[y], 1 - r), "interpolates"),
     (phase_6f.check_threshold, lambda s, y, r: 1 / 0, "ZeroDivisionError"),
@@ -57,11 +64,20 @@ WRONG = [
     (phase_6f.check_swap_effect, lambda *v: sum(v), "Your function returned"),
     (phase_6f.check_flip_p, lambda e, s: ((s * e).mean(1) >= e.mean() - 1e-12).mean(), "cannot be"),
     (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) < e.mean() - 1e-12).sum()) / (1 + len(s)), "below"),
-    (phase_6f.check_flip_p, lambda e, s: (1 + (abs((s * e).mean(1)) >= abs(e.mean()) - 1e-12).sum()) / (1 + len(s)),
-     "one-sided"),
-    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(0) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1]),
-     "axis 1"),
-    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + len(e)),
-     "number of flips plus one"),
+    (
+        phase_6f.check_flip_p,
+        lambda e, s: (1 + (abs((s * e).mean(1)) >= abs(e.mean()) - 1e-12).sum()) / (1 + len(s)),
+        "one-sided",
+    ),
+    (
+        phase_6f.check_flip_p,
+        lambda e, s: (1 + ((s * e).mean(0) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1]),
+        "axis 1",
+    ),
+    (
+        phase_6f.check_flip_p,
+        lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + len(e)),
+        "number of flips plus one",
+    ),
     (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s * e).mean(1), np.inf) >= e.mean()), "last digit"),
-]  # fmt: skip
+]

@@ -96,15 +96,20 @@ RIGHT = [
     (phase_0.check_collision, lambda n, p: binom.sf(1, n, p)),
     (phase_0.check_collision, lambda n, p: 1 - np.power(1 - p, n - 1) * (1 - p + n * p)),
     (phase_0.check_dimensionality, loop_dimensionality),
-    (phase_0.check_dimensionality, lambda W: torch.nan_to_num(
-        W.pow(2).sum(0) ** 2 / (W.T @ W).pow(2).sum(0))),
-    (phase_0.check_dimensionality, lambda W: (lambda g: np.where(
-        g.diagonal() > 0, g.diagonal() ** 2 / np.maximum((g**2).sum(0), 1e-9), 0))((W.T @ W).numpy())),
+    (phase_0.check_dimensionality, lambda W: torch.nan_to_num(W.pow(2).sum(0) ** 2 / (W.T @ W).pow(2).sum(0))),
+    (
+        phase_0.check_dimensionality,
+        lambda W: (lambda g: np.where(g.diagonal() > 0, g.diagonal() ** 2 / np.maximum((g**2).sum(0), 1e-9), 0))(
+            (W.T @ W).numpy()
+        ),
+    ),
     (phase_0.check_critical_density, bisect_density),
     (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r) if r <= 1 else 4 / (5 + 2 * r)),
     (phase_0.check_critical_density, lambda r: np.minimum(1, r) / 3 / ((1 + r) / 6 + np.minimum(1, r) / 4)),
-    (phase_0.check_recovered, lambda d, t, c: np.mean([
-        any(float(torch.cosine_similarity(a, b, dim=0)) >= c for a in d) for b in t])),
+    (
+        phase_0.check_recovered,
+        lambda d, t, c: np.mean([any(float(torch.cosine_similarity(a, b, dim=0)) >= c for a in d) for b in t]),
+    ),
     (phase_0.check_recovered, lambda d, t, c: ((unit(t) @ unit(d).T).max(1).values >= c).double().mean()),
     (phase_0.check_recovered, lambda d, t, c: ((unit(d) @ unit(t).T) >= c).any(0).sum().item() / len(t)),
     (phase_1.check_l0_without_bos, loop_l0),
@@ -113,8 +118,14 @@ RIGHT = [
     (phase_1.check_text_activation, lambda f, keep: f.masked_fill(~keep[..., None], 0).max(1).values),
     (phase_1.check_text_activation, loop_text_activation),
     (phase_1.check_text_activation, lambda f, keep: torch.where(keep[..., None], f, -1.0).max(dim=1)[0]),
-    (phase_1.check_ev, lambda x, y: 1 - (x - y).var(0, correction=0).sum() / x.var(0, correction=0).sum()
-     - ((x - y).mean(0) ** 2).sum() / x.var(0, correction=0).sum()),
+    (
+        phase_1.check_ev,
+        lambda x, y: (
+            1
+            - (x - y).var(0, correction=0).sum() / x.var(0, correction=0).sum()
+            - ((x - y).mean(0) ** 2).sum() / x.var(0, correction=0).sum()
+        ),
+    ),
     (phase_1.check_ev, lambda x, y: 1 - np.linalg.norm(x - y) ** 2 / np.linalg.norm(x - x.mean(0)) ** 2),
     (phase_1.check_ev, lambda x, y: 1 - torch.mean((x - y) ** 2) / torch.mean((x - x.mean(0, keepdim=True)) ** 2)),
     (phase_2.check_specialist_score, lambda f, i: 2 * (f & i).sum() - f.sum()),
@@ -125,31 +136,51 @@ RIGHT = [
     (phase_2.check_p_value, lambda o, n: 1 - (np.asarray(n) < o).sum() / (len(n) + 1)),
     (phase_2.check_jaccard, loop_jaccard),
     (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max(((a > 0) | (b > 0)).sum(), 1)),
-    (phase_2.check_jaccard, lambda a, b: np.nan_to_num(
-        np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(())))),
+    (
+        phase_2.check_jaccard,
+        lambda a, b: np.nan_to_num(
+            np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(()))
+        ),
+    ),
     (phase_3.check_recovered, lambda c, s, a: 1 - (s - c) / (a - c)),
     (phase_3.check_recovered, lambda c, s, a: np.divide(s - a, c - a)),
     (phase_3.check_recovered, lambda c, s, a: np.polyval(np.polyfit([c, a], [1, 0], 1), s)),
     (phase_3.check_paired_interval, loop_interval),
     (phase_3.check_paired_interval, lambda a, b, d: np.percentile(a[d].mean(1) - b[d].mean(1), [2.5, 97.5])),
-    (phase_3.check_paired_interval, lambda a, b, d: torch.quantile(
-        torch.tensor(a[d] - b[d]).mean(1), torch.tensor([0.025, 0.975]).double())),
-    (phase_3.check_n_children, lambda p, w, c: (torch.cosine_similarity(
-        torch.tensor(w), torch.tensor(p)[None]) > c).sum()),
+    (
+        phase_3.check_paired_interval,
+        lambda a, b, d: torch.quantile(torch.tensor(a[d] - b[d]).mean(1), torch.tensor([0.025, 0.975]).double()),
+    ),
+    (
+        phase_3.check_n_children,
+        lambda p, w, c: (torch.cosine_similarity(torch.tensor(w), torch.tensor(p)[None]) > c).sum(),
+    ),
     (phase_3.check_n_children, lambda p, w, c: sum(unit_dot(row, p) > c for row in w)),
-    (phase_3.check_n_children, lambda p, w, c: len(np.flatnonzero(
-        (w / np.linalg.norm(w, axis=1, keepdims=True)) @ (p / np.linalg.norm(p)) > c))),
+    (
+        phase_3.check_n_children,
+        lambda p, w, c: len(
+            np.flatnonzero((w / np.linalg.norm(w, axis=1, keepdims=True)) @ (p / np.linalg.norm(p)) > c)
+        ),
+    ),
     (phase_4.check_l1_loss, loop_l1),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: (torch.norm(x - y) ** 2 + c * (f.abs() * n).sum()) / len(x)),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: np.mean(
-        ((x - y) ** 2).numpy().sum(-1) + c * np.abs(f.numpy()) @ n.numpy())),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: torch.nn.functional.mse_loss(y, x) * x.shape[1]
-     + c * torch.einsum("bs,s->b", f.abs(), n).mean()),
+    (
+        phase_4.check_l1_loss,
+        lambda x, y, f, n, c: np.mean(((x - y) ** 2).numpy().sum(-1) + c * np.abs(f.numpy()) @ n.numpy()),
+    ),
+    (
+        phase_4.check_l1_loss,
+        lambda x, y, f, n, c: (
+            torch.nn.functional.mse_loss(y, x) * x.shape[1] + c * torch.einsum("bs,s->b", f.abs(), n).mean()
+        ),
+    ),
     (phase_4.check_topk, loop_topk),
     (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k))),
     (phase_4.check_topk, lambda pre, k: torch.where(pre.argsort(1, descending=True).argsort(1) < k, pre, 0).clamp(0)),
-    (phase_4.check_topk, lambda pre, k: np.where(
-        pre.numpy() > np.sort(pre.numpy(), 1)[:, [-k - 1]], np.maximum(pre.numpy(), 0), 0)),
+    (
+        phase_4.check_topk,
+        lambda pre, k: np.where(pre.numpy() > np.sort(pre.numpy(), 1)[:, [-k - 1]], np.maximum(pre.numpy(), 0), 0),
+    ),
     (phase_4.check_density, lambda f: torch.count_nonzero(f, dim=0) / len(f)),
     (phase_4.check_density, lambda f: np.mean(f.numpy() > 0, axis=0)),
     (phase_4.check_density, lambda f: [sum(v > 0 for v in column) / len(column) for column in f.T.tolist()]),
@@ -157,7 +188,7 @@ RIGHT = [
     (phase_4.check_dead_share, lambda f: (f.amax(0) == 0).float().mean()),
     (phase_4.check_dead_share, lambda f: 1 - torch.count_nonzero(f.sum(0)).item() / f.shape[1]),
     (phase_4.check_dead_share, lambda f: (phase_4.density(f) == 0).double().mean().item()),
-]  # fmt: skip
+]
 
 WRONG = [
     (phase_0.check_collision, lambda n, p: 1 - (1 - p) ** n, "at least *one*"),
@@ -170,8 +201,11 @@ WRONG = [
     (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (W.T @ W).pow(2).sum(1).clamp_min(1e-9), "its length"),
     (phase_0.check_dimensionality, lambda W: W.norm(dim=0) / (unit(W.T) @ W).pow(2).sum(1), "Square the length"),
     (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).abs().sum(1), "inner products"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) ** 2 / (
-        (W.T @ W).pow(2).sum(0) - W.pow(2).sum(0) ** 2), "itself included"),
+    (
+        phase_0.check_dimensionality,
+        lambda W: W.pow(2).sum(0) ** 2 / ((W.T @ W).pow(2).sum(0) - W.pow(2).sum(0) ** 2),
+        "itself included",
+    ),
     (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ unit(W.T).T).pow(2).sum(1), "only W_i"),
     (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).pow(2).sum(1), "not nan"),
     (phase_0.check_dimensionality, lambda W: W.pow(2).sum(1) / (unit(W) @ W.T).pow(2).sum(1), "its rows"),
@@ -224,8 +258,11 @@ WRONG = [
     (phase_3.check_recovered, lambda c, s, a: (a - s) / (s - c), "cost of the SAE"),
     (phase_3.check_recovered, lambda c, s, a: (s - a) / (a - c), "sign"),
     (phase_3.check_recovered, lambda c, s, a: a - s, "in nats"),
-    (phase_3.check_paired_interval, lambda a, b, d: np.quantile(
-        a[d].mean(1) - b[d[::-1]].mean(1), [0.025, 0.975]), "same row of `draws`"),
+    (
+        phase_3.check_paired_interval,
+        lambda a, b, d: np.quantile(a[d].mean(1) - b[d[::-1]].mean(1), [0.025, 0.975]),
+        "same row of `draws`",
+    ),
     (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d], [0.025, 0.975]), "single sequences"),
     (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(0), [0.025, 0.975]), "axis 1"),
     (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(1), [0.05, 0.95]), "90 %"),

@@ -241,11 +241,19 @@ class TestFigures:
         assert {note.text for note in fig.layout.annotations} >= {"a: cosine", "b: both"}
 
     def test_lines_of_agreement_and_of_the_lens(self):
-        bins = pd.DataFrame({"line": ["x", "x", "y"], "cosine": [0.3, 0.5, 0.3], "agreement": [0.1, 0.9, 0.0],
-                             "features": [20, 30, 40]})  # fmt: skip
+        bins = pd.DataFrame(
+            {"line": ["x", "x", "y"], "cosine": [0.3, 0.5, 0.3], "agreement": [0.1, 0.9, 0.0], "features": [20, 30, 40]}
+        )
         assert [trace.name for trace in figures.agreement_lines(bins).data] == ["x", "y"]
-        lens = pd.DataFrame({"layer": ["1", "2"] * 2, "token": ["here"] * 2 + ["next"] * 2, "low": -0.1, "high": 0.3,
-                             "advantage": [0.1, 0.0, 0.2, 0.1]})  # fmt: skip
+        lens = pd.DataFrame(
+            {
+                "layer": ["1", "2"] * 2,
+                "token": ["here"] * 2 + ["next"] * 2,
+                "low": -0.1,
+                "high": 0.3,
+                "advantage": [0.1, 0.0, 0.2, 0.1],
+            }
+        )
         fig = figures.lens_lines(lens)
         assert isinstance(fig, go.Figure) and np.allclose(fig.data[0].error_y.array, [0.2, 0.3])
 

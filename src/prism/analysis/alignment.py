@@ -102,5 +102,8 @@ def match_models(a: ModelUnits, b: ModelUnits, least: int = 20, seed: int = 0) -
     sides = {"features": (frequent(a.features, rows_a, least), frequent(b.features, rows_b, least))}
     for kind in (kind for kind in a.signed if kind in b.signed):
         sides[kind] = (a.signed[kind][rows_a], np.hstack([b.signed[kind][rows_b], -b.signed[kind][rows_b]]))
-    return {kind: match_activations(x, y, groups, seed).dropna() for kind, (x, y) in sides.items()
-            if x.shape[1] and y.shape[1]}  # fmt: skip
+    return {
+        kind: match_activations(x, y, groups, seed).dropna()
+        for kind, (x, y) in sides.items()
+        if x.shape[1] and y.shape[1]
+    }

@@ -13,9 +13,12 @@ from jaxtyping import Float
 
 
 def bootstrap_interval(
-    values: Float[np.ndarray, "samples ..."], statistic: Callable = np.mean, n: int = 2000, level: float = 0.95,
+    values: Float[np.ndarray, "samples ..."],
+    statistic: Callable = np.mean,
+    n: int = 2000,
+    level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic (Efron 1979): resample the rows, take the middle `level`.
 
     Args:
@@ -40,9 +43,13 @@ def bootstrap_interval(
 
 
 def difference_interval(
-    a: Float[np.ndarray, " samples_a"], b: Float[np.ndarray, " samples_b"], statistic: str = "median", n: int = 2000,
-    level: float = 0.95, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
+    a: Float[np.ndarray, " samples_a"],
+    b: Float[np.ndarray, " samples_b"],
+    statistic: str = "median",
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Percentile bootstrap interval of statistic(a) − statistic(b), two independent samples resampled each by itself.
 
     Args:

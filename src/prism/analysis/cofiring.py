@@ -15,9 +15,13 @@ OVERVIEW = 30  # features that `coactivation` shows when none are named
 
 
 def coactivation(
-    matrix: FeatureMatrix, features: Sequence[int] | None = None, category: str | None = None, level: str = "token",
-    measure: str = "jaccard", threshold: float = 0.0,
-) -> pd.DataFrame:  # fmt: skip
+    matrix: FeatureMatrix,
+    features: Sequence[int] | None = None,
+    category: str | None = None,
+    level: str = "token",
+    measure: str = "jaccard",
+    threshold: float = 0.0,
+) -> pd.DataFrame:
     """How often features fire together: `FᵀF` of the binarised matrix counts the rows where both do.
 
     Args:
@@ -44,9 +48,13 @@ def coactivation(
 
 
 def coactivation_edges(
-    matrix: FeatureMatrix, features: Sequence[int] | None = None, minimum: float = 0.1, category: str | None = None,
-    level: str = "token", threshold: float = 0.0,
-) -> pd.DataFrame:  # fmt: skip
+    matrix: FeatureMatrix,
+    features: Sequence[int] | None = None,
+    minimum: float = 0.1,
+    category: str | None = None,
+    level: str = "token",
+    threshold: float = 0.0,
+) -> pd.DataFrame:
     """The pairs of features that fire together, as edges of a network.
 
     Args:

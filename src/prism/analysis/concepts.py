@@ -32,9 +32,12 @@ def composite_score(activations: Float[np.ndarray, " texts"], threshold: float =
 
 
 def find_features_for_concept(
-    concept: FeatureMatrix, background: FeatureMatrix | None = None, threshold: float = 0.0, k: int = 20,
+    concept: FeatureMatrix,
+    background: FeatureMatrix | None = None,
+    threshold: float = 0.0,
+    k: int = 20,
     max_background: float = 1.0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The features that cover a concept's texts best, by composite score.
 
     A feature that fires on everything scores high as well; its background share shows it up.

@@ -64,8 +64,10 @@ def example_rows(
     rows = [picker.pick(unit) for unit in units]
     for unit, found in zip(units, rows, strict=True):
         if len(found) < k:
-            raise ValueError(f"unit {unit} has {len(found)} examples from different texts, fewer than the {k} asked "
-                             "for; choose a smaller k, more texts, or units from sample_units")  # fmt: skip
+            raise ValueError(
+                f"unit {unit} has {len(found)} examples from different texts, fewer than the {k} asked "
+                "for; choose a smaller k, more texts, or units from sample_units"
+            )
     return np.array(rows, dtype=np.int64).reshape(len(units), k)
 
 

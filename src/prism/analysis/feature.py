@@ -45,11 +45,15 @@ def summarise_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> Featu
     tokens = examples["token"].head(20)
     counted = len(column) - matrix.massive
     return FeatureSummary(
-        feature=int(feature), density=len(order) / max(counted, 1), firings=len(order), n_tokens=counted,
-        maximum=float(column.max(initial=0)), categories=_category_profile(column, table),
+        feature=int(feature),
+        density=len(order) / max(counted, 1),
+        firings=len(order),
+        n_tokens=counted,
+        maximum=float(column.max(initial=0)),
+        categories=_category_profile(column, table),
         top_token_share=float(tokens.value_counts(normalize=True).iloc[0]) if len(tokens) else 0.0,
         examples=examples.drop_duplicates("text").head(k).reset_index(drop=True),
-    )  # fmt: skip
+    )
 
 
 def _category_profile(column: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
@@ -58,15 +62,18 @@ def _category_profile(column: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
     texts = pd.DataFrame({"text": table["text"].to_numpy(), "category": table["category"].to_numpy(), "max": column})
     peaks = texts.groupby("text", sort=False).agg(category=("category", "first"), max=("max", "max"))
     profile = peaks.groupby("category", sort=False, observed=True)["max"].agg(
-        texts="size", share_firing=lambda peak: float((peak > 0).mean()), mean_max="mean")  # fmt: skip
+        texts="size", share_firing=lambda peak: float((peak > 0).mean()), mean_max="mean"
+    )
     known = [name for name in CATEGORIES if name in profile.index]
     return profile.loc[[*known, *profile.index.difference(known, sort=False)]].reset_index()
 
 
 def top_logits(
-    decoder_row: Float[np.ndarray, " d_in"], unembed: Float[np.ndarray, "d_in d_vocab"], tokens: Sequence[str],
+    decoder_row: Float[np.ndarray, " d_in"],
+    unembed: Float[np.ndarray, "d_in d_vocab"],
+    tokens: Sequence[str],
     k: int = 10,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The tokens that a feature's direction writes towards and away from: its decoder row through the unembedding.
 
     Logits mean something only relative to each other, so their mean over the vocabulary is taken off. The final layer
@@ -89,8 +96,10 @@ def top_logits(
     """
     row, unembed = as_array(decoder_row), as_array(unembed)
     if unembed.ndim != 2 or row.shape != unembed.shape[:1] or len(tokens) < unembed.shape[1]:
-        raise ValueError(f"decoder row {row.shape}, unembedding {unembed.shape} and {len(tokens)} tokens do not fit: "
-                         "give (d_in,), (d_in, d_vocab) and d_vocab tokens")  # fmt: skip
+        raise ValueError(
+            f"decoder row {row.shape}, unembedding {unembed.shape} and {len(tokens)} tokens do not fit: "
+            "give (d_in,), (d_in, d_vocab) and d_vocab tokens"
+        )
     logits = row @ unembed
     logits = logits - logits.mean()
     order = np.argsort(-logits, kind="stable")

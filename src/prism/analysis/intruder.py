@@ -27,9 +27,11 @@ def ngram_vectors(texts: np.ndarray) -> csr_matrix:
 
 
 def embedding_vectors(
-    table: pd.DataFrame, rows: Int[np.ndarray, "units k"], embedding: Float[np.ndarray, "d_vocab d"],
+    table: pd.DataFrame,
+    rows: Int[np.ndarray, "units k"],
+    embedding: Float[np.ndarray, "d_vocab d"],
     radius: int = RADIUS,
-) -> Float[np.ndarray, "units*k d"]:  # fmt: skip
+) -> Float[np.ndarray, "units*k d"]:
     """Windows as the mean token embedding of their tokens, the mean over all windows taken off, of length 1.
 
     Args:

@@ -15,9 +15,11 @@ DENSE = 0.04  # share of non-zeros from which it is
 
 
 def match_activations(
-    a: csr_matrix | Float[np.ndarray, "tokens units_a"], b: csr_matrix | Float[np.ndarray, "tokens units_b"],
-    groups: Shaped[np.ndarray, " tokens"] | None = None, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    a: csr_matrix | Float[np.ndarray, "tokens units_a"],
+    b: csr_matrix | Float[np.ndarray, "tokens units_b"],
+    groups: Shaped[np.ndarray, " tokens"] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """For each unit of `a`, the unit of `b` whose activation correlates with it most (Pearson, over tokens).
 
     Bricken et al. 2023 ('Towards Monosemanticity', on universality) match the features of two models in this way, and
@@ -46,8 +48,9 @@ def match_activations(
     order = _shuffle(a.shape[0], groups, np.random.default_rng(seed))
     partner, correlation = _best_partner(a, b)
     control = _best_partner(a, b[order])[1]
-    return pd.DataFrame({"unit": np.arange(a.shape[1]), "partner": partner, "correlation": correlation,
-                         "control": control})  # fmt: skip
+    return pd.DataFrame(
+        {"unit": np.arange(a.shape[1]), "partner": partner, "correlation": correlation, "control": control}
+    )
 
 
 def _shuffle(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:

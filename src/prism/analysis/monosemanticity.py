@@ -20,9 +20,13 @@ from prism.features import FeatureMatrix
 
 NEURON, FEATURE, CONTROL = KINDS = ("neuron", "feature", "random tokens")
 SCORES = {  # column of `compare_units` -> whether more of it means purer
-    "category_purity": True, "token_purity": True, "category_entropy": False, "token_entropy": False,
-    "intruder": True, "intruder_embedding": True,
-}  # fmt: skip
+    "category_purity": True,
+    "token_purity": True,
+    "category_entropy": False,
+    "token_entropy": False,
+    "intruder": True,
+    "intruder_embedding": True,
+}
 
 
 def purity(rows: Int[np.ndarray, "units k"], table: pd.DataFrame) -> pd.DataFrame:
@@ -80,9 +84,15 @@ def _agreement(codes: Int[np.ndarray, "units k"]) -> tuple[np.ndarray, np.ndarra
 
 
 def compare_units(
-    neurons: FeatureMatrix, features: FeatureMatrix, n: int = 200, k: int = 20, which: str = "top", seed: int = 0,
-    embedding: Float[np.ndarray, "d_vocab d"] | None = None, draws: int = 100,
-) -> pd.DataFrame:  # fmt: skip
+    neurons: FeatureMatrix,
+    features: FeatureMatrix,
+    n: int = 200,
+    k: int = 20,
+    which: str = "top",
+    seed: int = 0,
+    embedding: Float[np.ndarray, "d_vocab d"] | None = None,
+    draws: int = 100,
+) -> pd.DataFrame:
     """Score random neurons, random features, and as many sets of random tokens, by the same rules.
 
     Args:
@@ -112,11 +122,13 @@ def compare_units(
         groups.append((kind, units, example_rows(matrix, units, k, which, seed), matrix.density()[units]))
     groups.append((CONTROL, np.arange(n), random_rows(table, n, k, seed), np.full(n, np.nan)))
     rows = np.concatenate([group[2] for group in groups])
-    frame = pd.DataFrame({
-        "kind": pd.Categorical(np.repeat(KINDS, [len(group[1]) for group in groups]), categories=KINDS),
-        "unit": np.concatenate([group[1] for group in groups]),
-        "density": np.concatenate([group[3] for group in groups]),
-    }).join(purity(rows, table))  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "kind": pd.Categorical(np.repeat(KINDS, [len(group[1]) for group in groups]), categories=KINDS),
+            "unit": np.concatenate([group[1] for group in groups]),
+            "density": np.concatenate([group[3] for group in groups]),
+        }
+    ).join(purity(rows, table))
     spaces = {"intruder": ngram_vectors(windows(table, rows)), "intruder_embedding": None}
     if embedding is not None:
         spaces["intruder_embedding"] = embedding_vectors(table, rows, embedding)
@@ -136,8 +148,10 @@ def _check_same_tokens(a: FeatureMatrix, b: FeatureMatrix) -> None:
         np.array_equal(a.table[name].to_numpy(), b.table[name].to_numpy()) for name in ("text", "token_id")
     )
     if not same:
-        raise ValueError(f"the two matrices have different tokens ({a.n_tokens:,} and {b.n_tokens:,} rows); make both "
-                         "from one batch and its table")  # fmt: skip
+        raise ValueError(
+            f"the two matrices have different tokens ({a.n_tokens:,} and {b.n_tokens:,} rows); make both "
+            "from one batch and its table"
+        )
 
 
 def score_differences(

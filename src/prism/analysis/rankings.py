@@ -78,7 +78,11 @@ def most_selective(matrix: FeatureMatrix, k: int = 20, min_texts: int = 3) -> pd
 def _describe(matrix: FeatureMatrix, features: np.ndarray) -> pd.DataFrame:
     """What every ranking says of its features."""
     part = FeatureMatrix(matrix.values[:, features], matrix.table)
-    return pd.DataFrame({
-        "feature": features, "max_activation": part.max_activation(), "density": part.density(),
-        "texts": part.text_max().getnnz(axis=0),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "feature": features,
+            "max_activation": part.max_activation(),
+            "density": part.density(),
+            "texts": part.text_max().getnnz(axis=0),
+        }
+    )

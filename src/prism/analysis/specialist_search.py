@@ -33,12 +33,16 @@ def specialist_scores(matrix: FeatureMatrix, threshold: float = 0.0) -> pd.DataF
     inside = (indicator @ fires).toarray().T.astype(np.int64)  # [d_sae, categories]
     outside = inside.sum(1, keepdims=True) - inside
     means = (indicator @ peaks).toarray().T / np.bincount(codes, minlength=len(names))
-    return pd.DataFrame({
-        "feature": np.repeat(np.arange(matrix.d_sae), len(names)),
-        "category": pd.Categorical.from_codes(np.tile(np.arange(len(names)), matrix.d_sae), names, ordered=True),
-        "inside": inside.ravel(), "outside": outside.ravel(), "score": (inside - outside).ravel(),
-        "mean_inside": means.ravel(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "feature": np.repeat(np.arange(matrix.d_sae), len(names)),
+            "category": pd.Categorical.from_codes(np.tile(np.arange(len(names)), matrix.d_sae), names, ordered=True),
+            "inside": inside.ravel(),
+            "outside": outside.ravel(),
+            "score": (inside - outside).ravel(),
+            "mean_inside": means.ravel(),
+        }
+    )
 
 
 def specialists(matrix: FeatureMatrix, k: int = 5, threshold: float = 0.0) -> pd.DataFrame:

@@ -192,9 +192,7 @@ class TokenStatistics:
         cut = self._cut(rule)
         return Explanation(unit, sentence_of(terms, base, cut), tuple(terms), base, cut)
 
-    def _single(
-        self, kind: str, ids: np.ndarray, counts: np.ndarray, fires: np.ndarray, base: float
-    ) -> list[Term]:  # fmt: skip
+    def _single(self, kind: str, ids: np.ndarray, counts: np.ndarray, fires: np.ndarray, base: float) -> list[Term]:
         """Terms of one token, this one or the one before: those with most firings beyond what their number explains."""
         found, hits = np.unique(ids[fires], return_counts=True)
         found, hits = found[found != OUTSIDE], hits[found != OUTSIDE]
@@ -202,8 +200,17 @@ class TokenStatistics:
         rates = (hits + PRIOR * base) / (counts[found] + PRIOR)
         best = np.argsort(-excess, kind="stable")[: self.terms]
         best = best[(excess[best] > 0) & (rates[best] > 2 * base)]
-        return [self._term(kind, found[i] if kind == "token" else OUTSIDE, found[i] if kind == "after" else OUTSIDE,
-                           -1, rates[i], counts[found[i]]) for i in best]  # fmt: skip
+        return [
+            self._term(
+                kind,
+                found[i] if kind == "token" else OUTSIDE,
+                found[i] if kind == "after" else OUTSIDE,
+                -1,
+                rates[i],
+                counts[found[i]],
+            )
+            for i in best
+        ]
 
     def _classes(self, fires: np.ndarray, base: float) -> list[Term]:
         """Terms of a class of tokens, this one's or those before it."""
@@ -230,16 +237,22 @@ class TokenStatistics:
             found += [("context", term, OUTSIDE, g, n[g], k[g]) for g in np.flatnonzero((n > 0) & (n < len(rows)))]
         change = {c: abs(c[5] - c[4] * c[1].rate) for c in found}  # firings more or fewer than the token alone explains
         strongest = sorted((c for c in found if change[c] >= 1), key=lambda c: -change[c])[: 2 * self.terms]
-        return [self._term(kind, parent.token, before, group, (k + PRIOR * parent.rate) / (n + PRIOR), n)
-                for kind, parent, before, group, n, k in strongest]  # fmt: skip
+        return [
+            self._term(kind, parent.token, before, group, (k + PRIOR * parent.rate) / (n + PRIOR), n)
+            for kind, parent, before, group, n, k in strongest
+        ]
 
     def _term(self, kind: str, token: int, before: int, group: int, rate: float, count: int) -> Term:
         name = {i: quoted(self._names[int(i)]) for i in (token, before) if i != OUTSIDE}
         group_name = list(CLASSES)[group] if group >= 0 else ""
-        words = {"token": lambda: name[token], "pair": lambda: f"{name[token]} after {name[before]}",
-                 "after": lambda: f"what follows {name[before]}", "class": lambda: group_name,
-                 "context": lambda: f"{name[token]} soon after {group_name}",
-                 "near": lambda: f"what comes soon after {group_name}"}[kind]()  # fmt: skip
+        words = {
+            "token": lambda: name[token],
+            "pair": lambda: f"{name[token]} after {name[before]}",
+            "after": lambda: f"what follows {name[before]}",
+            "class": lambda: group_name,
+            "context": lambda: f"{name[token]} soon after {group_name}",
+            "near": lambda: f"what comes soon after {group_name}",
+        }[kind]()
         return Term(kind, int(token), int(before), int(group), float(rate), int(count), words)
 
     def _cut(self, rule: Explanation) -> float:

@@ -50,25 +50,31 @@ def lines_of(windows: Windows, marks: Bool[np.ndarray, "windows width"] | None =
 
 def explain_prompt(windows: Windows) -> str:
     """Asks for one sentence about windows in which the tokens that a unit fires on are marked."""
-    return (f"A neuron of a language model fires on the tokens marked <<so>> in the texts below. {FENCE}\n"
-            f"{lines_of(windows, windows.fires)}\n"
-            "In one short sentence: what do the marked tokens, or the words before them, have in common?\n"
-            "Answer with one line: Explanation: <your sentence>")  # fmt: skip
+    return (
+        f"A neuron of a language model fires on the tokens marked <<so>> in the texts below. {FENCE}\n"
+        f"{lines_of(windows, windows.fires)}\n"
+        "In one short sentence: what do the marked tokens, or the words before them, have in common?\n"
+        "Answer with one line: Explanation: <your sentence>"
+    )
 
 
 def detect_prompt(sentence: str, windows: Windows) -> str:
     """Asks in which windows a unit fires, given a sentence about it."""
-    return (f'A neuron of a language model is explained so: "{escaped(sentence)}"\n'
-            f"In which of the texts below does it fire? {FENCE}\n"
-            f"{lines_of(windows)}\n{_form(len(windows))}")  # fmt: skip
+    return (
+        f'A neuron of a language model is explained so: "{escaped(sentence)}"\n'
+        f"In which of the texts below does it fire? {FENCE}\n"
+        f"{lines_of(windows)}\n{_form(len(windows))}"
+    )
 
 
 def fuzz_prompt(sentence: str, windows: Windows, places: Int[np.ndarray, " windows"]) -> str:
     """Asks in which windows a unit fires on the one token that is marked."""
     marks = np.arange(windows.ids.shape[1]) == np.asarray(places)[:, None]
-    return (f'A neuron of a language model is explained so: "{escaped(sentence)}"\n'
-            f"In which of the texts below is the token marked <<so>> one that it fires on? {FENCE}\n"
-            f"{lines_of(windows, marks)}\n{_form(len(windows))}")  # fmt: skip
+    return (
+        f'A neuron of a language model is explained so: "{escaped(sentence)}"\n'
+        f"In which of the texts below is the token marked <<so>> one that it fires on? {FENCE}\n"
+        f"{lines_of(windows, marks)}\n{_form(len(windows))}"
+    )
 
 
 def _form(n: int) -> str:

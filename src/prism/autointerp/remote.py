@@ -21,8 +21,10 @@ from prism.autointerp.prompts import Ask
 from prism.device import device
 
 BASE, KEY, MODEL, EXPLAINER = "PRISM_API_BASE", "PRISM_API_KEY", "PRISM_API_MODEL", "PRISM_EXPLAINER"
-HOW = (f"No language model explains here. To turn one on, set {EXPLAINER} to an instruction model's folder or hub "
-       f"name, or {BASE}, {MODEL} and {KEY} for an OpenAI-compatible endpoint.")  # fmt: skip
+HOW = (
+    f"No language model explains here. To turn one on, set {EXPLAINER} to an instruction model's folder or hub "
+    f"name, or {BASE}, {MODEL} and {KEY} for an OpenAI-compatible endpoint."
+)
 LONGEST_ANSWER = 2**20  # bytes read of a response
 LONGEST_PAUSE = 30.0  # seconds between two attempts
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -70,8 +72,10 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{BASE} is no address; give one such as https://host/v1")
         if parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
-            raise ValueError(f"{BASE} is plain http to '{parts.hostname}', which would send key and texts unencrypted; "
-                             "give https (http is for this machine only)")  # fmt: skip
+            raise ValueError(
+                f"{BASE} is plain http to '{parts.hostname}', which would send key and texts unencrypted; "
+                "give https (http is for this machine only)"
+            )
         if self.attempts < 1 or not self.model:
             raise ValueError(f"give at least 1 attempt and the model's name ({MODEL})")
 
@@ -81,8 +85,12 @@ class Endpoint:
         Raises:
             EndpointError: refused, unreachable after all attempts, or an answer that is no chat completion.
         """
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
-                "max_tokens": self.tokens}  # fmt: skip
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self.tokens,
+        }
         data, problem = json.dumps(body).encode(), ""
         for attempt in range(self.attempts):
             answer, problem, wait = self._try(data)
@@ -128,8 +136,12 @@ def _sendable(key: str) -> bool:
 
 def _advice(code: int) -> str:
     """What to do about an answer; the endpoint's own words are left out, for they may repeat the key."""
-    known = {400: f"the request; check {MODEL}", 401: f"check {KEY}", 403: f"{KEY} may not use this model",
-             404: f"check {BASE} (it ends before /chat/completions) and {MODEL}"}  # fmt: skip
+    known = {
+        400: f"the request; check {MODEL}",
+        401: f"check {KEY}",
+        403: f"{KEY} may not use this model",
+        404: f"check {BASE} (it ends before /chat/completions) and {MODEL}",
+    }
     return known.get(code, f"check {BASE}: a redirect is not followed" if code < 400 else f"check {BASE} and {MODEL}")
 
 
@@ -187,8 +199,10 @@ class LocalModel:
         inputs = {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         length, room = inputs["input_ids"].shape[1], getattr(self.model.config, "max_position_embeddings", None)
         if room and length + self.tokens > room:
-            raise ValueError(f"a prompt of {length} tokens and an answer of up to {self.tokens}: '{self.source}' takes "
-                             f"{room} together; show fewer windows, or take another model")  # fmt: skip
+            raise ValueError(
+                f"a prompt of {length} tokens and an answer of up to {self.tokens}: '{self.source}' takes "
+                f"{room} together; show fewer windows, or take another model"
+            )
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         out = self.model.generate(**inputs, max_new_tokens=self.tokens, do_sample=False, pad_token_id=pad)
         return self.tokenizer.decode(out[0, length:], skip_special_tokens=True)

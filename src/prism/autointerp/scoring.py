@@ -127,8 +127,11 @@ def score(explanation: Explanation, examples: Examples, unit: int, judge: Judge 
         "detection_hard": _balanced(detected[paired], judge.detect(explanation, hard)) if enough else np.nan,
         "fuzzing": _balanced(marked, judge.fuzz(explanation, others, places)),
         "fuzzing_hard": _balanced(marked[paired], judge.fuzz(explanation, hard, _centres(hard))) if enough else np.nan,
-        "found": float(np.mean(detected)), "firing": len(firing), "silent": len(silent), "pairs": len(paired),
-    }  # fmt: skip
+        "found": float(np.mean(detected)),
+        "firing": len(firing),
+        "silent": len(silent),
+        "pairs": len(paired),
+    }
 
 
 def _centres(windows: Windows) -> Int[np.ndarray, " windows"]:
@@ -170,7 +173,7 @@ def density_partners(density: Float[np.ndarray, " units"]) -> Int[np.ndarray, " 
 
 def score_units(
     explanations: Mapping[int, Explanation], examples: Examples, judge: Judge | None = None
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Every unit under its own explanation, and under that of another which fires about as often.
 
     Args:
@@ -213,9 +216,14 @@ class Study:
 
 
 def study(
-    matrix: FeatureMatrix, held: Bool[np.ndarray, " tokens"], n: int = 80, terms: int = 12, context: bool = True,
-    radius: int = RADIUS, seed: int = 0,
-) -> Study:  # fmt: skip
+    matrix: FeatureMatrix,
+    held: Bool[np.ndarray, " tokens"],
+    n: int = 80,
+    terms: int = 12,
+    context: bool = True,
+    radius: int = RADIUS,
+    seed: int = 0,
+) -> Study:
     """Explain a random sample of units by counting on some texts, and score the rules on the others.
 
     Args:
@@ -233,8 +241,10 @@ def study(
     score_on = Examples(matrix.select(np.asarray(held)), radius, seed=seed)
     units = scorable_units(n, explain, score_on, seed=seed).tolist()
     if len(units) < 2:
-        raise ValueError(f"{len(units)} units fire often and rarely enough to be scored; take more texts, or a smaller "
-                         "radius where units fire nearly everywhere")  # fmt: skip
+        raise ValueError(
+            f"{len(units)} units fire often and rarely enough to be scored; take more texts, or a smaller "
+            "radius where units fire nearly everywhere"
+        )
     counter = TokenStatistics(explain, terms, context)
     explanations = {unit: counter.explain(unit) for unit in units}
     return Study(explain, score_on, explanations, score_units(explanations, score_on))

@@ -33,8 +33,17 @@ EVERY = 2  # steps between two rows of a log
 SAE = SaeConfig(d_in=192, d_sae=768, architecture="relu", sparsity=2.0)  # ends at an L0 near 38
 TRAINING = TrainConfig(tokens=300_000, batch=1_024, dead_after=30_000, resample_every=40_000)
 # The shared settings say nothing of the fault, and lr and sparsity would say all of it: neither is in the log.
-COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead", "decoder_norm", "activation", "input_norm",
-           "largest_input_norm")  # fmt: skip
+COLUMNS = (
+    "loss",
+    "mse",
+    "l0",
+    "explained_variance",
+    "dead",
+    "decoder_norm",
+    "activation",
+    "input_norm",
+    "largest_input_norm",
+)
 
 
 class PlainL1(ReLU):
@@ -57,15 +66,21 @@ class Run:
     bias: float = 0.0  # start of the encoder's bias
 
 
-RUNS: dict[str, Run] = dict(zip((HEALTHY, *FAULTS), (
-    Run(),
-    Run(training={"lr": 0.015}),
-    Run(sparsity=8.0),
-    Run(training={"normalise_decoder": False}, plain_l1=True),
-    Run(bos=30.0),
-    Run(in_order=True),
-    Run(training={"resample_every": 10**9}, bias=-0.7),  # most features never fire, and nothing wakes them
-), strict=True))  # fmt: skip
+RUNS: dict[str, Run] = dict(
+    zip(
+        (HEALTHY, *FAULTS),
+        (
+            Run(),
+            Run(training={"lr": 0.015}),
+            Run(sparsity=8.0),
+            Run(training={"normalise_decoder": False}, plain_l1=True),
+            Run(bos=30.0),
+            Run(in_order=True),
+            Run(training={"resample_every": 10**9}, bias=-0.7),  # most features never fire, and nothing wakes them
+        ),
+        strict=True,
+    )
+)
 
 
 def write_logs(spec: ModelSpec, path: Path) -> pd.DataFrame:
@@ -136,6 +151,8 @@ def extra_measures(trainer: Trainer, x: Float[Tensor, "batch d_in"]) -> dict[str
     f, norm = trainer.sae.encode(x * trainer.scale), x.norm(dim=1)
     active = (f > 0).sum().clamp(min=1)
     return {
-        "decoder_norm": trainer.sae.W_dec.norm(dim=1).mean().item(), "activation": (f.sum() / active).item(),
-        "input_norm": norm.mean().item(), "largest_input_norm": norm.max().item(),
-    }  # fmt: skip
+        "decoder_norm": trainer.sae.W_dec.norm(dim=1).mean().item(),
+        "activation": (f.sum() / active).item(),
+        "input_norm": norm.mean().item(),
+        "largest_input_norm": norm.max().item(),
+    }

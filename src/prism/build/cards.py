@@ -211,9 +211,15 @@ def family_card(front: pd.DataFrame) -> str:
     rows = front.assign(
         cost=[f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in front.itertuples()]
     )
-    columns = {"member": "SAE", "target_l0": "wanted L0", "l0": "L0", "explained_variance": "EV",
-               "relative_reconstruction_bias": "reconstruction bias", "cost": "ΔCE (nats, 95 %)",
-               "dead": "silent features"}  # fmt: skip
+    columns = {
+        "member": "SAE",
+        "target_l0": "wanted L0",
+        "l0": "L0",
+        "explained_variance": "EV",
+        "relative_reconstruction_bias": "reconstruction bias",
+        "cost": "ΔCE (nats, 95 %)",
+        "dead": "silent features",
+    }
     table = rows[list(columns)].rename(columns=columns).round({"L0": 1, "EV": 3, "reconstruction bias": 3})
     first = front.iloc[0]
     return f"""# SAEs to compare

@@ -21,8 +21,14 @@ from prism.models import activations_at, is_massive, norm_limit, residual_hook
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
-ROLES = {"User": "user", "A": "user", "Question": "user", "Assistant": "assistant", "B": "assistant",
-         "Answer": "assistant"}  # fmt: skip
+ROLES = {
+    "User": "user",
+    "A": "user",
+    "Question": "user",
+    "Assistant": "assistant",
+    "B": "assistant",
+    "Answer": "assistant",
+}
 SPEAKER = re.compile(rf"^({'|'.join(ROLES)}): ?", re.M)
 
 
@@ -31,8 +37,9 @@ def as_chat(document: str) -> list[dict[str, str]] | None:
     if not SPEAKER.match(document):
         return None
     speakers, turns = SPEAKER.split(document)[1::2], SPEAKER.split(document)[2::2]
-    messages = [{"role": ROLES[who], "content": turn.strip()}
-                for who, turn in zip(speakers, turns, strict=True) if turn.strip()]  # fmt: skip
+    messages = [
+        {"role": ROLES[who], "content": turn.strip()} for who, turn in zip(speakers, turns, strict=True) if turn.strip()
+    ]
     return messages if len(messages) > 1 else None
 
 
@@ -71,8 +78,12 @@ def held_out_tokens(corpus: Path, tokenizer) -> dict[str, np.ndarray]:
 def _chatty(corpus: Path, half: int) -> list[str]:
     """Documents of the kinds that hold dialogues, questions and answers: training (0) or held out (1)."""
     kinds = find_kinds(corpus)
-    return [document for kind in ("conversational", "math") if kind in kinds
-            for document in split_documents(kinds[kind])[half]]  # fmt: skip
+    return [
+        document
+        for kind in ("conversational", "math")
+        if kind in kinds
+        for document in split_documents(kinds[kind])[half]
+    ]
 
 
 class Rows:

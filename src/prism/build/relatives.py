@@ -35,11 +35,14 @@ def measure(folder: Path, tokenizer, corpus: Path, trained_tokens: float) -> dic
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     config = model.config
     return {
-        "architecture": config.model_type, "layers": config.num_hidden_layers, "channels": config.hidden_size,
-        "parameters": model.num_parameters(), "trained_tokens": trained_tokens,
+        "architecture": config.model_type,
+        "layers": config.num_hidden_layers,
+        "channels": config.hidden_size,
+        "parameters": model.num_parameters(),
+        "trained_tokens": trained_tokens,
         "megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2),
         "bits_per_byte": kind_bits(model, tokenizer, corpus),
-    }  # fmt: skip
+    }
 
 
 def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.DataFrame]) -> str:
@@ -50,17 +53,28 @@ def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.D
             measures of its SAEs, from `saes.train_family`.
     """
     everyone = {"mini": mini} | measured
-    shapes = pd.DataFrame([
-        {"model": name, "architecture": row["architecture"], "layers": row["layers"], "channels": row["channels"],
-         "parameters": f"{row['parameters'] / 1e6:.2f} M", "trained on": f"{row['trained_tokens'] / 1e6:.1f} M tokens",
-         "file": f"{row['megabytes']:.1f} MB"}
-        for name, row in everyone.items()
-    ])  # fmt: skip
-    bits = pd.DataFrame([
-        {"kind": kind} | {name: f"{row['bits_per_byte'][kind]:.3f}" for name, row in everyone.items()}
-        | {"5-gram": f"{mini['5-gram'][kind]:.3f}"}
-        for kind in mini["bits_per_byte"]
-    ])  # fmt: skip
+    shapes = pd.DataFrame(
+        [
+            {
+                "model": name,
+                "architecture": row["architecture"],
+                "layers": row["layers"],
+                "channels": row["channels"],
+                "parameters": f"{row['parameters'] / 1e6:.2f} M",
+                "trained on": f"{row['trained_tokens'] / 1e6:.1f} M tokens",
+                "file": f"{row['megabytes']:.1f} MB",
+            }
+            for name, row in everyone.items()
+        ]
+    )
+    bits = pd.DataFrame(
+        [
+            {"kind": kind}
+            | {name: f"{row['bits_per_byte'][kind]:.3f}" for name, row in everyone.items()}
+            | {"5-gram": f"{mini['5-gram'][kind]:.3f}"}
+            for kind in mini["bits_per_byte"]
+        ]
+    )
     saes = pd.concat([front.assign(model=name) for name, front in fronts.items()])
     cost = [f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in saes.itertuples()]
     saes = saes.assign(**{"ΔCE (nats, 95 %)": cost})[
@@ -104,11 +118,14 @@ def write_card(data: Path, measured: dict[str, dict]) -> None:
     config = json.loads((data / "model" / "config.json").read_text(encoding="utf-8"))
     parameters = AutoModelForCausalLM.from_pretrained(data / "model").num_parameters()
     mini = {
-        "architecture": config["model_type"], "layers": config["n_layer"], "channels": config["n_embd"],
-        "parameters": parameters, "trained_tokens": embedded["trained_tokens"],
+        "architecture": config["model_type"],
+        "layers": config["n_layer"],
+        "channels": config["n_embd"],
+        "parameters": parameters,
+        "trained_tokens": embedded["trained_tokens"],
         "megabytes": round((data / "model" / "model.safetensors").stat().st_size / 1e6, 2),
         "bits_per_byte": {kind: row["model"] for kind, row in embedded["bits_per_byte"].items()},
-    }  # fmt: skip
+    }
     write(data / "models" / "measurements.json", json.dumps({"mini": mini} | measured, indent=1))
     homes = {"mini": data / "saes" / "family"} | {name: data / "models" / name / "saes" / "family" for name in measured}
     fronts = {name: pd.read_csv(home / "front.csv") for name, home in homes.items()}

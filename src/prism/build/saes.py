@@ -95,8 +95,10 @@ def harvest_all(
             for hook, array in arrays.items():
                 part = as_float16(caught[hook][:, 1:].reshape(-1, array.shape[1])[:take])
                 if part.dtype != torch.float16:
-                    raise ValueError(f"activations at '{hook}' do not fit float16, the format of these files (largest: "
-                                     f"{float(part.abs().max()):.3g}); train on them without files")  # fmt: skip
+                    raise ValueError(
+                        f"activations at '{hook}' do not fit float16, the format of these files (largest: "
+                        f"{float(part.abs().max()):.3g}); train on them without files"
+                    )
                 array[filled : filled + take] = part.numpy()
             filled += take
             bar.update(take)

@@ -129,8 +129,10 @@ class Build:
         plan, d_in = self.plan, self.model.cfg.d_model
         runs = {
             f"{block}-res {kind} {k}": Run(self.hook(block), SaeConfig(d_in, plan.width * d_in, kind, k=k), plan.config)
-            for block in plan.study_blocks for kind in ("batch_topk", "matryoshka") for k in plan.study_l0
-        }  # fmt: skip
+            for block in plan.study_blocks
+            for kind in ("batch_topk", "matryoshka")
+            for k in plan.study_l0
+        }
         trained = self.train("study", runs, plan.study_rounds, plan.study_passes)
         table = self.measure({name: to_saelens(*pair) for name, pair in trained.items()})
         self.keep(table.round(5), "study.csv")
@@ -160,15 +162,24 @@ class Build:
             alive = best.counts >= 20
             ids = table["token_id"].to_numpy()[best.top_rows[alive]]
             one = quality[name]
-            found.append({
-                "SAE": name, "l0": features.l0(), "explained_variance": explained(sae, x), "delta_ce": one.delta_ce,
-                "delta_ce_low": one.delta_ce_interval[0], "delta_ce_high": one.delta_ce_interval[1],
-                "ce_clean": one.ce_clean, "ce_recovered_mean": one.ce_recovered_mean,
-                "never_fired": int((best.counts == 0).sum()), "d_sae": sae.cfg.d_sae,
-                "median_density": float(pd.Series(features.density()[best.counts > 0]).median()),
-                "single_token": float((ids == ids[:, :1]).all(1).mean()) if len(ids) else float("nan"),
-                "tokens": len(x), "massive": test.n_tokens - len(x),
-            })  # fmt: skip
+            found.append(
+                {
+                    "SAE": name,
+                    "l0": features.l0(),
+                    "explained_variance": explained(sae, x),
+                    "delta_ce": one.delta_ce,
+                    "delta_ce_low": one.delta_ce_interval[0],
+                    "delta_ce_high": one.delta_ce_interval[1],
+                    "ce_clean": one.ce_clean,
+                    "ce_recovered_mean": one.ce_recovered_mean,
+                    "never_fired": int((best.counts == 0).sum()),
+                    "d_sae": sae.cfg.d_sae,
+                    "median_density": float(pd.Series(features.density()[best.counts > 0]).median()),
+                    "single_token": float((ids == ids[:, :1]).all(1).mean()) if len(ids) else float("nan"),
+                    "tokens": len(x),
+                    "massive": test.n_tokens - len(x),
+                }
+            )
         return pd.DataFrame(found)
 
     def default(self) -> None:
@@ -181,8 +192,9 @@ class Build:
     def further(self) -> None:
         """Other depths, and the MLP's output and neurons at the default block."""
         plan, d_in, d_mlp = self.plan, self.model.cfg.d_model, self.model.cfg.d_mlp
-        wide, narrow = (SaeConfig(d, d_sae, k=plan.l0)
-                        for d, d_sae in ((d_in, plan.width * d_in), (d_mlp, plan.width * d_mlp // 4)))  # fmt: skip
+        wide, narrow = (
+            SaeConfig(d, d_sae, k=plan.l0) for d, d_sae in ((d_in, plan.width * d_in), (d_mlp, plan.width * d_mlp // 4))
+        )
         runs = {f"{block}-res": Run(self.hook(block), wide, plan.config) for block in plan.others} | {
             f"{plan.block}-mlp-out": Run(self.hook(plan.block, "hook_mlp_out"), wide, plan.config),
             f"{plan.block}-mlp-post": Run(self.hook(plan.block, "mlp.hook_post"), narrow, plan.config),
@@ -245,8 +257,9 @@ class Build:
     def corpus(self) -> None:
         """The corpus that the model wrote; what was dropped goes into `work`."""
         model = AutoModelForCausalLM.from_pretrained(self.spec.folder, dtype=bulk_dtype()).eval()
-        counts = write_corpus(model, self.model.tokenizer, self.out / "corpus.parquet", self.work / "corpus",
-                              self.plan.corpus_tokens)  # fmt: skip
+        counts = write_corpus(
+            model, self.model.tokenizer, self.out / "corpus.parquet", self.work / "corpus", self.plan.corpus_tokens
+        )
         write(self.out / "corpus.json", json.dumps(counts))
 
     def card(self) -> None:
@@ -257,15 +270,19 @@ class Build:
             if name != "family/random-model":  # of another model
                 saes[name] = SAE.load_from_disk(folder.parent, dtype="float32").eval().requires_grad_(False)
         corpus = pd.read_parquet(self.out / "corpus.parquet").sample(frac=1.0, random_state=0)
-        batches = [corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
-                   for rows in (self.plan.test_rows, self.plan.ce_rows)]  # fmt: skip
+        batches = [
+            corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
+            for rows in (self.plan.test_rows, self.plan.ce_rows)
+        ]
         tables = {"real": self.measure(saes), "corpus": self.measure(saes, *batches)}
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
         bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
         own = {name: _text_bits(spec) for name, spec in specs.items()}
         dropped = json.loads((self.out / "corpus.json").read_text(encoding="utf-8"))
-        read = {name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
-                for name in ("study", "readers", "rates")}  # fmt: skip
+        read = {
+            name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
+            for name in ("study", "readers", "rates")
+        }
         write(self.out / "README.md", card(tables, bits, own, corpus, dropped, read, self.plan))
         measured = {name: table.to_dict("records") for name, table in tables.items()}
         write(self.out / "measurements.json", json.dumps(measured | {"bits_per_byte": bits, "texts": own}, indent=1))

@@ -15,26 +15,32 @@ def quality(table: pd.DataFrame) -> str:
     """The table of SAEs."""
     rows = [
         {
-            "SAE": row.SAE, "features": f"{row.d_sae:,}", "L0": f"{row.l0:.1f}", "EV": f"{row.explained_variance:.3f}",
+            "SAE": row.SAE,
+            "features": f"{row.d_sae:,}",
+            "L0": f"{row.l0:.1f}",
+            "EV": f"{row.explained_variance:.3f}",
             "ΔCE (nats, 95 %)": f"{row.delta_ce:.3f} [{row.delta_ce_low:.3f}, {row.delta_ce_high:.3f}]",
             "CE recovered (mean)": f"{row.ce_recovered_mean:.3f}",
             "never fired": f"{row.never_fired:,} ({row.never_fired / row.d_sae:.1%})",
-            "median density": f"{row.median_density:.2%}", "single-token": f"{row.single_token:.1%}",
+            "median density": f"{row.median_density:.2%}",
+            "single-token": f"{row.single_token:.1%}",
             "massive tokens": f"{row.massive:,}",
         }
         for row in table.itertuples()
-    ]  # fmt: skip
+    ]
     first = table.iloc[0]
-    return (f"{markdown_table(pd.DataFrame(rows))}\n\n{first['tokens']:,} tokens; cross-entropies on a part of them, "
-            f"clean CE {first['ce_clean']:.3f} nats.")  # fmt: skip
+    return (
+        f"{markdown_table(pd.DataFrame(rows))}\n\n{first['tokens']:,} tokens; cross-entropies on a part of them, "
+        f"clean CE {first['ce_clean']:.3f} nats."
+    )
 
 
 def side_by_side(bits: Mapping[str, Mapping[str, float]], first: str) -> str:
     """Bits per byte of several models, one row a kind."""
     kinds = next(iter(bits.values()))
-    return markdown_table(pd.DataFrame([
-        {first: kind} | {name: f"{one[kind]:.3f}" for name, one in bits.items()} for kind in kinds
-    ]))  # fmt: skip
+    return markdown_table(
+        pd.DataFrame([{first: kind} | {name: f"{one[kind]:.3f}" for name, one in bits.items()} for kind in kinds])
+    )
 
 
 def samples(corpus: pd.DataFrame, n: int = 3, width: int = 400) -> str:
@@ -68,12 +74,16 @@ English, and these texts show it."""
 
 def study_card(study: pd.DataFrame) -> str:
     """The study's table."""
-    rows = study.assign(**{
-        "L0": study["l0"].map("{:.1f}".format), "EV": study["explained_variance"].map("{:.3f}".format),
-        "ΔCE": study["delta_ce"].map("{:.3f}".format), "never fired": study["never_fired"],
-        "CE recovered (mean)": study["ce_recovered_mean"].map("{:.3f}".format),
-        "single-token": study["single_token"].map("{:.1%}".format),
-    })  # fmt: skip
+    rows = study.assign(
+        **{
+            "L0": study["l0"].map("{:.1f}".format),
+            "EV": study["explained_variance"].map("{:.3f}".format),
+            "ΔCE": study["delta_ce"].map("{:.3f}".format),
+            "never fired": study["never_fired"],
+            "CE recovered (mean)": study["ce_recovered_mean"].map("{:.3f}".format),
+            "single-token": study["single_token"].map("{:.1%}".format),
+        }
+    )
     names = ["SAE", "L0", "EV", "ΔCE", "CE recovered (mean)", "never fired", "single-token"]
     return markdown_table(rows[names])
 
@@ -95,7 +105,10 @@ def card(tables, bits, own, corpus, dropped, read, plan) -> str:
     """
     mixture = ", ".join(f"{kind} {share:.3f}" for kind, share in SHARES.items())
     tried = read["rates"].round({"l0": 1, "explained_variance": 3})[["architecture", "lr", "l0", "explained_variance"]]
-    seen = "" if read["readers"] is None else f"""
+    seen = (
+        ""
+        if read["readers"] is None
+        else f"""
 The seven strongest windows of 30 random features of each of four of these SAEs, mixed, were read by two blind readers
 (language models), who named what at least six of the seven share:
 
@@ -105,6 +118,7 @@ Block 25 has the fewest single-token features, and also the fewest that a reader
 alone is no measure of that. At block 15 Matryoshka has three single-token features in a hundred fewer than BatchTopK,
 which the readers do not notice for certain, and it explains less. So: block 15, BatchTopK.
 """
+    )
     return f"""# SAEs and a corpus for SmolLM2-135M-Instruct
 
 Made by `python -m prism.build smollm2 --corpus DIR`. The model itself is not here: `prism fetch smollm2` brings it. The

@@ -144,8 +144,10 @@ def _write_part(
     rng = np.random.default_rng(seed)
     asked = [(kind, *one) for kind, count in each.items() for one in prompts(kind, tokenizer, count, rng)]
     written = writer([ids for *_, ids in asked], stop, torch.Generator().manual_seed(int(rng.integers(2**60))))
-    rows = [(kind, opening, len(ids) - 1, document[1:])
-            for (kind, opening, ids), document in zip(asked, written, strict=True)]  # fmt: skip
+    rows = [
+        (kind, opening, len(ids) - 1, document[1:])
+        for (kind, opening, ids), document in zip(asked, written, strict=True)
+    ]
     _keep(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), path)
 
 

@@ -171,10 +171,17 @@ def _one_letter(
     measurable = f1 >= config.min_f1 and counts["positive"] > 0
     rate, low, high = (counts["absorbed"] / counts["positive"], low, high) if measurable else [float("nan")] * 3
     return {
-        "letter": letter, "words": len(np.unique(data.words[labels])),
-        "probe_auc": auc_interval(scores, labels[held], n=1)[0], "features": own, "f1": f1, "measurable": measurable,
-        **counts, "rate": rate, "low": low, "high": high,
-    }  # fmt: skip
+        "letter": letter,
+        "words": len(np.unique(data.words[labels])),
+        "probe_auc": auc_interval(scores, labels[held], n=1)[0],
+        "features": own,
+        "f1": f1,
+        "measurable": measurable,
+        **counts,
+        "rate": rate,
+        "low": low,
+        "high": high,
+    }
 
 
 def _replaced(

@@ -24,17 +24,25 @@ ROWS = (  # ours, the group and the name in SAELens' results, why the two differ
     ("l0", "sparsity", "l0", ""),
     ("mse", "reconstruction_quality", "mse", ""),
     ("explained_variance", "reconstruction_quality", "explained_variance", ""),
-    ("explained_variance", "reconstruction_quality", "explained_variance_legacy",
-     "a ratio for each token, then averaged; the mean is taken within each batch"),
+    (
+        "explained_variance",
+        "reconstruction_quality",
+        "explained_variance_legacy",
+        "a ratio for each token, then averaged; the mean is taken within each batch",
+    ),
     ("cosine", "reconstruction_quality", "cossim", ""),
-    ("relative_reconstruction_bias", "shrinkage", "relative_reconstruction_bias",
-     "a ratio for each batch, then averaged"),
+    (
+        "relative_reconstruction_bias",
+        "shrinkage",
+        "relative_reconstruction_bias",
+        "a ratio for each batch, then averaged",
+    ),
     ("ce_clean", "model_performance_preservation", "ce_loss_without_sae", ""),
     ("ce_sae", "model_performance_preservation", "ce_loss_with_sae", ""),
     ("ce_zero", "model_performance_preservation", "ce_loss_with_ablation", "SAELens sets BOS to zero as well"),
     ("ce_recovered_zero", "model_performance_preservation", "ce_loss_score", "SAELens sets BOS to zero as well"),
     ("kl", "model_behavior_preservation", "kl_div_with_sae", "SAELens also counts the last position"),
-)  # fmt: skip
+)
 
 
 @torch.no_grad()
@@ -62,13 +70,12 @@ def agreement_with_saelens(model, sae, batch: TokenBatch, batch_size: int | None
     keep[:, 0] = False
     ours = evaluate(model, sae, TokenBatch(tokens, keep), size)
     theirs, features = _run_evals(model, sae, tokens, size)
-    rows = [
-        (name, _ours(ours, name), key, theirs[group][key], not reason, reason) for name, group, key, reason in ROWS
-    ]
+    rows = [(name, _ours(ours, name), key, theirs[group][key], not reason, reason) for name, group, key, reason in ROWS]
     density = np.array(features["feature_density"])
     gap = int(np.abs(ours.density - density).argmax())
-    rows.append((f"density of feature {gap}, which differs most", ours.density[gap], "feature_density",
-                 density[gap], True, ""))  # fmt: skip
+    rows.append(
+        (f"density of feature {gap}, which differs most", ours.density[gap], "feature_density", density[gap], True, "")
+    )
     frame = pd.DataFrame(rows, columns=["measure", "ours", "SAELens", "theirs", "same definition", "why not"])
     frame.insert(4, "difference", frame["ours"] - frame["theirs"])
     return frame
@@ -91,11 +98,22 @@ def _run_evals(model, sae, tokens: Tensor, size: int) -> tuple[dict, dict]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for a context size that it is then given
         store = ActivationsStore(
-            model, rows, False, metadata.hook_name, None, tokens.shape[1], sae.cfg.d_in, n_batches_in_buffer=2,
-            total_training_tokens=tokens.numel(), store_batch_size_prompts=size, prepend_bos=True,
-            train_batch_size_tokens=tokens.numel(), normalize_activations="none", device=torch.device("cpu"),
+            model,
+            rows,
+            False,
+            metadata.hook_name,
+            None,
+            tokens.shape[1],
+            sae.cfg.d_in,
+            n_batches_in_buffer=2,
+            total_training_tokens=tokens.numel(),
+            store_batch_size_prompts=size,
+            prepend_bos=True,
+            train_batch_size_tokens=tokens.numel(),
+            normalize_activations="none",
+            device=torch.device("cpu"),
             dtype="float32",
-        )  # fmt: skip
+        )
         n = len(tokens) // size
         config = replace(get_eval_everything_config(size, n, n), compute_featurewise_weight_based_metrics=False)
         return run_evals(sae, store, model, ActivationScaler(), config)

@@ -37,12 +37,19 @@ class Dictionary(torch.nn.Module):
     """
 
     def __init__(
-        self, directions: Float[Tensor, "d_sae d_in"], centre: Float[Tensor, " d_in"], k: int, metadata: SAEMetadata,
-        scale: float = 1.0, title: str = "",
-    ):  # fmt: skip
+        self,
+        directions: Float[Tensor, "d_sae d_in"],
+        centre: Float[Tensor, " d_in"],
+        k: int,
+        metadata: SAEMetadata,
+        scale: float = 1.0,
+        title: str = "",
+    ):
         if k < 1 or directions.shape[1] != len(centre):
-            raise ValueError(f"k = {k}, directions of width {directions.shape[1]}, a centre of width {len(centre)}; "
-                             "need k of at least 1 and one width")  # fmt: skip
+            raise ValueError(
+                f"k = {k}, directions of width {directions.shape[1]}, a centre of width {len(centre)}; "
+                "need k of at least 1 and one width"
+            )
         super().__init__()
         self.register_buffer("W_dec", directions.float())
         self.register_buffer("b_dec", centre.float())

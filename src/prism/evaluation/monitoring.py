@@ -68,9 +68,13 @@ class LinearMonitor:
 
 
 def fit_monitor(
-    values: Values, labels: Bool[np.ndarray, " units"], fit: Bool[np.ndarray, " units"], k: int | None = None,
-    recall: float = 0.95, strengths: Sequence[float] = STRENGTHS,
-) -> LinearMonitor:  # fmt: skip
+    values: Values,
+    labels: Bool[np.ndarray, " units"],
+    fit: Bool[np.ndarray, " units"],
+    k: int | None = None,
+    recall: float = 0.95,
+    strengths: Sequence[float] = STRENGTHS,
+) -> LinearMonitor:
     """Logistic regression on standardised columns; all that is chosen is chosen on the units given here.
 
     Columns and weights come from the `fit` units. The others calibrate: they choose the strength (by AUC) and set the
@@ -194,9 +198,13 @@ class MonitorReport:
 
 
 def monitor_report(
-    monitor: LinearMonitor, values: Values, labels: Bool[np.ndarray, " units"], recall: float = 0.95, n: int = 1000,
+    monitor: LinearMonitor,
+    values: Values,
+    labels: Bool[np.ndarray, " units"],
+    recall: float = 0.95,
+    n: int = 1000,
     seed: int = 0,
-) -> MonitorReport:  # fmt: skip
+) -> MonitorReport:
     """Test a monitor on documents of one source, resampling the documents for the intervals.
 
     Args:
@@ -271,9 +279,12 @@ def auc_draws(
 
 
 def auc_difference(
-    a: Float[np.ndarray, "classes units"], b: Float[np.ndarray, "classes units"],
-    labels: Bool[np.ndarray, "classes units"], n: int = 1000, seed: int = 0,
-) -> Estimate:  # fmt: skip
+    a: Float[np.ndarray, "classes units"],
+    b: Float[np.ndarray, "classes units"],
+    labels: Bool[np.ndarray, "classes units"],
+    n: int = 1000,
+    seed: int = 0,
+) -> Estimate:
     """AUC of one monitor minus that of another on the same documents, averaged over classes of content.
 
     The documents are resampled once for both monitors and for all classes, so what is hard for both cancels.
@@ -298,9 +309,12 @@ def auc_difference(
 
 
 def roc_band(
-    scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"], points: int = 101, n: int = 200,
+    scores: Float[np.ndarray, " units"],
+    labels: Bool[np.ndarray, " units"],
+    points: int = 101,
+    n: int = 200,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """A ROC curve with a 95 % band: recall at each false-positive rate, documents resampled.
 
     Returns:

@@ -28,8 +28,9 @@ def counted(batch: TokenBatch) -> Bool[Tensor, "batch pos-1"]:
     """
     mask = batch.keep[:, :-1] & batch.keep[:, 1:]
     if not mask.any():
-        raise ValueError("no text has two tokens in a row, so there is no prediction to measure; give at least one of "
-                         "two tokens")  # fmt: skip
+        raise ValueError(
+            "no text has two tokens in a row, so there is no prediction to measure; give at least one of two tokens"
+        )
     return mask
 
 
@@ -198,6 +199,8 @@ class Predictions:
                 if name in divergence:
                     every = torch.ones(1, len(rows), dtype=torch.bool)
                     divergence[name] += kl(before[None], logits[None], every) * len(rows)
-        sums = {name: np.bincount(sequence, torch.cat(parts).numpy(), len(mask)) if parts else np.zeros(len(mask))
-                for name, parts in nats.items()}  # fmt: skip
+        sums = {
+            name: np.bincount(sequence, torch.cat(parts).numpy(), len(mask)) if parts else np.zeros(len(mask))
+            for name, parts in nats.items()
+        }
         return sums, divergence

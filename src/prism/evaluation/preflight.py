@@ -38,13 +38,16 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     def check(name: str, found, wanted, ok: bool) -> None:
         rows.append((name, str(found), str(wanted), ok))
         if not ok:
-            raise PreflightError(f"preflight of the SAE at '{metadata.hook_name}' failed at {name}: "
-                                 f"found {found}, wanted {wanted}")  # fmt: skip
+            raise PreflightError(
+                f"preflight of the SAE at '{metadata.hook_name}' failed at {name}: found {found}, wanted {wanted}"
+            )
 
     if isinstance(sae, SAE):
         cfg = sae.cfg
-        found = (f"{cfg.architecture()}, normalize_activations {cfg.normalize_activations}, "
-                 f"apply_b_dec_to_input {cfg.apply_b_dec_to_input}")  # fmt: skip
+        found = (
+            f"{cfg.architecture()}, normalize_activations {cfg.normalize_activations}, "
+            f"apply_b_dec_to_input {cfg.apply_b_dec_to_input}"
+        )
         try:
             check_settings(sae)
         except ValueError as error:
@@ -52,8 +55,14 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
         check("settings", found, "honoured here", True)
     ours, named = _names(model), metadata.model_name
     same = not named or _plain(named) in map(_plain, ours)
-    check("model", ours[0], f"{named or 'any, as none is named'}" if same else f"{named} (where both are one model, "
-          f"write {ours[0]} as model_name into the SAE's cfg.json)", same)  # fmt: skip
+    check(
+        "model",
+        ours[0],
+        f"{named or 'any, as none is named'}"
+        if same
+        else f"{named} (where both are one model, write {ours[0]} as model_name into the SAE's cfg.json)",
+        same,
+    )
     try:
         check_hook(model, metadata.hook_name)
     except ValueError as error:
@@ -74,8 +83,12 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
     check("splice check", f"{drift:.1e} nats", "below 1e-4", drift < 1e-4)
     found = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE)) / len(x)
     if published_l0:
-        check("L0", f"{found:.1f}", f"{published_l0 / 2:g} to {published_l0 * 2:g} (published: {published_l0:g})",
-              published_l0 / 2 <= found <= published_l0 * 2)  # fmt: skip
+        check(
+            "L0",
+            f"{found:.1f}",
+            f"{published_l0 / 2:g} to {published_l0 * 2:g} (published: {published_l0:g})",
+            published_l0 / 2 <= found <= published_l0 * 2,
+        )
     else:
         check("L0", f"{found:.1f}", "more than 0 (none published)", found > 0)
     return pd.DataFrame(rows, columns=["check", "found", "wanted", "ok"])
@@ -84,8 +97,13 @@ def preflight(model, sae, batch: TokenBatch, published_l0: float | None = None) 
 def _names(model) -> list[str]:
     """What a model may be called, the name to show first: in the registry, on the hub, or its folder's."""
     source = str(model.cfg.model_name)
-    known = [name for spec in MODELS.values() if source in (spec.hub_id, str(spec.folder))
-             for name in (spec.name, spec.hub_id, spec.title) if name]  # fmt: skip
+    known = [
+        name
+        for spec in MODELS.values()
+        if source in (spec.hub_id, str(spec.folder))
+        for name in (spec.name, spec.hub_id, spec.title)
+        if name
+    ]
     cached = [part.removeprefix("models--").replace("--", "/") for part in Path(source).parts if "models--" in part]
     return known or [*cached, Path(source).name]
 

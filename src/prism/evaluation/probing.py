@@ -96,9 +96,15 @@ def _square(values: Values) -> Values:
 
 
 def sparse_probe_auc(
-    values: Values, labels: Bool[np.ndarray, " units"], train: Bool[np.ndarray, " units"], k: int | None = 1,
-    groups: Shaped[np.ndarray, " units"] | None = None, standardise: bool = False, n: int = 1000, seed: int = 0,
-) -> ProbeScore:  # fmt: skip
+    values: Values,
+    labels: Bool[np.ndarray, " units"],
+    train: Bool[np.ndarray, " units"],
+    k: int | None = 1,
+    groups: Shaped[np.ndarray, " units"] | None = None,
+    standardise: bool = False,
+    n: int = 1000,
+    seed: int = 0,
+) -> ProbeScore:
     """Logistic regression on the `k` most telling columns, both found on the train half; AUC on the other half.
 
     Columns are chosen by the difference of class means (Gurnee et al. 2023, arXiv 2305.01610; SAEBench), and divided
@@ -155,9 +161,12 @@ def _scaled(x: Values, train: Bool[np.ndarray, " units"]) -> Values:
 
 
 def auc_interval(
-    scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"],
-    groups: Shaped[np.ndarray, " units"] | None = None, n: int = 1000, seed: int = 0,
-) -> tuple[float, float, float]:  # fmt: skip
+    scores: Float[np.ndarray, " units"],
+    labels: Bool[np.ndarray, " units"],
+    groups: Shaped[np.ndarray, " units"] | None = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
     """AUC with a 95 % bootstrap interval over units, or over whole groups of them.
 
     Returns:
@@ -184,10 +193,15 @@ def _weighted_auc(ranks: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> 
 
 
 def probe_table(
-    sources: Mapping[str, Values], concepts: Mapping[str, Bool[np.ndarray, " units"]],
-    train: Bool[np.ndarray, " units"], ks: Sequence[int | None] = (1, 5), dense: Sequence[str] = (),
-    groups: Shaped[np.ndarray, " units"] | None = None, n: int = 1000, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    sources: Mapping[str, Values],
+    concepts: Mapping[str, Bool[np.ndarray, " units"]],
+    train: Bool[np.ndarray, " units"],
+    ks: Sequence[int | None] = (1, 5),
+    dense: Sequence[str] = (),
+    groups: Shaped[np.ndarray, " units"] | None = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Sparse probes of several sources for several concepts, on the same halves: what a figure of bars shows.
 
     Args:
@@ -211,7 +225,8 @@ def probe_table(
             for k in (None,) if source in dense else ks:
                 found = sparse_probe_auc(values, labels, train, k, groups, bool(signed), n, seed)
                 columns = found.columns[: k or 5].tolist()
-                rows.append((source, concept, k or -1, found.auc, found.low, found.high, int(labels[~train].sum()),
-                             columns))  # fmt: skip
+                rows.append(
+                    (source, concept, k or -1, found.auc, found.low, found.high, int(labels[~train].sum()), columns)
+                )
     names = ["source", "concept", "k", "auc", "low", "high", "units", "columns"]
     return pd.DataFrame(rows, columns=names)

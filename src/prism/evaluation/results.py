@@ -63,14 +63,24 @@ class Evaluation:
     def to_frame(self) -> pd.DataFrame:
         """One row a measure, with its value and unit; densities are left out."""
         units = {
-            "n_tokens": "tokens", "massive": "tokens left out", "d_sae": "features", "l0": "features per token",
-            "mse": "squared units per token", "explained_variance": "share", "cosine": "",
+            "n_tokens": "tokens",
+            "massive": "tokens left out",
+            "d_sae": "features",
+            "l0": "features per token",
+            "mse": "squared units per token",
+            "explained_variance": "share",
+            "cosine": "",
             "relative_reconstruction_bias": "1 is unbiased",
-            "dead": "features", "ce_clean": "nats per token", "delta_ce": "nats per token",
-            "delta_ce_interval": "95 %, bootstrap over sequences", "mean_ablation_cost": "nats per token",
-            "mean_ablation_interval": "95 %, bootstrap over sequences", "ce_recovered_mean": "against mean-ablation",
-            "ce_recovered_zero": "against zero-ablation", "kl": "nats per token",
-        }  # fmt: skip
+            "dead": "features",
+            "ce_clean": "nats per token",
+            "delta_ce": "nats per token",
+            "delta_ce_interval": "95 %, bootstrap over sequences",
+            "mean_ablation_cost": "nats per token",
+            "mean_ablation_interval": "95 %, bootstrap over sequences",
+            "ce_recovered_mean": "against mean-ablation",
+            "ce_recovered_zero": "against zero-ablation",
+            "kl": "nats per token",
+        }
         rows = []
         for name in (f.name for f in fields(self) if f.name in units):
             value = getattr(self, name)

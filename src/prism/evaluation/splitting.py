@@ -14,9 +14,14 @@ KINDS = ("observed", "shuffled rows", "random directions")
 
 
 def splitting(
-    narrow, wide, matrix_narrow: FeatureMatrix, matrix_wide: FeatureMatrix, cosine: float = 0.4, share: float = 0.1,
+    narrow,
+    wide,
+    matrix_narrow: FeatureMatrix,
+    matrix_wide: FeatureMatrix,
+    cosine: float = 0.4,
+    share: float = 0.1,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The wide SAE's children of each narrow feature: decoder rows that point alike, and that fire where it fires.
 
     Bricken et al. 2023 ('Towards Monosemanticity', on feature splitting). Two controls go through the same search.
@@ -40,8 +45,10 @@ def splitting(
         ValueError: SAEs of different hooks or widths of activation, or matrices of different tokens.
     """
     if narrow.cfg.metadata.hook_name != wide.cfg.metadata.hook_name or narrow.cfg.d_in != wide.cfg.d_in:
-        raise ValueError(f"SAEs at '{narrow.cfg.metadata.hook_name}' and '{wide.cfg.metadata.hook_name}'; splitting "
-                         "compares two of one hook")  # fmt: skip
+        raise ValueError(
+            f"SAEs at '{narrow.cfg.metadata.hook_name}' and '{wide.cfg.metadata.hook_name}'; splitting "
+            "compares two of one hook"
+        )
     same = matrix_narrow.n_tokens == matrix_wide.n_tokens
     if not same or not np.array_equal(matrix_narrow.table["token_id"], matrix_wide.table["token_id"]):
         raise ValueError("the two matrices are of different tokens; encode the same batch with both SAEs")
@@ -75,9 +82,13 @@ def _binary(values: csr_matrix) -> csr_matrix:
 
 
 def _edges(
-    a: Float[np.ndarray, "d_narrow d_in"], b: Float[np.ndarray, "d_wide d_in"], fires_a: csr_matrix,
-    fires_b: csr_matrix, cosine: float, share: float,
-) -> pd.DataFrame:  # fmt: skip
+    a: Float[np.ndarray, "d_narrow d_in"],
+    b: Float[np.ndarray, "d_wide d_in"],
+    fires_a: csr_matrix,
+    fires_b: csr_matrix,
+    cosine: float,
+    share: float,
+) -> pd.DataFrame:
     """All pairs above both bars, block by block."""
     by_a, counts_b = fires_a.tocsc(), np.maximum(_counts(fires_b), 1)
     counts_a, parts = _counts(fires_a), []
@@ -86,9 +97,16 @@ def _edges(
         cosines = a[start : start + step] @ b.T
         i, j = np.nonzero(cosines > cosine)
         both = np.asarray((by_a[:, start : start + step].T @ fires_b)[i, j]).ravel() if len(i) else np.empty(0)
-        part = pd.DataFrame({"narrow": i + start, "wide": j, "cosine": cosines[i, j],
-                             "coactivation": both / np.maximum(counts_a[i + start], 1),
-                             "child_share": both / counts_b[j], "narrow_count": counts_a[i + start]})  # fmt: skip
+        part = pd.DataFrame(
+            {
+                "narrow": i + start,
+                "wide": j,
+                "cosine": cosines[i, j],
+                "coactivation": both / np.maximum(counts_a[i + start], 1),
+                "child_share": both / counts_b[j],
+                "narrow_count": counts_a[i + start],
+            }
+        )
         parts.append(part[part["coactivation"] > share])
     return pd.concat(parts, ignore_index=True).sort_values(["narrow", "cosine"], ascending=[True, False])
 

@@ -55,11 +55,16 @@ class Sums:
     def measures(self) -> dict[str, object]:
         """All that `Evaluation` says without running the model any further."""
         return {
-            "n_tokens": self.n, "d_sae": len(self.fires), "l0": self.active / self.n, "mse": self.residual / self.n,
-            "explained_variance": explained_share(self.residual, self.total), "cosine": self.cosine / self.n,
+            "n_tokens": self.n,
+            "d_sae": len(self.fires),
+            "l0": self.active / self.n,
+            "mse": self.residual / self.n,
+            "explained_variance": explained_share(self.residual, self.total),
+            "cosine": self.cosine / self.n,
             "relative_reconstruction_bias": self.norm_hat / self.dot if self.dot else float("nan"),
-            "dead": int((self.fires == 0).sum()), "density": (self.fires.double() / self.n).numpy(),
-        }  # fmt: skip
+            "dead": int((self.fires == 0).sum()),
+            "density": (self.fires.double() / self.n).numpy(),
+        }
 
 
 class SequenceSums:
@@ -79,9 +84,11 @@ class SequenceSums:
         x, x_hat = x.cpu().double(), x_hat.cpu().double()
         self.sum.index_add_(0, rows, x)
         for total, values in (
-            (self.tokens, torch.ones(len(x), dtype=torch.float64)), (self.active, (f > 0).sum(1).cpu().double()),
-            (self.residual, (x - x_hat).pow(2).sum(1)), (self.power, x.pow(2).sum(1)),
-        ):  # fmt: skip
+            (self.tokens, torch.ones(len(x), dtype=torch.float64)),
+            (self.active, (f > 0).sum(1).cpu().double()),
+            (self.residual, (x - x_hat).pow(2).sum(1)),
+            (self.power, x.pow(2).sum(1)),
+        ):
             total.index_add_(0, rows, values)
 
     def frame(self, mean: Tensor) -> pd.DataFrame:
@@ -127,9 +134,15 @@ def _parts(batch: TokenBatch, batch_size: int) -> Iterator[TokenBatch]:
 
 @torch.no_grad()
 def evaluate(
-    model, sae, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
-    with_kl: bool = True, seed: int = 0,
-) -> Evaluation:  # fmt: skip
+    model,
+    sae,
+    batch: TokenBatch,
+    batch_size: int | None = None,
+    with_ce: bool = True,
+    ablations: bool = True,
+    with_kl: bool = True,
+    seed: int = 0,
+) -> Evaluation:
     """Measure an SAE on tokens of its model, in bounded memory.
 
     Massive tokens (see `models.massive`) are not measured and not replaced by anything; `massive` says how many.
@@ -151,9 +164,15 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_all(
-    model, saes: dict, batch: TokenBatch, batch_size: int | None = None, with_ce: bool = True, ablations: bool = True,
-    with_kl: bool = True, seed: int = 0,
-) -> dict[str, Evaluation]:  # fmt: skip
+    model,
+    saes: dict,
+    batch: TokenBatch,
+    batch_size: int | None = None,
+    with_ce: bool = True,
+    ablations: bool = True,
+    with_kl: bool = True,
+    seed: int = 0,
+) -> dict[str, Evaluation]:
     """`evaluate` for several SAEs of one model: the same numbers, but the clean model runs once for all of them, and
     each hook is read and ablated once, so that every further SAE costs about a third.
 
@@ -169,8 +188,11 @@ def evaluate_all(
     if batch.n_tokens == 0:
         raise ValueError("the batch keeps no token; give at least one text")
     n_before = batch.n_tokens
-    limits = {(residual_hook(sae.cfg.metadata.hook_name), massive_norm(sae))
-              for sae in saes.values() if massive_norm(sae) is not None}  # fmt: skip
+    limits = {
+        (residual_hook(sae.cfg.metadata.hook_name), massive_norm(sae))
+        for sae in saes.values()
+        if massive_norm(sae) is not None
+    }
     for hook_name, limit in limits:
         check_hook(model, hook_name)
         batch = without_massive(model, batch, hook_name, limit)
@@ -222,8 +244,9 @@ def _stream(
 ) -> dict[str, tuple[Sums, SequenceSums]]:
     """First pass: everything that needs one hook's activations but no logits, for each SAE that reads it."""
     where = torch.device(model.cfg.device)
-    found = {name: (Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in))
-             for name, sae in saes.items()}  # fmt: skip
+    found = {
+        name: (Sums(sae.cfg.d_in, sae.cfg.d_sae), SequenceSums(len(batch), sae.cfg.d_in)) for name, sae in saes.items()
+    }
     here = {name: beside(sae, where) for name, sae in saes.items()}
     sequence, start = batch.keep.nonzero()[:, 0], 0
     for x in harvest_kept(model, hook_name, batch, batch_size):

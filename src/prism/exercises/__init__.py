@@ -45,16 +45,20 @@ def check(
     """
     name, going_on = getattr(answer, "__name__", "answer"), None
     try:
-        problems = (_problem(answer, reference, case, number, mistakes or {}, tolerance)
-                    for number, case in enumerate(cases, start=1))  # fmt: skip
+        problems = (
+            _problem(answer, reference, case, number, mistakes or {}, tolerance)
+            for number, case in enumerate(cases, start=1)
+        )
         if not (problem := next(filter(None, problems), None)):
             going_on = in_kind_of(reference, answer, cases[0])
     except _Untouched:
         print(f"… {name} is not written yet. Going on with the reference answer.")
         return reference
     except (Exception, SystemExit) as error:  # of an object that is none of ours; the notebook goes on
-        problem = (f"{type(error).__name__} when it was tried again, or what it returned was looked at; "
-                   "return plain numbers, in a list, an array or a tensor.")  # fmt: skip
+        problem = (
+            f"{type(error).__name__} when it was tried again, or what it returned was looked at; "
+            "return plain numbers, in a list, an array or a tensor."
+        )
     if problem:
         words = f"✗ {name}: {problem}\n  Going on with the reference answer."
         print(words.encode(errors="backslashreplace").decode())  # half of a character cannot be printed
@@ -93,9 +97,11 @@ def _problem(
     if got is None and _is_empty(answer):
         raise _Untouched
     wanted = reference(*copies(case))
-    return None if same(got, wanted, tolerance) else (
-        f"wrong on case {number}. {_hint(got, wanted, case, mistakes, tolerance)}"
-    )  # fmt: skip
+    return (
+        None
+        if same(got, wanted, tolerance)
+        else (f"wrong on case {number}. {_hint(got, wanted, case, mistakes, tolerance)}")
+    )
 
 
 def _is_empty(answer: Callable) -> bool:

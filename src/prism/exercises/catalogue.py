@@ -28,11 +28,19 @@ class Exercise:
 
 
 NOTEBOOKS = {
-    "0": "phase_0_superposition", "1": "phase_1_first_look", "2": "phase_2_feature_exploration",
-    "3": "phase_3_sae_comparison", "4": "phase_4_homebrew_sae", "5": "phase_5_interactive_demo",
-    "6a": "phase_6a_steering", "6b": "phase_6b_attribution_and_ablation", "6c": "phase_6c_across_layers",
-    "6d": "phase_6d_automated_interpretability", "6e": "phase_6e_model_sizes", "6f": "phase_6f_auditing",
-}  # fmt: skip
+    "0": "phase_0_superposition",
+    "1": "phase_1_first_look",
+    "2": "phase_2_feature_exploration",
+    "3": "phase_3_sae_comparison",
+    "4": "phase_4_homebrew_sae",
+    "5": "phase_5_interactive_demo",
+    "6a": "phase_6a_steering",
+    "6b": "phase_6b_attribution_and_ablation",
+    "6c": "phase_6c_across_layers",
+    "6d": "phase_6d_automated_interpretability",
+    "6e": "phase_6e_model_sizes",
+    "6f": "phase_6f_auditing",
+}
 
 _TABLE = """
 0   collision              easy    4   collision

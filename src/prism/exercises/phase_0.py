@@ -63,8 +63,10 @@ def check_dimensionality(answer: Callable) -> Callable:
         ),
         "Features are the columns of W; you used its rows.": lambda W: dimensionality(W.T),
         "Both vectors became unit vectors; only W_i does.": (
-            lambda W: W.norm(dim=0) ** 2
-            / (lambda u: (u.T @ u).pow(2).sum(1).clamp_min(1e-12))(W / W.norm(dim=0).clamp_min(1e-12))
+            lambda W: (
+                W.norm(dim=0) ** 2
+                / (lambda u: (u.T @ u).pow(2).sum(1).clamp_min(1e-12))(W / W.norm(dim=0).clamp_min(1e-12))
+            )
         ),
         "A feature with W_i = 0 has no share: return 0 there, not nan.": (
             lambda W: W.norm(dim=0) ** 2 / ((W / W.norm(dim=0)).T @ W).pow(2).sum(1)
@@ -125,9 +127,7 @@ def check_recovered(answer: Callable) -> Callable:
         "That is a number of directions; divide by how many there are.": (
             lambda d, t, c: (cosines(d, t).amax(0) >= c).sum().float()
         ),
-        "That is a mean cosine; count those that reach the threshold.": (
-            lambda d, t, c: cosines(d, t).amax(0).mean()
-        ),
+        "That is a mean cosine; count those that reach the threshold.": (lambda d, t, c: cosines(d, t).amax(0).mean()),
         "You counted pairs; a direction needs only one row that is near enough.": (
             lambda d, t, c: (cosines(d, t) >= c).float().mean()
         ),

@@ -80,8 +80,8 @@ def check_ev(answer: Callable) -> Callable:
     mistakes = {
         uncentred: lambda x, y: 1 - ((x - y).pow(2).sum() / x.pow(2).sum()).item(),
         "That is the share *un*explained; take it from 1.": lambda x, y: (
-            ((x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
-        ),
+            (x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+        ).item(),
         "The mean must be taken per channel, x.mean(0), not over all numbers at once.": lambda x, y: (
             1 - ((x - y).pow(2).sum() / (x - x.mean()).pow(2).sum()).item()
         ),

@@ -75,9 +75,7 @@ def check_n_children(answer: Callable) -> Callable:
         "The sign counts: the opposite direction is no child.": (
             lambda p, w, c: int((np.abs(w @ p) / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).sum())
         ),
-        "Divide by the length of the parent too.": (
-            lambda p, w, c: int((w @ p / np.linalg.norm(w, axis=1) > c).sum())
-        ),
+        "Divide by the length of the parent too.": (lambda p, w, c: int((w @ p / np.linalg.norm(w, axis=1) > c).sum())),
         "Divide by the length of each wide row too.": lambda p, w, c: int((w @ p / np.linalg.norm(p) > c).sum()),
         "That is the share of rows; count them.": (
             lambda p, w, c: (w @ p / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).mean()

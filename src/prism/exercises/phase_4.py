@@ -62,8 +62,11 @@ def check_l1_loss(answer: Callable) -> Callable:
     draw = torch.Generator().manual_seed(0)
     x, noise, f = (torch.randn(*shape, generator=draw) for shape in ((6, 4), (6, 4), (6, 8)))
     norms = torch.linspace(0.5, 2.0, 8)
-    cases = [(x, x + 0.5 * noise, f.relu(), norms, 0.3), (x, x - noise, f.relu(), 3 * norms, 2.0),
-             (x, x + 0.5 * noise, f, norms, 0.3)]  # fmt: skip
+    cases = [
+        (x, x + 0.5 * noise, f.relu(), norms, 0.3),
+        (x, x - noise, f.relu(), 3 * norms, 2.0),
+        (x, x + 0.5 * noise, f, norms, 0.3),
+    ]
     return check(answer, l1_loss, cases, mistakes)
 
 
@@ -109,11 +112,15 @@ def check_topk(answer: Callable) -> Callable:
         ),
         "You kept every positive value: that is ReLU. Keep only k of them.": lambda pre, k: pre.relu(),
     }
-    pre = torch.tensor([
-        [0.5, -3.0, 2.0, 1.0, 0.1, 1.5, -0.2, 0.3], [-1.0, 0.4, -0.5, -2.0, -0.3, -0.1, -4.0, -0.9],
-        [3.0, 2.5, 0.2, 4.0, 3.5, -5.0, 1.1, 2.2], [0.6, -0.7, 1.2, 0.9, -1.3, 0.8, 1.4, 0.7],
-        [1.7, 0.15, -2.1, 2.6, 0.45, 1.9, -0.6, -1.1],
-    ])  # fmt: skip
+    pre = torch.tensor(
+        [
+            [0.5, -3.0, 2.0, 1.0, 0.1, 1.5, -0.2, 0.3],
+            [-1.0, 0.4, -0.5, -2.0, -0.3, -0.1, -4.0, -0.9],
+            [3.0, 2.5, 0.2, 4.0, 3.5, -5.0, 1.1, 2.2],
+            [0.6, -0.7, 1.2, 0.9, -1.3, 0.8, 1.4, 0.7],
+            [1.7, 0.15, -2.1, 2.6, 0.45, 1.9, -0.6, -1.1],
+        ]
+    )
     return check(answer, topk, [(pre, 3), (pre[:2], 2), (pre, 1)], mistakes)
 
 
@@ -190,9 +197,13 @@ def check_dead_share(answer: Callable) -> Callable:
 
 HEALTHY = "healthy"
 RATE, PENALTY, NORMS, BOS, ORDER, DEAD = FAULTS = (
-    "learning rate too high", "sparsity penalty too strong", "decoder norms not held at 1", "BOS in the data",
-    "activations not shuffled", "features dead and never revived",
-)  # fmt: skip
+    "learning rate too high",
+    "sparsity penalty too strong",
+    "decoder norms not held at 1",
+    "BOS in the data",
+    "activations not shuffled",
+    "features dead and never revived",
+)
 KEY = {"A": BOS, "B": PENALTY, "C": ORDER, "D": DEAD, "E": RATE, "F": NORMS}
 D_SAE = 768  # features of all seven runs
 
@@ -223,19 +234,39 @@ def _wobble(values: pd.Series) -> float:
 
 
 SYMPTOMS: dict[str, Symptom] = {
-    RATE: Symptom("the loss leaps up again late: highest ÷ median, second half", ("loss",),
-                  lambda log: _late(log, "loss").max() / _late(log, "loss").median(), 1.4),
-    PENALTY: Symptom("hardly any feature is active: median L0, second half", ("l0", "explained_variance"),
-                     lambda log: _late(log, "l0").median(), 4.0, above=False),
-    NORMS: Symptom("decoder rows grow: mean norm at the end", ("decoder_norm", "activation"),
-                   lambda log: log["decoder_norm"].iloc[-1], 1.2),
-    BOS: Symptom("a few inputs dwarf the others: largest input norm ÷ mean", ("largest_input_norm", "input_norm"),
-                 lambda log: (log["largest_input_norm"] / log["input_norm"]).median(), 5.0),
-    ORDER: Symptom("batches differ, saw-tooth: typical distance of explained variance from its running median",
-                   ("explained_variance", "loss"), lambda log: _wobble(_late(log, "explained_variance")), 0.02),
-    DEAD: Symptom("most features are dead: share at the end", ("dead",),
-                  lambda log: log["dead"].iloc[-1] / D_SAE, 0.6),
-}  # fmt: skip
+    RATE: Symptom(
+        "the loss leaps up again late: highest ÷ median, second half",
+        ("loss",),
+        lambda log: _late(log, "loss").max() / _late(log, "loss").median(),
+        1.4,
+    ),
+    PENALTY: Symptom(
+        "hardly any feature is active: median L0, second half",
+        ("l0", "explained_variance"),
+        lambda log: _late(log, "l0").median(),
+        4.0,
+        above=False,
+    ),
+    NORMS: Symptom(
+        "decoder rows grow: mean norm at the end",
+        ("decoder_norm", "activation"),
+        lambda log: log["decoder_norm"].iloc[-1],
+        1.2,
+    ),
+    BOS: Symptom(
+        "a few inputs dwarf the others: largest input norm ÷ mean",
+        ("largest_input_norm", "input_norm"),
+        lambda log: (log["largest_input_norm"] / log["input_norm"]).median(),
+        5.0,
+    ),
+    ORDER: Symptom(
+        "batches differ, saw-tooth: typical distance of explained variance from its running median",
+        ("explained_variance", "loss"),
+        lambda log: _wobble(_late(log, "explained_variance")),
+        0.02,
+    ),
+    DEAD: Symptom("most features are dead: share at the end", ("dead",), lambda log: log["dead"].iloc[-1] / D_SAE, 0.6),
+}
 
 
 def load_broken_runs() -> pd.DataFrame:

@@ -125,8 +125,15 @@ def check_read_list(answer: Callable) -> Callable:
         numbers = [*numbers, *[0] * (n - len(numbers))][:n] if fill else numbers
         return np.array(numbers) if keep(lists, items, numbers) else np.full(n, -1)
 
-    cases = [("I give 1 to the first text and 0 to the rest", 3), ("The answer is [1, 0, 1].", 3), ("[1, 0]", 3),
-             ("[1, 2, 0]", 3), ("[1, 0, 1] or [0, 0, 1]", 3), ("[yes, no, 1]", 3), ("[]", 3)]  # fmt: skip
+    cases = [
+        ("I give 1 to the first text and 0 to the rest", 3),
+        ("The answer is [1, 0, 1].", 3),
+        ("[1, 0]", 3),
+        ("[1, 2, 0]", 3),
+        ("[1, 0, 1] or [0, 0, 1]", 3),
+        ("[yes, no, 1]", 3),
+        ("[]", 3),
+    ]
     mistakes = {
         "A list of another length is not an answer: give −1 everywhere, do not fill it up.": (
             lambda t, n: lenient(t, n, lambda lists, items, x: len(lists) == 1 and set(x) <= {0, 1}, fill=True)

@@ -38,8 +38,13 @@ def check_threshold(answer: Callable) -> Callable:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=40).round(3), np.arange(40) % 3 == 0
     # the last two recalls are a whole number of positives: 3 of 12, and all of them
-    cases = [(scores, labels, 0.95), (scores, labels, 0.6), (scores + labels, labels, 0.7),
-             (scores[:34], labels[:34], 0.25), (scores, labels, 1.0)]  # fmt: skip
+    cases = [
+        (scores, labels, 0.95),
+        (scores, labels, 0.6),
+        (scores + labels, labels, 0.7),
+        (scores[:34], labels[:34], 0.25),
+        (scores, labels, 1.0),
+    ]
     return check(answer, threshold, cases, mistakes)
 
 
@@ -88,8 +93,9 @@ def check_swap_effect(answer: Callable) -> Callable:
             lambda aa, ab, ba, bb: (np.exp(aa) - np.exp(ab)) - (np.exp(ba) - np.exp(bb))
         ),
     }
-    return check(answer, swap_effect, [(-2.0, -4.0, -3.0, -3.5), (-1.0, -1.0, -6.0, -2.0), (-5.0, -3.0, -1.0, -2.5)],
-                 mistakes)  # fmt: skip
+    return check(
+        answer, swap_effect, [(-2.0, -4.0, -3.0, -3.5), (-1.0, -1.0, -6.0, -2.0), (-5.0, -3.0, -1.0, -2.5)], mistakes
+    )
 
 
 def flip_p(effects: np.ndarray, signs: np.ndarray) -> float:

@@ -35,8 +35,9 @@ def _table() -> Iterator[sqlite3.Connection]:
         if path.exists() and not path.is_file():
             raise OSError("it is not a plain file")
         with closing(sqlite3.connect(path, timeout=PATIENCE)) as base, base:
-            base.execute("CREATE TABLE IF NOT EXISTS marks (exercise TEXT, state TEXT, time TEXT, "
-                         "PRIMARY KEY (exercise, state))")  # fmt: skip
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS marks (exercise TEXT, state TEXT, time TEXT, PRIMARY KEY (exercise, state))"
+            )
             yield base
     except (OSError, sqlite3.OperationalError) as error:  # the latter: locked, or not to be opened
         raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
@@ -60,8 +61,11 @@ def record(phase: str, name: str, state: str) -> None:
     mark = {"exercise": f"{phase}/{name}", "state": state, "time": time, "solved": SOLVED}
     try:
         with _table() as base:
-            base.execute("INSERT OR REPLACE INTO marks SELECT :exercise, :state, :time WHERE NOT EXISTS "
-                         "(SELECT * FROM marks WHERE exercise = :exercise AND state = :solved)", mark)  # fmt: skip
+            base.execute(
+                "INSERT OR REPLACE INTO marks SELECT :exercise, :state, :time WHERE NOT EXISTS "
+                "(SELECT * FROM marks WHERE exercise = :exercise AND state = :solved)",
+                mark,
+            )
     except DamagedFile as error:
         print(f"  ({error})")
         record(phase, name, state)

@@ -32,9 +32,9 @@ HELP = {  # a tab of the web page -> what it is for
     "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
     "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
     "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
-             "and with a control of the same kind.",
+    "and with a control of the same kind.",
     "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
-}  # fmt: skip
+}
 
 
 def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tuple[str, str]:
@@ -97,19 +97,34 @@ def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
 
 
 def write(
-    explorer: Explorer, prompt: str, feature: int | None, how: str, strength: float, n_tokens: int,
-    temperature: float, seed: int | None, sae: str,
-) -> str:  # fmt: skip
+    explorer: Explorer,
+    prompt: str,
+    feature: int | None,
+    how: str,
+    strength: float,
+    n_tokens: int,
+    temperature: float,
+    seed: int | None,
+    sae: str,
+) -> str:
     """Three continuations side by side, shaded by the feature that was steered."""
     if feature is None or seed is None:
         raise ValueError(f"There is no {'feature' if feature is None else 'seed'} yet: type a number.")
     runs = steer(explorer, prompt, int(feature), how, strength, int(n_tokens), temperature, int(seed), sae)
     peak = float(explorer.reading(sae).statistics.maxima[int(feature)])
-    three = [{"label": run.label, "shaded": shaded(run.tokens, run.activations, peak),
-              "nats": f"{run.nats:.2f} nats a token under the unchanged model"} for run in runs]  # fmt: skip
-    note = (f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the "
-            f"sample ({peak:.2f}). More nats: less like what the model would write. One draw each is an example, no "
-            "measurement.")  # fmt: skip
+    three = [
+        {
+            "label": run.label,
+            "shaded": shaded(run.tokens, run.activations, peak),
+            "nats": f"{run.nats:.2f} nats a token under the unchanged model",
+        }
+        for run in runs
+    ]
+    note = (
+        f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the "
+        f"sample ({peak:.2f}). More nats: less like what the model would write. One draw each is an example, no "
+        "measurement."
+    )
     return markup.fragment("three", three) + markup.sentence(note)
 
 
@@ -120,9 +135,11 @@ def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool =
         buttons: features are buttons that open their pages; else plain numbers.
     """
     rows = explorer.compare(text, names)
-    note = ("Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
-            "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
-            "many.")  # fmt: skip
+    note = (
+        "Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
+        "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
+        "many."
+    )
     html = markup.table(rows, note=note)
     for name in rows["sae"]:
         yield html + markup.sentence(f"Reading the sample with {name} …")

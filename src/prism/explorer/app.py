@@ -68,16 +68,19 @@ class Page:
                 with gr.Column(scale=3, min_width=300):
                     gr.HTML("<h1>Prism</h1>")
                     self.about = gr.HTML(answers.about(explorer, explorer.default), elem_id="about")
-                self.sae = gr.Dropdown(explorer.names, value=explorer.default, label="SAE", elem_id="sae",
-                                       min_width=200)  # fmt: skip
+                self.sae = gr.Dropdown(
+                    explorer.names, value=explorer.default, label="SAE", elem_id="sae", min_width=200
+                )
             self.read = gr.State((answers.SENTENCE, explorer.default))  # the sentence last read, and by which SAE
             self.visited = gr.State([])
             with gr.Tabs(selected="sentence") as self.tabs:
-                for name, title, fill in (("sentence", "Your sentence", self._sentence),
-                                          ("feature", "Feature", functools.partial(self._feature, first)),
-                                          ("search", "Concept search", self._search),
-                                          ("steer", "Steer", functools.partial(self._steer, first)),
-                                          ("compare", "Compare SAEs", self._compare)):  # fmt: skip
+                for name, title, fill in (
+                    ("sentence", "Your sentence", self._sentence),
+                    ("feature", "Feature", functools.partial(self._feature, first)),
+                    ("search", "Concept search", self._search),
+                    ("steer", "Steer", functools.partial(self._steer, first)),
+                    ("compare", "Compare SAEs", self._compare),
+                ):
                     with gr.Tab(title, id=name):
                         gr.HTML(sentence(answers.HELP[name], "help"))
                         fill()
@@ -89,8 +92,12 @@ class Page:
     def _sentence(self) -> None:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
         self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
-        self.rare = gr.Checkbox(True, label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
-                                container=False, elem_id="rare")  # fmt: skip
+        self.rare = gr.Checkbox(
+            True,
+            label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
+            container=False,
+            elem_id="rare",
+        )
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=asset("pick.js"), elem_id="tokens")
         self.found = self._pickable(strongest, "found")
@@ -99,8 +106,10 @@ class Page:
         with gr.Row(elem_classes="prism-row"):
             self.number = gr.Number(first, label="Feature", precision=0, elem_id="number", min_width=120)
             self.show = gr.Button("Show", variant="primary", elem_id="show", min_width=70)
-            self.back, self.on, self.pin = (gr.Button(text, elem_id=text.split()[0].lower(), min_width=70)
-                                            for text in ("Previous", "Next", "Pin beside"))  # fmt: skip
+            self.back, self.on, self.pin = (
+                gr.Button(text, elem_id=text.split()[0].lower(), min_width=70)
+                for text in ("Previous", "Next", "Pin beside")
+            )
         self.history = self._pickable("", "history")
         page = answers.read_feature(self.explorer, first, self.explorer.default)
         with gr.Row():
@@ -124,8 +133,16 @@ class Page:
             self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=300, scale=3)
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
         with gr.Row():
-            self.strength = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, 2.0, step=0.25, min_width=220, scale=2,
-                                      label="Strength, × its maximum", elem_id="strength")  # fmt: skip
+            self.strength = gr.Slider(
+                -MAX_STRENGTH,
+                MAX_STRENGTH,
+                2.0,
+                step=0.25,
+                min_width=220,
+                scale=2,
+                label="Strength, × its maximum",
+                elem_id="strength",
+            )
             self.n_tokens = gr.Slider(1, MAX_NEW_TOKENS, 30, step=1, label="Tokens", min_width=160)
             self.temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", min_width=160)
         self.write = gr.Button("Write", variant="primary", elem_id="write", elem_classes="prism-go")
@@ -153,33 +170,57 @@ class Page:
         def answer(triggers: Sequence, function: Callable, inputs: Sequence, outputs: Sequence):
             return gr.on(triggers, safely(function, len(outputs)), inputs, outputs, **ask)
 
-        answer([self.go.click, self.text.submit, self.rare.input], self._read_text, [self.text, self.sae, self.rare],
-               [self.tokens, self.found, self.read])  # fmt: skip
+        answer(
+            [self.go.click, self.text.submit, self.rare.input],
+            self._read_text,
+            [self.text, self.sae, self.rare],
+            [self.tokens, self.found, self.read],
+        )
         answer([self.tokens.select], self._read_token, [self.read, self.rare], [self.found])
         shown = [self.number, self.sae, self.read, self.visited], [self.page, self.history, self.visited]
         answer([self.show.click, self.number.submit], self._show, *shown)
         for button, step in ((self.back, -1), (self.on, 1)):
             answer([button.click], on(self._walk, step), shown[0], [*shown[1], self.number])
         opened = dict(inputs=[self.read, self.visited], show_progress_on=[self.about], **ask)
-        opened["outputs"] = [self.page, self.history, self.visited, self.sae, self.number, self.steered, self.about,
-                             self.tabs]  # fmt: skip
+        opened["outputs"] = [
+            self.page,
+            self.history,
+            self.visited,
+            self.sae,
+            self.number,
+            self.steered,
+            self.about,
+            self.tabs,
+        ]
         for part in self.picks:
             part.select(self._pick, **opened)
         self.blocks.load(self._asked_for, **opened)
         answer([self.pin.click], self._pin, [self.number, self.sae], [self.pinned, self.beside])
         self.unpin.click(lambda: gr.Column(visible=False), None, self.beside, api_visibility="private")
         self.way.input(self._example, [self.way], self.query, api_visibility="private")
-        answer([self.search.click, self.query.submit], on(answers.search_features, explorer),
-               [self.way, self.query, self.sae], [self.results])  # fmt: skip
+        answer(
+            [self.search.click, self.query.submit],
+            on(answers.search_features, explorer),
+            [self.way, self.query, self.sae],
+            [self.results],
+        )
         settings = [self.prompt, self.steered, self.how, self.strength, self.n_tokens, self.temperature, self.seed]
         settings += [self.sae]
         answer([self.write.click, self.prompt.submit], on(answers.write, explorer), settings, [self.written])
-        gr.on([self.compare.click, self.compared.submit], self._compare_all, [self.compared, self.chosen],
-              [self.comparison], **ask)  # fmt: skip
+        gr.on(
+            [self.compare.click, self.compared.submit],
+            self._compare_all,
+            [self.compared, self.chosen],
+            [self.comparison],
+            **ask,
+        )
         wait = "Loading {}: some seconds the first time …"
         self.sae.input(lambda sae: sentence(wait.format(sae)), self.sae, self.about, api_visibility="private").then(
-            safely(self._changed, 5), [self.sae, self.text, self.rare],
-            [self.about, self.tokens, self.found, self.read, self.page], **ask)  # fmt: skip
+            safely(self._changed, 5),
+            [self.sae, self.text, self.rare],
+            [self.about, self.tokens, self.found, self.read, self.page],
+            **ask,
+        )
 
     def _read_text(self, text: str, sae: str, rare: bool) -> tuple:
         return *answers.read_text(self.explorer, text, sae, rare), (text, sae)
@@ -230,8 +271,12 @@ class Page:
 
     def _example(self, way: str):
         titles = categories(self.explorer.reading())
-        label = {"number": "A feature's number", "token": "A token, such as a frequent word",
-                 "category": f"One of: {', '.join(titles)}", "concept": answers.ONE_A_LINE}  # fmt: skip
+        label = {
+            "number": "A feature's number",
+            "token": "A token, such as a frequent word",
+            "category": f"One of: {', '.join(titles)}",
+            "concept": answers.ONE_A_LINE,
+        }
         value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
         return gr.Textbox(value=value, label=label[way])
 
@@ -260,14 +305,26 @@ def _whole(value: object) -> int:
 def application(explorer: Explorer) -> FastAPI:
     """The page behind its guard: no uploads, no files, no other host's name, nothing loaded from elsewhere."""
     theme = gr.themes.Default(  # in the fonts of the reader's system: none is fetched
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-        primary_hue="blue", text_size="md",
-    )  # fmt: skip
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+        primary_hue="blue",
+        text_size="md",
+    )
     app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Page(explorer).blocks, "/", server_name=HOST,
-        footer_links=[], run_history=False, max_file_size="1b", ssr_mode=False, pwa=False, enable_monitoring=False,
-        mcp_server=False, theme=theme, css=asset("app.css"),
-    )  # fmt: skip
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        Page(explorer).blocks,
+        "/",
+        server_name=HOST,
+        footer_links=[],
+        run_history=False,
+        max_file_size="1b",
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        theme=theme,
+        css=asset("app.css"),
+    )
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return app

@@ -99,8 +99,10 @@ def choose_features(sample: Sample, n: int, seed: int = 0) -> dict[int, str]:
 def _specialists(labelled: FeatureMatrix, n: int) -> Iterator[tuple[int, str]]:
     """The best specialist of each category, then the second of each, and so on."""
     found = specialists(labelled, k=n)
-    columns = [[(feature, f"specialist: {category_title(name)}") for feature in part["feature"]]
-               for name, part in found.groupby("category", observed=True)]  # fmt: skip
+    columns = [
+        [(feature, f"specialist: {category_title(name)}") for feature in part["feature"]]
+        for name, part in found.groupby("category", observed=True)
+    ]
     return (pair for pair in chain.from_iterable(zip_longest(*columns)) if pair)
 
 
@@ -109,11 +111,11 @@ def rules(chosen: dict[int, str]) -> list[str]:
     kinds = [rule.split(":")[0] for rule in chosen.values()]
     words = {
         "specialist": "specialists of a category: those that fire on most of its 10 labelled texts and on fewest"
-                      " of the other 60, in turn the best of each category, then the second of each, and so on",
+        " of the other 60, in turn the best of each category, then the second of each, and so on",
         "most frequent": "most frequent: those that fire on most tokens",
         "median density": "of median density: those whose density is nearest to the median of all that fire",
         "random": "random: drawn from all features that fire, with a fixed seed",
-    }  # fmt: skip
+    }
     return [f"{kinds.count(kind)} {text}." for kind, text in words.items() if kind in kinds]
 
 
@@ -126,18 +128,32 @@ def write_pages(
     for feature, rule in tqdm(chosen.items(), desc="pages", unit="page"):
         sentence, scores = explained[feature]
         text = feature_page(
-            feature, matrix, dictionary.decoder, dictionary.unembed, dictionary.vocabulary, dictionary.title,
-            sae_spec.feature_url(feature), index="index.html", explanation=sentence, scores=scores,
+            feature,
+            matrix,
+            dictionary.decoder,
+            dictionary.unembed,
+            dictionary.vocabulary,
+            dictionary.title,
+            sae_spec.feature_url(feature),
+            index="index.html",
+            explanation=sentence,
+            scores=scores,
             link_to=lambda other: page_name(spec, sae_spec, other) if other in chosen else None,
-        )  # fmt: skip
+        )
         write_text(out / page_name(spec, sae_spec, feature), text)
         summary = summarise_feature(matrix, feature, 20)
-        rows.append({
-            "feature": feature, "page": page_name(spec, sae_spec, feature), "chosen": rule,
-            "density": summary.density, "tokens": list(dict.fromkeys(summary.examples["token"].astype(str)))[:3],
-            "category": _category(summary.categories), "explanation": sentence,
-            "score": scores.get("detection", np.nan),
-        })  # fmt: skip
+        rows.append(
+            {
+                "feature": feature,
+                "page": page_name(spec, sae_spec, feature),
+                "chosen": rule,
+                "density": summary.density,
+                "tokens": list(dict.fromkeys(summary.examples["token"].astype(str)))[:3],
+                "category": _category(summary.categories),
+                "explanation": sentence,
+                "score": scores.get("detection", np.nan),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -168,10 +184,22 @@ def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
     Returns:
         A complete HTML document.
     """
-    note = ("Density: share of the tokens on which the feature fires. Detection: how well the explanation tells, on "
-            "held-out text, where the feature fires (balanced accuracy; 1 is perfect, 0.5 a guess).")  # fmt: skip
+    note = (
+        "Density: share of the tokens on which the feature fires. Detection: how well the explanation tells, on "
+        "held-out text, where the feature fires (balanced accuracy; 1 is perfect, 0.5 a guess)."
+    )
     scores = [f"{score:.2f}" if np.isfinite(score) else "not scored" for score in rows["score"]]
     table = rows.assign(score=scores, density=rows["density"].map("{:.3%}".format)).to_dict("records")
     sections = [Section("rules", "How they were chosen", "", rules), Section("gallery", "Features", note, table)]
-    return compose("document.html", "Feature gallery", sections, [], [], about=title, stats={}, index=None,
-                   elsewhere=None, styles=["page.css", "document.css", "gallery.css"])  # fmt: skip
+    return compose(
+        "document.html",
+        "Feature gallery",
+        sections,
+        [],
+        [],
+        about=title,
+        stats={},
+        index=None,
+        elsewhere=None,
+        styles=["page.css", "document.css", "gallery.css"],
+    )

@@ -13,14 +13,27 @@ Message = MutableMapping[str, Any]
 HOST = "127.0.0.1"  # nobody else's machine: what is typed here is the reader's own
 PORTS = 20  # tried from the one asked for
 LARGEST = 100_000  # bytes of a question; the page sends a few thousand
-PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/info",
-         "/gradio_api/startup-events", "/gradio_api/cancel", "/gradio_api/reset")  # fmt: skip
+PAGES = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/manifest.json",
+    "/gradio_api/info",
+    "/gradio_api/startup-events",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+)
 FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/queue/", "/gradio_api/heartbeat/")
 HEADERS = [  # nothing is loaded from, or sent to, any other place, and no other page may hold this one in a frame
-    (b"content-security-policy", b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-                                 b"frame-ancestors 'self'; form-action 'self'; object-src 'none'"),
-    (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
-]  # fmt: skip
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        b"frame-ancestors 'self'; form-action 'self'; object-src 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
 
 
 class Guard:

@@ -14,15 +14,35 @@ FOLDER = Path(__file__).with_name("templates")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SANDBOX = "allow-same-origin allow-popups allow-popups-to-escape-sandbox"  # same origin: the app follows its links
 
-HEADS = {"of_maximum": "of its maximum", "fires_on": "fires on", "composite_score": "score", "mean_activation": "mean",
-         "l0": "active a token", "explained_variance": "variance explained", "nats_lost": "nats lost a token",
-         "nats_lost_by_mean": "… by the mean", "background_share": "texts of the sample",
-         "f1": "F1", "sae": "SAE", "token": "peaks on"}  # fmt: skip
+HEADS = {
+    "of_maximum": "of its maximum",
+    "fires_on": "fires on",
+    "composite_score": "score",
+    "mean_activation": "mean",
+    "l0": "active a token",
+    "explained_variance": "variance explained",
+    "nats_lost": "nats lost a token",
+    "nats_lost_by_mean": "… by the mean",
+    "background_share": "texts of the sample",
+    "f1": "F1",
+    "sae": "SAE",
+    "token": "peaks on",
+}
 FORMATS = {
-    "of_maximum": "{:.0%}", "share": "{:.0%}", "precision": "{:.0%}", "recall": "{:.0%}", "density": "{:.2%}",
-    "background_share": "{:.2%}", "explained_variance": "{:.1%}", "l0": "{:.1f}", "nats_lost": "{:+.2f}",
-    "nats_lost_by_mean": "{:+.2f}", "composite_score": "{:,.0f}", "score": "{:g}", "feature": "{:d}",
-}  # fmt: skip
+    "of_maximum": "{:.0%}",
+    "share": "{:.0%}",
+    "precision": "{:.0%}",
+    "recall": "{:.0%}",
+    "density": "{:.2%}",
+    "background_share": "{:.2%}",
+    "explained_variance": "{:.1%}",
+    "l0": "{:.1f}",
+    "nats_lost": "{:+.2f}",
+    "nats_lost_by_mean": "{:+.2f}",
+    "composite_score": "{:,.0f}",
+    "score": "{:g}",
+    "feature": "{:d}",
+}
 
 
 def render(template: str, **values: object) -> str:

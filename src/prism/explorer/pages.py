@@ -37,9 +37,13 @@ class Section:
 
 
 def compose(
-    template: str, head: str, above: Iterable[Section], panels: Iterable[Section], below: Iterable[Section],
+    template: str,
+    head: str,
+    above: Iterable[Section],
+    panels: Iterable[Section],
+    below: Iterable[Section],
     **values: object,
-) -> str:  # fmt: skip
+) -> str:
     """Sections under a heading, the panels side by side where there is room; those without data are left out.
 
     Args:
@@ -67,16 +71,33 @@ def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str 
         IndexError: no such feature; the message names the range.
     """
     summary = summarise_feature(matrix, feature, k)
-    return HTML(compose("short.html", f"{name} {summary.feature}", [_profile(summary)], [],
-                        [_strongest(matrix, summary)], stats=_stats(summary), styles=["page.css"]))  # fmt: skip
+    return HTML(
+        compose(
+            "short.html",
+            f"{name} {summary.feature}",
+            [_profile(summary)],
+            [],
+            [_strongest(matrix, summary)],
+            stats=_stats(summary),
+            styles=["page.css"],
+        )
+    )
 
 
 def feature_page(
-    feature: int, matrix: FeatureMatrix, decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
-    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None, vocabulary: Sequence[str] | None = None,
-    title: str = "", link: str | None = None, k: int = 10, link_to: LinkTo | None = None,
-    explanation: str = "", scores: Mapping[str, float] | None = None, index: str | None = None,
-) -> str:  # fmt: skip
+    feature: int,
+    matrix: FeatureMatrix,
+    decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
+    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None,
+    vocabulary: Sequence[str] | None = None,
+    title: str = "",
+    link: str | None = None,
+    k: int = 10,
+    link_to: LinkTo | None = None,
+    explanation: str = "",
+    scores: Mapping[str, float] | None = None,
+    index: str | None = None,
+) -> str:
     """A page about one feature that needs no network and no scripts.
 
     Args:
@@ -100,40 +121,76 @@ def feature_page(
         IndexError: no such feature; the message names the range.
     """
     summary, column = summarise_feature(matrix, feature, k), matrix.column(feature)
-    panels = [_activations(column), _density(matrix.density(), feature), _profile(summary),
-              *_logits(decoder, unembed, vocabulary, feature, k), _together(matrix, feature, k, link_to)]  # fmt: skip
+    panels = [
+        _activations(column),
+        _density(matrix.density(), feature),
+        _profile(summary),
+        *_logits(decoder, unembed, vocabulary, feature, k),
+        _together(matrix, feature, k, link_to),
+    ]
     if decoder is not None:
-        panels.append(_others("Nearest directions", "cosine of the decoder rows",
-                              decoder_neighbours(decoder, feature, k), "cosine", link_to))  # fmt: skip
+        panels.append(
+            _others(
+                "Nearest directions",
+                "cosine of the decoder rows",
+                decoder_neighbours(decoder, feature, k),
+                "cosine",
+                link_to,
+            )
+        )
     elsewhere = link if link and link.lower().startswith(("https://", "http://")) else None
     return compose(
-        "document.html", f"Feature {feature}", [_explanation(explanation, scores)], panels,
-        [_strongest(matrix, summary, listed=True), _across(matrix, column)], about=title, elsewhere=elsewhere,
-        index=index, stats=_stats(summary), styles=["page.css", "document.css"],
-    )  # fmt: skip
+        "document.html",
+        f"Feature {feature}",
+        [_explanation(explanation, scores)],
+        panels,
+        [_strongest(matrix, summary, listed=True), _across(matrix, column)],
+        about=title,
+        elsewhere=elsewhere,
+        index=index,
+        stats=_stats(summary),
+        styles=["page.css", "document.css"],
+    )
 
 
 def feature_in_short(
-    feature: int, matrix: FeatureMatrix, decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
-    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None, vocabulary: Sequence[str] | None = None,
-    k: int = 5, explanation: str = "", scores: Mapping[str, float] | None = None,
-) -> HTML:  # fmt: skip
+    feature: int,
+    matrix: FeatureMatrix,
+    decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
+    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None,
+    vocabulary: Sequence[str] | None = None,
+    k: int = 5,
+    explanation: str = "",
+    scores: Mapping[str, float] | None = None,
+) -> HTML:
     """The page's most telling parts, for a notebook's cell: explanation, histogram, logits, co-active, quantiles.
 
     Args, errors: as for `feature_page`.
     """
     summary, column = summarise_feature(matrix, feature, k), matrix.column(feature)
     panels = [_activations(column), *_logits(decoder, unembed, vocabulary, feature, k), _together(matrix, feature, k)]
-    return HTML(compose("short.html", f"Feature {feature}", [_explanation(explanation, scores)], panels,
-                        [_across(matrix, column, each=1, listed=False)], stats=_stats(summary),
-                        styles=["page.css", "short.css"]))  # fmt: skip
+    return HTML(
+        compose(
+            "short.html",
+            f"Feature {feature}",
+            [_explanation(explanation, scores)],
+            panels,
+            [_across(matrix, column, each=1, listed=False)],
+            stats=_stats(summary),
+            styles=["page.css", "short.css"],
+        )
+    )
 
 
 def _stats(summary: FeatureSummary) -> dict[str, str] | str:
     if not summary.firings:
         return f"This feature fires on none of the {summary.n_tokens:,} tokens: it is dead in this sample."
-    return {"density": f"{summary.density:.3%}", "fires on": f"{summary.firings:,} of {summary.n_tokens:,} tokens",
-            "maximum": f"{summary.maximum:.2f}", "top 20: same token": f"{summary.top_token_share:.0%}"}  # fmt: skip
+    return {
+        "density": f"{summary.density:.3%}",
+        "fires on": f"{summary.firings:,} of {summary.n_tokens:,} tokens",
+        "maximum": f"{summary.maximum:.2f}",
+        "top 20: same token": f"{summary.top_token_share:.0%}",
+    }
 
 
 def _explanation(sentence: str, scores: Mapping[str, float] | None) -> Section:
@@ -148,8 +205,10 @@ def _activations(column: Float[np.ndarray, " tokens"]) -> Section:
     """How strongly a unit fires where it does: a histogram from 0 to its maximum."""
     active, data = column[column > 0], {}
     if active.size:
-        label = (f"Histogram of {len(active):,} activations from 0 to {active.max():.2f}; half of them are below "
-                 f"{np.median(active):.2f}")  # fmt: skip
+        label = (
+            f"Histogram of {len(active):,} activations from 0 to {active.max():.2f}; half of them are below "
+            f"{np.median(active):.2f}"
+        )
         counts, edges = np.histogram(active, BINS, range=(0, float(active.max())))
         data = _bars(counts, [f"{edge:.2f}" for edge in edges], "tokens", label)
         data["ends"] = "0", "activation", f"{active.max():.2f}"
@@ -159,15 +218,19 @@ def _activations(column: Float[np.ndarray, " tokens"]) -> Section:
 def _density(density: Float[np.ndarray, " d_sae"], feature: int) -> Section:
     """One feature's density, as a line, among those of all features that fire (logarithmic)."""
     fires, data = density[density > 0], {}
-    note = (f"the line: this feature, among the {len(fires):,} of {len(density):,} that fire in this sample; "
-            f"{np.mean(fires < density[feature]) if len(fires) else 0:.0%} of them fire more rarely")  # fmt: skip
+    note = (
+        f"the line: this feature, among the {len(fires):,} of {len(density):,} that fire in this sample; "
+        f"{np.mean(fires < density[feature]) if len(fires) else 0:.0%} of them fire more rarely"
+    )
     if density[feature] > 0:
         logs = np.log10(fires)
         low, high = float(logs.min()), max(float(logs.max()), float(logs.min()) + 1e-6)
         counts, edges = np.histogram(logs, BINS, range=(low, high))
         shares = [f"{10**edge:.3%}" for edge in edges]
-        label = (f"Histogram of the densities of {len(logs):,} features from {shares[0]} to {shares[-1]}; this one: "
-                 f"{density[feature]:.3%}")  # fmt: skip
+        label = (
+            f"Histogram of the densities of {len(logs):,} features from {shares[0]} to {shares[-1]}; this one: "
+            f"{density[feature]:.3%}"
+        )
         data = _bars(counts, shares, "features", label)
         data["mark"] = f"{(float(np.log10(density[feature])) - low) / (high - low) * (BINS - 0.3):.2f}"
         data["ends"] = shares[0], "share of tokens, logarithmic", shares[-1]
@@ -176,16 +239,26 @@ def _density(density: Float[np.ndarray, " d_sae"], feature: int) -> Section:
 
 def _bars(counts: np.ndarray, edges: list[str], what: str, label: str) -> dict[str, object]:
     """A histogram; of each bar that is there the place, the top and the height in %, and what hovering shows."""
-    bars = [(i, f"{100 - height:.1f}", f"{height:.1f}", f"{edges[i]} to {edges[i + 1]}: {counts[i]:,} {what}")
-            for i, height in enumerate(100 * counts / counts.max()) if height]  # fmt: skip
+    bars = [
+        (i, f"{100 - height:.1f}", f"{height:.1f}", f"{edges[i]} to {edges[i + 1]}: {counts[i]:,} {what}")
+        for i, height in enumerate(100 * counts / counts.max())
+        if height
+    ]
     return {"bars": bars, "bins": len(counts), "label": label, "mark": ""}
 
 
 def _profile(summary: FeatureSummary) -> Section:
     colours = category_colours(summary.categories["category"])
-    data = [(category_title(row.category), f"{100 * row.share_firing:.0f}%", colours[row.category],
-             f"{row.share_firing:.0%} · {row.mean_max:.2f}")
-            for row in summary.categories.itertuples() if summary.firings]  # fmt: skip
+    data = [
+        (
+            category_title(row.category),
+            f"{100 * row.share_firing:.0f}%",
+            colours[row.category],
+            f"{row.share_firing:.0%} · {row.mean_max:.2f}",
+        )
+        for row in summary.categories.itertuples()
+        if summary.firings
+    ]
     return Section("categories", "Categories", "share of texts on which it fires · mean of the texts' maxima", data)
 
 
@@ -194,9 +267,18 @@ def _logits(decoder, unembed, vocabulary, feature: int, k: int) -> list[Section]
         return []
     logits = top_logits(decoder[feature], unembed, vocabulary, k)
     heads, note = {"top": "towards", "bottom": "away from"}, "direct effect on the next token, relative to the mean"
-    return [Section("rows", f"Writes {head}", note, [{"token": row.token, "number": f"{row.logit:+.2f}"}
-                                                     for row in logits[logits["side"] == side].itertuples()])
-            for side, head in heads.items()]  # fmt: skip
+    return [
+        Section(
+            "rows",
+            f"Writes {head}",
+            note,
+            [
+                {"token": row.token, "number": f"{row.logit:+.2f}"}
+                for row in logits[logits["side"] == side].itertuples()
+            ],
+        )
+        for side, head in heads.items()
+    ]
 
 
 def _together(matrix: FeatureMatrix, feature: int, k: int, link_to: LinkTo | None = None) -> Section:
@@ -207,8 +289,10 @@ def _together(matrix: FeatureMatrix, feature: int, k: int, link_to: LinkTo | Non
 def _others(head: str, note: str, frame: pd.DataFrame, value: str, link_to: LinkTo | None) -> Section:
     """Other features with a number each, linked to their pages where they have one."""
     link_to = link_to or (lambda feature: None)
-    data = [{"name": f"feature {feature}", "number": f"{number:.3f}", "page": link_to(int(feature))}
-            for feature, number in zip(frame["feature"], frame[value], strict=True)]  # fmt: skip
+    data = [
+        {"name": f"feature {feature}", "number": f"{number:.3f}", "page": link_to(int(feature))}
+        for feature, number in zip(frame["feature"], frame[value], strict=True)
+    ]
     return Section("rows", head, note, data)
 
 
@@ -226,7 +310,11 @@ def _across(
     order, data = np.argsort(-column, kind="stable")[: int((column > 0).sum())], []
     for part in np.array_split(order, groups) if len(order) >= 2 * groups else ():
         chosen = dict.fromkeys(part[np.linspace(0, len(part) - 1, each + 2).astype(int)[1:-1]])
-        data.append((f"{column[part[0]]:.2f} to {column[part[-1]]:.2f}",
-                     [example(matrix, column, row, listed) for row in chosen]))  # fmt: skip
+        data.append(
+            (
+                f"{column[part[0]]:.2f} to {column[part[-1]]:.2f}",
+                [example(matrix, column, row, listed) for row in chosen],
+            )
+        )
     note = f"the firings in {groups} groups of equal size, {each} from each"
     return Section("examples", "Across the range", note, data)

@@ -22,11 +22,20 @@ WIDE, WRAP = {"width": "auto"}, {"flex_flow": "row wrap"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
 COLUMNS = {  # of a list: heading, width in letters
-    "feature": ("feature", 7), "activation": ("activ.", 7), "of_maximum": ("of max", 7), "inside": ("inside", 8),
-    "outside": ("outside", 9), "precision": ("precis.", 9), "recall": ("recall", 8), "f1": ("f1", 6),
-    "share": ("share", 7), "composite_score": ("score", 8), "density": ("density", 8), "token": ("  token   ", 0),
+    "feature": ("feature", 7),
+    "activation": ("activ.", 7),
+    "of_maximum": ("of max", 7),
+    "inside": ("inside", 8),
+    "outside": ("outside", 9),
+    "precision": ("precis.", 9),
+    "recall": ("recall", 8),
+    "f1": ("f1", 6),
+    "share": ("share", 7),
+    "composite_score": ("score", 8),
+    "density": ("density", 8),
+    "token": ("  token   ", 0),
     "fires_on": ("  fires on", 0),
-}  # fmt: skip
+}
 ASKED = {
     "number": "A feature's number, then Enter.",
     "category": "The features that fire on most of a category's labelled texts and on fewest of the others.",
@@ -115,13 +124,18 @@ class SentencePanel(widgets.VBox):
     def __init__(self, explorer: Explorer, pick: Callable[[int], None], text: str) -> None:
         self.explorer, self.sae, self.feature = explorer, explorer.default, None
         self.matrix: FeatureMatrix | None = None
-        self.text = widgets.Textarea(text, rows=3, layout=WIDE, placeholder="type a sentence",
-                                     continuous_update=False, tooltip="your sentence")  # fmt: skip
+        self.text = widgets.Textarea(
+            text, rows=3, layout=WIDE, placeholder="type a sentence", continuous_update=False, tooltip="your sentence"
+        )
         self.button = button("Read", self.read, width="80px", kind="primary")
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
-        self.shade = widgets.Dropdown(options=self._shades(), index=0, description="shaded by",
-                                      layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
-                                      style={"description_width": "68px"})  # fmt: skip
+        self.shade = widgets.Dropdown(
+            options=self._shades(),
+            index=0,
+            description="shaded by",
+            layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
+            style={"description_width": "68px"},
+        )
         self.note, self.legend, self.colours, self.above = (widgets.HTML() for _ in range(4))
         self.rows = Rows(pick)
         self.tokens.add_class("prism-tokens-of")
@@ -129,12 +143,14 @@ class SentencePanel(widgets.VBox):
         self.colours.layout.display = "none"
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
-        self.rare = widgets.Checkbox(True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)",
-                                     indent=False, layout=WIDE)  # fmt: skip
+        self.rare = widgets.Checkbox(
+            True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)", indent=False, layout=WIDE
+        )
         self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
         bar = widgets.HBox([self.button, self.shade], layout=WRAP)
-        super().__init__([self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above,
-                          self.rows])  # fmt: skip
+        super().__init__(
+            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above, self.rows]
+        )
 
     def read(self, sae: str | None = None) -> None:
         """Send the text through an SAE, by default the one before."""
@@ -146,8 +162,10 @@ class SentencePanel(widgets.VBox):
     def _read(self) -> None:
         self.matrix = matrix = self.explorer.texts([self.text.value], self.sae)
         counts, peaks = self._values("count"), self._values("strongest")
-        told = [f"position {place} · {n} features fire, the strongest at {peak:.1f}"
-                for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)]  # fmt: skip
+        told = [
+            f"position {place} · {n} features fire, the strongest at {peak:.1f}"
+            for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)
+        ]
         names = [WHOLE, *(marked(token) for token in matrix.table["token"])]
         quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
@@ -207,9 +225,11 @@ class SentencePanel(widgets.VBox):
         if not (n := int((values > 0).sum())):
             return f"Feature {self.feature} fires on none of the {len(values)} tokens."
         best = int(values.argmax())
-        return (f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
-                f"{marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
-                f"{values[best] / full:.0%} of its maximum in the sample.")  # fmt: skip
+        return (
+            f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
+            f"{marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+            f"{values[best] / full:.0%} of its maximum in the sample."
+        )
 
 
 def _rule(selector: str, share: float) -> str:

@@ -85,8 +85,10 @@ def by_category(reading: Reading, query: str, k: int = 10) -> Found:
     found = found[found["category"] == name][["feature", "inside", "outside", "score"]]
     if found.empty:
         raise ValueError(f"No feature fires on more texts of {category_title(name)} than of the others.")
-    note = ("texts of the category that fire (inside), texts of the others that do (outside), and the difference "
-            "(score); winners of a search, which phase 2 holds against shuffled labels")  # fmt: skip
+    note = (
+        "texts of the category that fire (inside), texts of the others that do (outside), and the difference "
+        "(score); winners of a search, which phase 2 holds against shuffled labels"
+    )
     return Found(reading.describe(found), note)
 
 
@@ -107,10 +109,13 @@ def by_token(reading: Reading, query: str, k: int = 10) -> Found:
     f1 = 2 * hits / np.maximum(total + n, 1)
     best = np.argsort(-f1, kind="stable")[:k]
     best = best[hits[best] > 0]
-    frame = pd.DataFrame({"feature": best, "precision": hits[best] / total[best], "recall": hits[best] / n,
-                          "f1": f1[best]})  # fmt: skip
-    note = (f"precision: share of the feature's firings that fall on the token; recall: share of its {n:,} "
-            f"occurrences that fire; f1 joins both; by chance, precision would be {n / len(plain):.4f}")  # fmt: skip
+    frame = pd.DataFrame(
+        {"feature": best, "precision": hits[best] / total[best], "recall": hits[best] / n, "f1": f1[best]}
+    )
+    note = (
+        f"precision: share of the feature's firings that fall on the token; recall: share of its {n:,} "
+        f"occurrences that fire; f1 joins both; by chance, precision would be {n / len(plain):.4f}"
+    )
     return Found(reading.describe(frame), note)
 
 
@@ -120,8 +125,10 @@ def _rare(reading: Reading, query: str, n: int, plain: np.ndarray) -> str:
     pieces = min((token_ids(tokenizer, text) for text in (query.strip(), " " + query.strip())), key=len)
     shown = ", ".join(f"'{token_text(tokenizer, piece).strip()}'" for piece in pieces[:6])
     if len(pieces) > 1:
-        return (f"'{_short(query)}' is {len(pieces)} tokens for this model ({shown}); search for one of them, or for "
-                "texts that share the concept.")  # fmt: skip
+        return (
+            f"'{_short(query)}' is {len(pieces)} tokens for this model ({shown}); search for one of them, or for "
+            "texts that share the concept."
+        )
     names, counts = np.unique(plain, return_counts=True)
     near = difflib.get_close_matches(query.strip().casefold(), names[counts >= LEAST].tolist(), n=3)
     hint = f" Near to it are {', '.join(map(repr, near))}." if near else ""
@@ -142,9 +149,11 @@ def by_concept(explorer: Explorer, texts: Sequence[str], sae: str | None = None,
     chance = chance_scores(reading, np.bincount(concept.table["text"].to_numpy()))
     best = found["composite_score"].iloc[0]
     n = f"{concept.n_texts} text" + "s" * (concept.n_texts != 1)
-    note = (f"share: of your {n} that fire; composite score: that share in % × mean activation; chance: the best, "
-            f"{best:,.0f} here, is reached in {(chance >= best).sum()} of {DRAWS} random sets of beginnings of the "
-            f"sample's texts, as many and as long as yours (their median: {np.median(chance):,.0f})")  # fmt: skip
+    note = (
+        f"share: of your {n} that fire; composite score: that share in % × mean activation; chance: the best, "
+        f"{best:,.0f} here, is reached in {(chance >= best).sum()} of {DRAWS} random sets of beginnings of the "
+        f"sample's texts, as many and as long as yours (their median: {np.median(chance):,.0f})"
+    )
     return Found(reading.describe(found), note)
 
 

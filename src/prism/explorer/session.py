@@ -208,9 +208,12 @@ class Explorer:
         """
         reading = self.reading(name)
         return feature_page(
-            feature, title=reading.dictionary.title, link=reading.spec.feature_url(feature), link_to=link_to,
+            feature,
+            title=reading.dictionary.title,
+            link=reading.spec.feature_url(feature),
+            link_to=link_to,
             **_known(reading, feature),
-        )  # fmt: skip
+        )
 
     def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
         """The most telling parts of the feature's page, for a notebook's cell.
@@ -239,9 +242,16 @@ class Explorer:
             batch = self.batch([text], name)
             with self.lock:
                 found = evaluate(*self._pair(name), batch, with_kl=False)
-            rows.append({"sae": name, "features": found.d_sae, "l0": found.l0,
-                         "explained_variance": found.explained_variance, "nats_lost": found.delta_ce,
-                         "nats_lost_by_mean": found.mean_ablation_cost})  # fmt: skip
+            rows.append(
+                {
+                    "sae": name,
+                    "features": found.d_sae,
+                    "l0": found.l0,
+                    "explained_variance": found.explained_variance,
+                    "nats_lost": found.delta_ce,
+                    "nats_lost_by_mean": found.mean_ablation_cost,
+                }
+            )
         return pd.DataFrame(rows)
 
 
@@ -249,5 +259,11 @@ def _known(reading: Reading, feature: int) -> dict[str, object]:
     """What a page says of a feature, whole or in short: sample, dictionary, explanation and its scores."""
     feature, known = reading.matrix.check_feature(feature), reading.dictionary
     sentence, scores = explanations(reading.sample, [feature])[feature]
-    return {"matrix": reading.matrix, "decoder": known.decoder, "unembed": known.unembed,
-            "vocabulary": known.vocabulary, "explanation": sentence, "scores": scores}  # fmt: skip
+    return {
+        "matrix": reading.matrix,
+        "decoder": known.decoder,
+        "unembed": known.unembed,
+        "vocabulary": known.vocabulary,
+        "explanation": sentence,
+        "scores": scores,
+    }

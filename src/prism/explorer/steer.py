@@ -43,9 +43,16 @@ class Continuation:
 
 @torch.no_grad()
 def steer(
-    explorer: Explorer, prompt: str, feature: int, how: str = "add", strength: float = 1.0, n_tokens: int = 30,
-    temperature: float = 0.7, seed: int = 0, sae: str | None = None,
-) -> list[Continuation]:  # fmt: skip
+    explorer: Explorer,
+    prompt: str,
+    feature: int,
+    how: str = "add",
+    strength: float = 1.0,
+    n_tokens: int = 30,
+    temperature: float = 0.7,
+    seed: int = 0,
+    sae: str | None = None,
+) -> list[Continuation]:
     """Three continuations on the same noise: unchanged, changed by a feature, and changed by a control.
 
     The control of 'add' and 'project out' is a random direction of the same length, that of 'clamp' and 'suppress'
@@ -69,17 +76,21 @@ def steer(
     hook = reading.sae.cfg.metadata.hook_name
     changes = {"unchanged": None} | _changes(reading, feature, how, strength, seed)
     with explorer.lock:
-        runs = [generate(reading.model, batch.tokens, n_tokens, change and hook, change, True, temperature, seed)
-                for change in changes.values()]  # fmt: skip
+        runs = [
+            generate(reading.model, batch.tokens, n_tokens, change and hook, change, True, temperature, seed)
+            for change in changes.values()
+        ]
         return _read_back(reading, torch.cat([run.tokens for run in runs]), n_tokens, feature, list(changes))
 
 
 def _check(how: str, strength: float, n_tokens: int, temperature: float) -> None:
     if how not in HOWS:
         raise ValueError(f"no way of steering named '{how}'; choose from {', '.join(HOWS)}")
-    for name, value, low, high in (("strength", strength, -MAX_STRENGTH, MAX_STRENGTH),
-                                   ("number of tokens", n_tokens, 1, MAX_NEW_TOKENS),
-                                   ("temperature", temperature, 0, 2)):  # fmt: skip
+    for name, value, low, high in (
+        ("strength", strength, -MAX_STRENGTH, MAX_STRENGTH),
+        ("number of tokens", n_tokens, 1, MAX_NEW_TOKENS),
+        ("temperature", temperature, 0, 2),
+    ):
         if not low <= value <= high:
             raise ValueError(f"The {name} is {value:g}; choose from {low:g} to {high:g}.")
 
@@ -97,11 +108,12 @@ def _changes(reading: Reading, feature: int, how: str, strength: float, seed: in
     return {
         "add": {f"feature {feature}": add(direction, amount), random: add(noise, amount)},
         "project out": {f"feature {feature}": project_out(direction), random: project_out(noise)},
-        "clamp": {f"feature {feature}": clamp(sae, feature, amount),
-                  f"control: feature {other}": clamp(sae, other, amount)},
-        "suppress": {f"feature {feature}": suppress(sae, feature),
-                     f"control: feature {other}": suppress(sae, other)},
-    }[how]  # fmt: skip
+        "clamp": {
+            f"feature {feature}": clamp(sae, feature, amount),
+            f"control: feature {other}": clamp(sae, other, amount),
+        },
+        "suppress": {f"feature {feature}": suppress(sae, feature), f"control: feature {other}": suppress(sae, other)},
+    }[how]
 
 
 def _twin(reading: Reading, feature: int, seed: int) -> int:

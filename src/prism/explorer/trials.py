@@ -42,12 +42,20 @@ class SteerPanel(Trial):
         self.prompt = widgets.Textarea(answers.PROMPT, rows=2, layout=WIDE, tooltip="prompt")
         self.feature = widgets.IntText(0, description="feature", layout={"width": "170px"})
         self.how = widgets.Dropdown(options=HOWS, description="how", layout={"width": "190px"})
-        self.strength = widgets.FloatSlider(2.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.25, layout=WIDE,
-                                            description="strength", readout_format=".2f",
-                                            tooltip="× the feature's largest activation in the sample")  # fmt: skip
+        self.strength = widgets.FloatSlider(
+            2.0,
+            min=-MAX_STRENGTH,
+            max=MAX_STRENGTH,
+            step=0.25,
+            layout=WIDE,
+            description="strength",
+            readout_format=".2f",
+            tooltip="× the feature's largest activation in the sample",
+        )
         self.tokens = widgets.IntSlider(30, min=1, max=MAX_NEW_TOKENS, description="tokens", layout=WIDE)
-        self.temperature = widgets.FloatSlider(0.7, min=0, max=2, step=0.1, description="temp.", layout=WIDE,
-                                               readout_format=".1f", tooltip="temperature")  # fmt: skip
+        self.temperature = widgets.FloatSlider(
+            0.7, min=0, max=2, step=0.1, description="temp.", layout=WIDE, readout_format=".1f", tooltip="temperature"
+        )
         self.seed = widgets.BoundedIntText(0, max=2**31 - 1, description="seed", layout={"width": "170px"})
         numbers = widgets.HBox([self.feature, self.how], layout=WRAP)
         settings = [self.prompt, numbers, self.strength, self.tokens, self.temperature, self.seed]
@@ -61,8 +69,17 @@ class SteerPanel(Trial):
 
     def answer(self) -> Iterator[str]:
         """The three continuations."""
-        yield answers.write(self.explorer, self.prompt.value, self.feature.value, self.how.value, self.strength.value,
-                            self.tokens.value, self.temperature.value, self.seed.value, self.sae)  # fmt: skip
+        yield answers.write(
+            self.explorer,
+            self.prompt.value,
+            self.feature.value,
+            self.how.value,
+            self.strength.value,
+            self.tokens.value,
+            self.temperature.value,
+            self.seed.value,
+            self.sae,
+        )
 
 
 class ComparePanel(Trial):
@@ -71,8 +88,10 @@ class ComparePanel(Trial):
     def __init__(self, explorer: Explorer, text: str) -> None:
         self.explorer = explorer
         self.text = widgets.Textarea(text, rows=3, layout=WIDE, tooltip="the text")
-        self.boxes = [widgets.Checkbox(place < 3, description=name, indent=False, layout={"width": "150px"})
-                      for place, name in enumerate(explorer.names)]  # fmt: skip
+        self.boxes = [
+            widgets.Checkbox(place < 3, description=name, indent=False, layout={"width": "150px"})
+            for place, name in enumerate(explorer.names)
+        ]
         super().__init__([self.text, widgets.HBox(self.boxes, layout=WRAP)], "Compare")
 
     def answer(self) -> Iterator[str]:

@@ -53,8 +53,12 @@ class ExplorerWidget(widgets.VBox):
     def __init__(self, explorer: Explorer, sentence: str) -> None:
         self.explorer, self.current = explorer, explorer.default
         titles = [(f"{name}: {explorer.spec.saes[name].title}", name) for name in explorer.names]
-        self.sae = widgets.Dropdown(options=titles, description="SAE", layout={"width": "auto", "max_width": "560px"},
-                                    style={"description_width": "36px"})  # fmt: skip
+        self.sae = widgets.Dropdown(
+            options=titles,
+            description="SAE",
+            layout={"width": "auto", "max_width": "560px"},
+            style={"description_width": "36px"},
+        )
         self.status = widgets.HTML()
         self.sentence = SentencePanel(explorer, self._picked, sentence)
         self.search = SearchPanel(explorer, self._picked)
@@ -62,14 +66,22 @@ class ExplorerWidget(widgets.VBox):
         self.pins = {slot: Pin(slot, self.look) for slot in "AB"}
         self.view = FeatureView(explorer, self.look, self._pin)
         self.sae.observe(self._chosen, "index")
-        tabs = widgets.Tab([self.sentence, self.search, self.steer, self.compare],
-                           titles=["Sentence", "Search", "Steer", "Compare"])  # fmt: skip
+        tabs = widgets.Tab(
+            [self.sentence, self.search, self.steer, self.compare], titles=["Sentence", "Search", "Steer", "Compare"]
+        )
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
         wrap = WRAP | {"align_items": "flex-start", "grid_gap": "8px"}
         style = widgets.HTML(f"<style>{asset('widget.css')}</style>", layout={"display": "none"})
-        super().__init__([style, self.sae, self.status, widgets.HBox([tabs, self.view], layout=wrap),
-                          widgets.HBox(list(self.pins.values()), layout=wrap)])  # fmt: skip
+        super().__init__(
+            [
+                style,
+                self.sae,
+                self.status,
+                widgets.HBox([tabs, self.view], layout=wrap),
+                widgets.HBox(list(self.pins.values()), layout=wrap),
+            ]
+        )
         self.add_class("prism-explorer")
         if self._load(self.current):
             self._begin()
@@ -100,8 +112,10 @@ class ExplorerWidget(widgets.VBox):
         self.sentence.read(name)
         self.search.use(name)
         self.steer.sae = name
-        self.status.value = words(f"{self.explorer.spec.title}: {name} is ready; maxima, densities and examples come "
-                                  f"from a sample of {reading.matrix.n_tokens:,} tokens.")  # fmt: skip
+        self.status.value = words(
+            f"{self.explorer.spec.title}: {name} is ready; maxima, densities and examples come "
+            f"from a sample of {reading.matrix.n_tokens:,} tokens."
+        )
 
     def _chosen(self, change: dict) -> None:
         if self._load(self.sae.value):
@@ -139,8 +153,12 @@ class FeatureView(widgets.VBox):
         narrow = {"width": "auto", "min_width": "0", "flex": "1 1 70px"}
         self.history = widgets.Dropdown(tooltip="features looked at", layout=narrow)
         self.related = widgets.Dropdown(tooltip="related features", layout=narrow)
-        self.pinners = {slot: button(f"Pin {slot}", lambda slot=slot: self.seen and pin(slot),
-                                     f"keep it below as {slot}, beside another") for slot in "AB"}  # fmt: skip
+        self.pinners = {
+            slot: button(
+                f"Pin {slot}", lambda slot=slot: self.seen and pin(slot), f"keep it below as {slot}, beside another"
+            )
+            for slot in "AB"
+        }
         self.page, self.note = widgets.HTML(), widgets.HTML()
         self.history.observe(self._remembered, "index")
         self.related.observe(self._related, "index")

@@ -59,9 +59,13 @@ def decoded(entries: Entries, table: Float[Tensor, "d_sae d"]) -> Float[Tensor, 
 
 
 def by_feature(
-    entries: Entries, order: Int[Tensor, "entries"], table: Float[Tensor, "batch d"], weight: Float[Tensor, "entries"],
-    low: int, high: int,
-) -> Float[Tensor, "features d"]:  # fmt: skip
+    entries: Entries,
+    order: Int[Tensor, "entries"],
+    table: Float[Tensor, "batch d"],
+    weight: Float[Tensor, "entries"],
+    low: int,
+    high: int,
+) -> Float[Tensor, "features d"]:
     """`Σ weight · table[row]` for each of the features `low` to `high`: a product with the transposed code.
 
     Args:
@@ -214,6 +218,10 @@ class JumpReLURule(Rule):
 
 
 RULES: dict[str, type[Rule]] = {
-    "relu": ReLURule, "topk": TopKRule, "batch_topk": BatchTopKRule, "matryoshka": MatryoshkaRule, "gated": GatedRule,
+    "relu": ReLURule,
+    "topk": TopKRule,
+    "batch_topk": BatchTopKRule,
+    "matryoshka": MatryoshkaRule,
+    "gated": GatedRule,
     "jumprelu": JumpReLURule,
-}  # fmt: skip
+}

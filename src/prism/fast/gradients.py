@@ -86,9 +86,11 @@ class SparseGradients:
         """
         W_dec, widths, n = self.sae.W_dec, self.rule.widths, len(self.rule.widths)
         bands = list(pairwise((0, *widths)))
-        where = [slice(None)] if n == 1 else [
-            ((f.feature >= low) & (f.feature < high)).nonzero()[:, 0] for low, high in bands
-        ]  # fmt: skip
+        where = (
+            [slice(None)]
+            if n == 1
+            else [((f.feature >= low) & (f.feature < high)).nonzero()[:, 0] for low, high in bands]
+        )
         parts, error, errors = [f.only(entries) for entries in where], centred, []
         for part in parts:
             error = error - decoded(part, W_dec)
@@ -130,8 +132,10 @@ class SparseGradients:
 
 
 def sparse_gradients(
-    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], dead: Int[Tensor, "n_dead"] | None = None,
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "batch d_in"],
+    dead: Int[Tensor, "n_dead"] | None = None,
     sparsity: float | None = None,
-) -> Step:  # fmt: skip
+) -> Step:
     """`sae.dense_gradients`, over the entries only; for one call (a training run keeps a `SparseGradients`)."""
     return SparseGradients(sae, len(x))(x, dead, sparsity)

@@ -161,11 +161,15 @@ def stripped(model: TransformerBridge, hook_names: Collection[str] = ()) -> Stri
 
 def _is_plain_gpt2(model: TransformerBridge) -> bool:
     config = model.original_model.config
-    return not config.scale_attn_by_inverse_layer_idx and config.scale_attn_weights and all(
-        type(block.attn) is JointQKVAttentionBridge
-        and type(block.mlp) is MLPBridge
-        and type(block.mlp.original_component.act) is NewGELUActivation
-        for block in model.blocks
+    return (
+        not config.scale_attn_by_inverse_layer_idx
+        and config.scale_attn_weights
+        and all(
+            type(block.attn) is JointQKVAttentionBridge
+            and type(block.mlp) is MLPBridge
+            and type(block.mlp.original_component.act) is NewGELUActivation
+            for block in model.blocks
+        )
     )
 
 

@@ -56,9 +56,11 @@ def encode_features(
 
 @torch.no_grad()
 def encode_activations(
-    sae, activations: Iterable[Float[Tensor, "tokens d_in"]], table: pd.DataFrame,
+    sae,
+    activations: Iterable[Float[Tensor, "tokens d_in"]],
+    table: pd.DataFrame,
     kept: Bool[np.ndarray, " tokens"] | None = None,
-) -> FeatureMatrix:  # fmt: skip
+) -> FeatureMatrix:
     """Sparse features of activations that are there already, such as a cache's; otherwise as `encode_features`.
 
     Args:

@@ -173,9 +173,14 @@ def effect_table(score: Score, nodes: Nodes) -> pd.DataFrame:
 
 
 def sums_against_sets(
-    score: Score, nodes: Nodes, effects: pd.DataFrame, rules: Sequence[str], sizes: Sequence[int], n: int = 16,
+    score: Score,
+    nodes: Nodes,
+    effects: pd.DataFrame,
+    rules: Sequence[str],
+    sizes: Sequence[int],
+    n: int = 16,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Do summed effects of single nodes foretell what random sets do together?
 
     Args:
@@ -191,15 +196,20 @@ def sums_against_sets(
     for size in (k for k in sizes if k < len(nodes)):
         sets = random_sets(len(nodes), size, n, seed)
         joint = joint_effects(score, nodes, sets).numpy()
-        rows += [{"rule": rule, "size": size, **agreement(sets.numpy() @ effects[rule].to_numpy(), joint)}
-                 for rule in rules]  # fmt: skip
+        rows += [
+            {"rule": rule, "size": size, **agreement(sets.numpy() @ effects[rule].to_numpy(), joint)} for rule in rules
+        ]
     return pd.DataFrame(rows, columns=["rule", "size", "rank", "sign", "weighted_sign"])
 
 
 def best_sets(
-    score: Score, nodes: Nodes, ranked: Mapping[str, Float[Tensor, " nodes"]], sizes: Sequence[int], matched: str,
+    score: Score,
+    nodes: Nodes,
+    ranked: Mapping[str, Float[Tensor, " nodes"]],
+    sizes: Sequence[int],
+    matched: str,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Joint effect of the best nodes by several rules, and of nodes matched in size to those of one rule.
 
     Args:

@@ -88,8 +88,10 @@ def take_apart(
         ValueError: shapes that differ, or an SAE whose decoder is not `f W_dec + b_dec`.
     """
     if keep.shape != x.shape[:1] or (other is not None and other.shape != x.shape):
-        raise ValueError(f"activation {tuple(x.shape)}, positions {tuple(keep.shape)}, other activation "
-                         f"{None if other is None else tuple(other.shape)}: give all for the same tokens")  # fmt: skip
+        raise ValueError(
+            f"activation {tuple(x.shape)}, positions {tuple(keep.shape)}, other activation "
+            f"{None if other is None else tuple(other.shape)}: give all for the same tokens"
+        )
     f, error = _encode(sae, x[keep])
     f_off, error_off = (torch.zeros_like(f), torch.zeros_like(error)) if other is None else _encode(sae, other[keep])
     row, feature = (f != f_off).nonzero(as_tuple=True)
@@ -109,8 +111,10 @@ def _encode(sae, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens
     f = sae.encode(x)
     rebuilt = sae.decode(f)
     if not torch.allclose(f @ sae.W_dec + sae.b_dec, rebuilt, rtol=1e-3, atol=1e-3 * float(x.norm(dim=1).mean())):
-        raise ValueError("this SAE rescales while it decodes, so its features' contributions are not f · W_dec; "
-                         "choose an SAE without normalisation of its input")  # fmt: skip
+        raise ValueError(
+            "this SAE rescales while it decodes, so its features' contributions are not f · W_dec; "
+            "choose an SAE without normalisation of its input"
+        )
     return f, x - rebuilt
 
 
@@ -128,9 +132,7 @@ def at_baseline(nodes: Nodes, features: Float[Tensor, " nodes"], error: Float[Te
 
 
 @torch.no_grad()
-def baseline_of(
-    sae, x: Float[Tensor, "tokens d_in"]
-) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_in"]]:
+def baseline_of(sae, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_in"]]:
     """Mean activation of every feature, and mean error, over some tokens: what `at_baseline` takes.
 
     Args:
@@ -240,8 +242,11 @@ def mean_intervals(rows: pd.DataFrame, by: Sequence[str], panels: Sequence[str],
     Returns:
         The columns of `by`, panel (which column), value, low, high.
     """
-    out = [(*np.atleast_1d(np.array(key, dtype=object)), panel, *mean_interval(part[panel], seed))
-           for key, part in rows.groupby(list(by), sort=False) for panel in panels]  # fmt: skip
+    out = [
+        (*np.atleast_1d(np.array(key, dtype=object)), panel, *mean_interval(part[panel], seed))
+        for key, part in rows.groupby(list(by), sort=False)
+        for panel in panels
+    ]
     return pd.DataFrame(out, columns=[*by, "panel", "value", "low", "high"]).infer_objects()
 
 
@@ -259,11 +264,13 @@ def node_table(nodes: Nodes, tokens: Sequence[str], **columns: Float[Tensor, " n
         columns: further numbers, one a node.
     """
     position, feature = nodes.position.tolist(), nodes.feature.tolist()
-    return pd.DataFrame({
-        "position": position,
-        "token": [tokens[p] for p in position],
-        "node": ["error" if f == ERROR else f"feature {f}" for f in feature],
-        "feature": feature,
-        "value": nodes.value.numpy(),
-        **{name: np.asarray(values) for name, values in columns.items()},
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "position": position,
+            "token": [tokens[p] for p in position],
+            "node": ["error" if f == ERROR else f"feature {f}" for f in feature],
+            "feature": feature,
+            "value": nodes.value.numpy(),
+            **{name: np.asarray(values) for name, values in columns.items()},
+        }
+    )

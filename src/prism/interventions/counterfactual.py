@@ -137,9 +137,14 @@ def sign_flip_p(effects: Float[np.ndarray, " templates"], n: int = 10_000, seed:
     if len(effects) < 2:
         raise ValueError(f"{len(effects)} templates; signs can be flipped from two on")
     found = permutation_test(
-        (np.asarray(effects),), np.mean, permutation_type="samples", alternative="greater", n_resamples=n,
-        vectorized=True, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        (np.asarray(effects),),
+        np.mean,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=n,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
     return float(found.pvalue)
 
 

@@ -75,9 +75,12 @@ def make_prompts(model, batch: TokenBatch, length: int, most: int) -> Prompts:
 
 @torch.no_grad()
 def predictions(
-    model, tokens: Int[Tensor, "prompts pos"], truth: Int[Tensor, " prompts"], hook_name: str | None = None,
+    model,
+    tokens: Int[Tensor, "prompts pos"],
+    truth: Int[Tensor, " prompts"],
+    hook_name: str | None = None,
     change: Change | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The model's first two choices after each prompt, and what it gives the true token.
 
     Args:
@@ -121,9 +124,12 @@ def prompt_nodes(model, sae, tokens: Int[Tensor, " pos"], other: Int[Tensor, " p
 
 
 def open_prompt(
-    model, sae, tokens: Int[Tensor, " pos"], metric: Metric,
+    model,
+    sae,
+    tokens: Int[Tensor, " pos"],
+    metric: Metric,
     baseline: tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_in"]] | None = None,
-) -> tuple[Nodes, Score]:  # fmt: skip
+) -> tuple[Nodes, Score]:
     """A prompt's nodes and its score: what to attribute, and to what.
 
     Args:

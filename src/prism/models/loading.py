@@ -81,8 +81,11 @@ def _lowered(
     spec: ModelSpec, processing: tuple[tuple[str, bool], ...], where: torch.device, dtype: torch.dtype
 ) -> TransformerBridge:
     """A copy of the model in another number format; says so."""
-    print(f"{spec.name}: bulk work runs in {dtype_name(dtype)} on this {where.type.upper()} (PRISM_DTYPE=float32 turns "
-          "that off)", flush=True)  # fmt: skip
+    print(
+        f"{spec.name}: bulk work runs in {dtype_name(dtype)} on this {where.type.upper()} (PRISM_DTYPE=float32 turns "
+        "that off)",
+        flush=True,
+    )
     model = _boot.__wrapped__(spec, processing, None, where)
     exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(dtype, print_details=False)
@@ -132,8 +135,10 @@ def _boot(
     if where.type != "cpu":
         bridge.register_forward_pre_hook(partial(_to_its_device, where))
     if not (off := _apart(logits, wanted)) <= TOLERANCE:
-        raise ValueError(f"{kind} with settings that are not honoured here: its logits behind hook points are "
-                         f"{off:.1%} off its own; {NEEDED}")  # fmt: skip
+        raise ValueError(
+            f"{kind} with settings that are not honoured here: its logits behind hook points are "
+            f"{off:.1%} off its own; {NEEDED}"
+        )
     return bridge
 
 
@@ -164,15 +169,23 @@ def _language_model(source: str, what: str) -> transformers.PreTrainedModel:
     """A model with all of its weights and no others; never by code of its own."""
     with _one_sentence(f"{what} cannot be loaded", NEEDED):
         hf_model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, use_safetensors=True,
+            source,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     for name in sorted(found["missing_keys"]):
-        raise ValueError(f"{what} lacks the weight '{name}', which {type(hf_model).__name__} needs and would draw at "
-                         "random: save it as that class")  # fmt: skip
+        raise ValueError(
+            f"{what} lacks the weight '{name}', which {type(hf_model).__name__} needs and would draw at "
+            "random: save it as that class"
+        )
     for name in sorted(key for key in found["unexpected_keys"] if not BUFFERS.search(key)):
-        raise ValueError(f"{what} has the weight '{name}', which {type(hf_model).__name__} leaves out under its "
-                         "config.json: it would be another model")  # fmt: skip
+        raise ValueError(
+            f"{what} has the weight '{name}', which {type(hf_model).__name__} leaves out under its "
+            "config.json: it would be another model"
+        )
     return hf_model
 
 
@@ -180,8 +193,9 @@ def _some_tokens(tokenizer, hf_model: transformers.PreTrainedModel, what: str) -
     """A dozen random ids behind BOS, the same each time, to try a model on."""
     ids, rows = max(tokenizer.get_vocab().values()) + 1, hf_model.get_input_embeddings().num_embeddings
     if ids > rows:
-        raise ValueError(f"the tokenizer has {ids:,} ids, {what} embeds {rows:,}: give it the tokenizer that it was "
-                         "trained with")  # fmt: skip
+        raise ValueError(
+            f"the tokenizer has {ids:,} ids, {what} embeds {rows:,}: give it the tokenizer that it was trained with"
+        )
     tokens = torch.randint(ids, (1, 12), generator=torch.Generator().manual_seed(0))
     tokens[0, 0] = tokenizer.bos_token_id
     return tokens.to(hf_model.device)
@@ -198,8 +212,10 @@ def _own_logits(
     if not logits.isfinite().all():
         raise ValueError(f"{what} gives logits that are NaN or infinite; check its weights")
     if _apart(logits[:1, :-1], logits[1:, :-1]) > TOLERANCE:
-        raise ValueError(f"{what} is of the kind '{hf_model.config.model_type}' and not a causal language model: what "
-                         f"it predicts changes with the tokens that follow; {NEEDED}")  # fmt: skip
+        raise ValueError(
+            f"{what} is of the kind '{hf_model.config.model_type}' and not a causal language model: what "
+            f"it predicts changes with the tokens that follow; {NEEDED}"
+        )
     return logits[:1]
 
 

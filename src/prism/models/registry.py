@@ -17,8 +17,20 @@ from prism.files import read_json
 from prism.models.fetching import SMOLLM2_WHEEL, is_fetched
 from prism.sae import read_config
 
-ARCHITECTURES = ("GPT-2", "GPT-NeoX", "GPT-J", "Phi", "Falcon", "BLOOM", "OPT", "Llama", "Mistral", "Mixtral", "Qwen2",
-                 "Gemma 2")  # fmt: skip
+ARCHITECTURES = (
+    "GPT-2",
+    "GPT-NeoX",
+    "GPT-J",
+    "Phi",
+    "Falcon",
+    "BLOOM",
+    "OPT",
+    "Llama",
+    "Mistral",
+    "Mixtral",
+    "Qwen2",
+    "Gemma 2",
+)
 NEEDED = f"needed is a causal language model with attention (tested: {', '.join(ARCHITECTURES)})"
 HOME_TOKENS = 200_000  # activations that an SAE is trained on for a model that has none
 
@@ -350,8 +362,9 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = config.get_text_config(decoder=True)
     except Exception as error:
-        raise ValueError(f"'{file}' is no configuration of the kind '{raw['model_type']}': "
-                         f"{' '.join(str(error).split())}") from error  # fmt: skip
+        raise ValueError(
+            f"'{file}' is no configuration of the kind '{raw['model_type']}': {' '.join(str(error).split())}"
+        ) from error
     for name, meaning in (("num_attention_heads", "attention"), ("num_hidden_layers", "layers")):
         if not hasattr(config, name):
             raise ValueError(f"{kind}, which has no {meaning}; {NEEDED}")
@@ -366,8 +379,10 @@ def _sae_folders(own: Path, named: str | Path | None) -> list[Path]:
     found = [home] if (home / "cfg.json").is_file() else [path.parent for path in sorted(home.glob("*/cfg.json"))]
     if named and not found:
         what = "holds no SAE" if home.is_dir() else "is no folder"
-        raise ValueError(f"PRISM_SAES names '{home}', which {what}; needed is a folder with cfg.json and "
-                         "sae_weights.safetensors, or a folder of such folders")  # fmt: skip
+        raise ValueError(
+            f"PRISM_SAES names '{home}', which {what}; needed is a folder with cfg.json and "
+            "sae_weights.safetensors, or a folder of such folders"
+        )
     return found
 
 

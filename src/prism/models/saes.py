@@ -38,12 +38,14 @@ def load_sae(spec: ModelSpec, name: str | None = None) -> SAE:
     """
     sae_spec = spec.sae(name)
     if sae_spec.source is not None:
-        return ready(from_hub(
-            spec,
-            lambda: hub.sae_files(*sae_spec.source),
-            lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
-            f"the SAE '{sae_spec.name}'",
-        ))  # fmt: skip
+        return ready(
+            from_hub(
+                spec,
+                lambda: hub.sae_files(*sae_spec.source),
+                lambda: SAE.from_pretrained(*sae_spec.source, device="cpu"),
+                f"the SAE '{sae_spec.name}'",
+            )
+        )
     folder = sae_spec.folder or trained_here(spec, sae_spec)
     if not (folder / "sae_weights.safetensors").is_file():
         raise FileNotFoundError(f"the SAE '{sae_spec.name}' is missing: no sae_weights.safetensors in '{folder}'")
@@ -82,9 +84,16 @@ def trained_here(spec: ModelSpec, sae_spec: SaeSpec) -> Path:
 
 
 def _train(
-    spec: ModelSpec, hook_name: str, activations: np.ndarray, sae: SaeConfig, config: TrainConfig, folder: Path,
-    title: str, monitor: Monitor | None = None, random_weights: bool = False,
-) -> None:  # fmt: skip
+    spec: ModelSpec,
+    hook_name: str,
+    activations: np.ndarray,
+    sae: SaeConfig,
+    config: TrainConfig,
+    folder: Path,
+    title: str,
+    monitor: Monitor | None = None,
+    random_weights: bool = False,
+) -> None:
     """Train an SAE on one hook of a model and save it in SAELens' format."""
     trained = train(activations, sae, config, monitor or Monitor(title))
     limit = training_limit(spec, hook_name, random_weights)
@@ -92,9 +101,14 @@ def _train(
 
 
 def metadata_of(
-    sae: SparseAutoencoder, config: TrainConfig, spec: ModelSpec, hook_name: str, distinct: int, text: str = "",
+    sae: SparseAutoencoder,
+    config: TrainConfig,
+    spec: ModelSpec,
+    hook_name: str,
+    distinct: int,
+    text: str = "",
     massive_norm: float | None = None,
-) -> SAEMetadata:  # fmt: skip
+) -> SAEMetadata:
     """What SAELens keeps beside an SAE's weights: trained without weight processing, BOS in front but left out.
 
     Args:

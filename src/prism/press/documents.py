@@ -85,9 +85,12 @@ def claims_page(folder: Path) -> str:
     lists = [_phase_list(title_of(notebooks[phase], path.stem), path, cards[phase]) for phase, path in paths.items()]
     names = sorted({name for notebook in notebooks.values() if (name := model_of(notebook))})
     return _PAGE.format(
-        models=" and ".join(_ABOUT.get(name, f"`{name}`") for name in names), rows="\n".join(rows), total=len(every),
-        supported=sum(card.verdict == "supported" for card in every), lists="\n\n".join(lists),
-    )  # fmt: skip
+        models=" and ".join(_ABOUT.get(name, f"`{name}`") for name in names),
+        rows="\n".join(rows),
+        total=len(every),
+        supported=sum(card.verdict == "supported" for card in every),
+        lists="\n\n".join(lists),
+    )
 
 
 def _card_for(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> Card:

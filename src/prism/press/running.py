@@ -98,8 +98,12 @@ def _execute(client: NotebookClient, environment: dict[str, str]) -> None:
 def _failure(notebook: NotebookNode, failure: Exception) -> str:
     """Which cell stopped the notebook, its last line, and the error's own last line."""
     code = [(n, cell) for n, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code" and cell.source.strip()]
-    errors = [(n, cell, output) for n, cell in code for output in cell.outputs
-              if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])]  # fmt: skip
+    errors = [
+        (n, cell, output)
+        for n, cell in code
+        for output in cell.outputs
+        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])
+    ]
     if errors:
         number, cell, output = errors[0]
         name, value = output.ename, (output.evalue.strip().splitlines() or [""])[-1]
@@ -240,15 +244,20 @@ def replace_outputs(paths: list[Path]) -> bool:
         OSError: there is no browser to draw the pictures, or a file cannot be written.
     """
     if find_browser() is None:
-        raise FileNotFoundError("the PNG beside each figure needs Chromium or Chrome, and none was found; install one, "
-                                "or set BROWSER_PATH to it. Nothing was replaced.")  # fmt: skip
+        raise FileNotFoundError(
+            "the PNG beside each figure needs Chromium or Chrome, and none was found; install one, "
+            "or set BROWSER_PATH to it. Nothing was replaced."
+        )
     replaced = []
     with stopping.at_stop(lambda: f"{len(replaced)} of {len(paths)} notebooks were replaced"):
         own = {path: own_model(path) for path in paths}
         runs = [_run_aloud(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
         whole = [run for run in runs if run.error is None]
-        problems = [f"{run.path.name}: {problem}" for run in whole
-                    for problem in notebooks.commit_problems(notebooks.normalise(run.notebook))]  # fmt: skip
+        problems = [
+            f"{run.path.name}: {problem}"
+            for run in whole
+            for problem in notebooks.commit_problems(notebooks.normalise(run.notebook))
+        ]
         if problems or len(whole) < len(runs):
             print("\n".join([*problems, "prism: nothing was replaced"]), file=sys.stderr)
             return False

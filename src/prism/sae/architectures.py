@@ -176,7 +176,7 @@ class Jump(torch.autograd.Function):
 class JumpReLU(SparseAutoencoder):
     """A learned threshold for each feature, and an L0 penalty (Rajamanoharan et al. 2024b, eq. 9).
 
-        f = JumpReLU_θ(z) = z ⊙ H(z − θ),   L = ‖x − x̂‖² + λ ‖f‖₀   with   ‖f‖₀ = Σ_i H(z_i − θ_i)
+    f = JumpReLU_θ(z) = z ⊙ H(z − θ),   L = ‖x − x̂‖² + λ ‖f‖₀   with   ‖f‖₀ = Σ_i H(z_i − θ_i)
     """
 
     in_units = ("b_enc", "b_dec", "log_threshold")
@@ -200,8 +200,13 @@ class JumpReLU(SparseAutoencoder):
 
 
 ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
-    "relu": ReLU, "topk": TopK, "batch_topk": BatchTopK, "gated": Gated, "jumprelu": JumpReLU, "matryoshka": Matryoshka,
-}  # fmt: skip
+    "relu": ReLU,
+    "topk": TopK,
+    "batch_topk": BatchTopK,
+    "gated": Gated,
+    "jumprelu": JumpReLU,
+    "matryoshka": Matryoshka,
+}
 
 
 def make_sae(config: SaeConfig) -> SparseAutoencoder:

@@ -117,9 +117,11 @@ class Step(NamedTuple):
 
 
 def dense_gradients(
-    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], dead: Int[Tensor, "n_dead"] | None = None,
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "batch d_in"],
+    dead: Int[Tensor, "n_dead"] | None = None,
     sparsity: float | None = None,
-) -> Step:  # fmt: skip
+) -> Step:
     """`.grad` of `sae.loss(x, dead, sparsity)` by autograd: the definition."""
     sae.zero_grad(set_to_none=True)
     with torch.enable_grad():

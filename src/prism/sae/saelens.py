@@ -39,13 +39,24 @@ KINDS = {  # ours -> theirs, and their settings
 }
 NAMES = {"standard": "relu", "topk": "topk", "gated": "gated", "jumprelu": "jumprelu"}
 ONLY_TRAINING = ("batchtopk", "matryoshka_batchtopk")  # known in training alone: they become 'jumprelu'
-FIELDS = {"model_name": str, "prepend_bos": bool, "context_size": int, "seqpos_slice": list, "hook_head_index": int,
-          "model_from_pretrained_kwargs": dict}  # fmt: skip
+FIELDS = {
+    "model_name": str,
+    "prepend_bos": bool,
+    "context_size": int,
+    "seqpos_slice": list,
+    "hook_head_index": int,
+    "model_from_pretrained_kwargs": dict,
+}
 SCALER = "activation_scaler.json"  # what a checkpoint of SAELens' training has beside it
 HEADS = "heads are not read one by one; an SAE at blocks.L.hook_attn_out reads them together"
 PER_HEAD = re.compile(r"attn\.hook_(rot_)?(q|k|v|z|result|pattern|attn_scores)$")
-OTHER_WEIGHTS = ("checkpoint_index", "checkpoint_value", "revision", "first_n_layers",
-                 "refactor_factored_attn_matrices")  # fmt: skip
+OTHER_WEIGHTS = (
+    "checkpoint_index",
+    "checkpoint_value",
+    "revision",
+    "first_n_layers",
+    "refactor_factored_attn_matrices",
+)
 
 
 @torch.no_grad()
@@ -79,8 +90,11 @@ def from_saelens(theirs: SAE) -> SparseAutoencoder:
     """
     name, cfg = theirs.cfg.architecture(), theirs.cfg
     check_settings(theirs)
-    for setting, wanted in (("apply_b_dec_to_input", True), ("normalize_activations", "none"),
-                            ("rescale_acts_by_decoder_norm", False)):  # fmt: skip
+    for setting, wanted in (
+        ("apply_b_dec_to_input", True),
+        ("normalize_activations", "none"),
+        ("rescale_acts_by_decoder_norm", False),
+    ):
         if getattr(cfg, setting, wanted) != wanted:
             raise ValueError(f"this SAE has {setting} = {getattr(cfg, setting)!r}; only {wanted!r} can be taken over")
     k = getattr(cfg, "k", min(SaeConfig.k, cfg.d_sae))
@@ -131,8 +145,10 @@ def read_config(folder: str | Path) -> dict:
     cfg = read_json(path)
     metadata = (cfg.get("metadata") or cfg) if isinstance(cfg, dict) else None  # in one level before SAELens 6
     if not isinstance(metadata, dict):
-        raise ValueError(f"'{path}' does not hold the settings of an SAE: needed is an object with d_in, d_sae and, in "
-                         "an object metadata, hook_name")  # fmt: skip
+        raise ValueError(
+            f"'{path}' does not hold the settings of an SAE: needed is an object with d_in, d_sae and, in "
+            "an object metadata, hook_name"
+        )
     for field in ("d_in", "d_sae"):
         if type(cfg.get(field)) is not int or cfg[field] < 1:
             raise ValueError(f"'{path}' has {field} = {cfg.get(field)!r}; needed is a whole number above 0")
@@ -198,16 +214,31 @@ def check_settings(sae: SAE) -> None:
     hook, applied = metadata.hook_name, ("none", "layer_norm", "constant_norm_rescale")  # the latter two by SAELens
     kwargs = metadata.model_from_pretrained_kwargs or {}
     for name, found, honoured, why in (
-        ("normalize_activations", cfg.normalize_activations, cfg.normalize_activations in applied,
-         "fold what training measured into the weights (`sae.fold_activation_norm_scaling_factor`) and save it again"),
+        (
+            "normalize_activations",
+            cfg.normalize_activations,
+            cfg.normalize_activations in applied,
+            "fold what training measured into the weights (`sae.fold_activation_norm_scaling_factor`), save it again",
+        ),
         ("reshape_activations", cfg.reshape_activations, cfg.reshape_activations == "none", HEADS),
         ("hook_head_index", metadata.hook_head_index, metadata.hook_head_index is None, HEADS),
         ("hook_name", hook, not PER_HEAD.search(hook or ""), HEADS),
-        ("hook_name_out", metadata.hook_name_out, metadata.hook_name_out in (None, hook), "it does not rebuild what it "
-         "reads"),
-        *((name, kwargs.get(name), kwargs.get(name) in (None, "main") or kwargs[name] is False,
-           "it belongs to other weights of its model than those that are loaded here") for name in OTHER_WEIGHTS),
-    ):  # fmt: skip
+        (
+            "hook_name_out",
+            metadata.hook_name_out,
+            metadata.hook_name_out in (None, hook),
+            "it does not rebuild what it reads",
+        ),
+        *(
+            (
+                name,
+                kwargs.get(name),
+                kwargs.get(name) in (None, "main") or kwargs[name] is False,
+                "it belongs to other weights of its model than those that are loaded here",
+            )
+            for name in OTHER_WEIGHTS
+        ),
+    ):
         if not honoured:
             raise ValueError(f"this SAE has {name} = {found!r}, which is not honoured here: {why}")
 

@@ -90,9 +90,13 @@ class Trainer:
     """
 
     def __init__(
-        self, sae: SaeConfig | SparseAutoencoder, config: TrainConfig, sample: Float[Tensor, "sample d_in"],
-        way: str | None = None, device: str | torch.device = "cpu",
-    ):  # fmt: skip
+        self,
+        sae: SaeConfig | SparseAutoencoder,
+        config: TrainConfig,
+        sample: Float[Tensor, "sample d_in"],
+        way: str | None = None,
+        device: str | torch.device = "cpu",
+    ):
         self.config, self.way, self.device = config, way, torch.device(device)
         self.sample = sample.to(self.device).float()
         self.scale_to(float(sample.shape[1] ** 0.5 / mean_norm(sample.float())))
@@ -140,9 +144,14 @@ class Trainer:
         self._after(x, found, dead)
         self.step += 1
         return {
-            "loss": loss, "mse": found.error, "l0": self.l0, "explained_variance": 1 - found.error / self.variance,
-            "dead": len(dead), "lr": lr, "sparsity": sparsity,
-        }  # fmt: skip
+            "loss": loss,
+            "mse": found.error,
+            "l0": self.l0,
+            "explained_variance": 1 - found.error / self.variance,
+            "dead": len(dead),
+            "lr": lr,
+            "sparsity": sparsity,
+        }
 
     def _after(self, x: Tensor, found: Step, dead: Tensor) -> None:
         """Counts who fired, steers the penalty towards the wanted L0, and resamples the dead."""
@@ -179,8 +188,15 @@ class Trainer:
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
-        state = {"key": self._key(), "step": self.step, "l0": self.l0, "log_l0": self.log_l0,
-                 "sparsity": self.sparsity, "low": self.quick.low, "rows": rows}  # fmt: skip
+        state = {
+            "key": self._key(),
+            "step": self.step,
+            "l0": self.l0,
+            "log_l0": self.log_l0,
+            "sparsity": self.sparsity,
+            "low": self.quick.low,
+            "rows": rows,
+        }
         with replacing(path) as temporary:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
@@ -306,9 +322,12 @@ def update(
 
 @torch.no_grad()
 def resample(
-    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, x: Float[Tensor, "batch d_in"],
-    dead: Int[Tensor, "n_dead"], seed: int = 0,
-) -> None:  # fmt: skip
+    sae: SparseAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    x: Float[Tensor, "batch d_in"],
+    dead: Int[Tensor, "n_dead"],
+    seed: int = 0,
+) -> None:
     """Point dead features at badly rebuilt activations (Bricken et al. 2023, appendix 'Neuron resampling').
 
     Each gets the direction of another activation, drawn with the square of its loss, a small encoder (a fifth of the

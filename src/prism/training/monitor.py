@@ -63,17 +63,22 @@ class Monitor:
     def _show(self, row: dict) -> None:
         if self._bar is not None:
             self._bar.set_postfix(
-                loss=f"{row['loss']:.2f}", ev=f"{row['explained_variance']:.3f}", l0=f"{row['l0']:.1f}",
-                dead=row["dead"], refresh=False,
-            )  # fmt: skip
+                loss=f"{row['loss']:.2f}",
+                ev=f"{row['explained_variance']:.3f}",
+                l0=f"{row['l0']:.1f}",
+                dead=row["dead"],
+                refresh=False,
+            )
         if self._view is not None:
             self._view.value = self._page(row)
 
     def _page(self, row: dict) -> str:
         """The live view: one line of numbers, and a small curve for each measure."""
         left = (self.steps * self.batch - row["tokens"]) / row["tokens_per_second"]
-        head = (f"<b>{self.label}</b> · {row['tokens']:,} of {self.steps * self.batch:,} activations · "
-                f"{row['tokens_per_second']:,.0f}/s · {left:.0f} s left")  # fmt: skip
+        head = (
+            f"<b>{self.label}</b> · {row['tokens']:,} of {self.steps * self.batch:,} activations · "
+            f"{row['tokens_per_second']:,.0f}/s · {left:.0f} s left"
+        )
         curves = "".join(_curve(title, [r[name] for r in self.rows]) for name, title in SHOWN.items())
         return f"{head}<div style='display:flex;gap:18px;flex-wrap:wrap'>{curves}</div>"
 
@@ -97,8 +102,10 @@ class Monitor:
             self._view.close()
             if self.rows:
                 row = self.rows[-1]
-                print(f"{self.label}: {row['tokens']:,} activations, loss {row['loss']:.2f}, L0 {row['l0']:.1f}, "
-                      f"explained variance {row['explained_variance']:.3f}, {row['dead']:,} dead")  # fmt: skip
+                print(
+                    f"{self.label}: {row['tokens']:,} activations, loss {row['loss']:.2f}, L0 {row['l0']:.1f}, "
+                    f"explained variance {row['explained_variance']:.3f}, {row['dead']:,} dead"
+                )
         self._view = self._bar = None
 
 
@@ -109,5 +116,7 @@ def _curve(title: str, values: list[float], width: int = 170, height: int = 46) 
     up = (height - 4) * (1 - (y - low) / (high - low or 1)) + 2
     across = np.linspace(2, width - 2, max(2, len(y)))
     points = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(across, up, strict=False))
-    return (f"<div style='font-size:12px'>{title}: {values[-1]:.4g}<br><svg width='{width}' height='{height}'>"
-            f"<polyline points='{points}' fill='none' stroke='#0072B2' stroke-width='1.5'/></svg></div>")  # fmt: skip
+    return (
+        f"<div style='font-size:12px'>{title}: {values[-1]:.4g}<br><svg width='{width}' height='{height}'>"
+        f"<polyline points='{points}' fill='none' stroke='#0072B2' stroke-width='1.5'/></svg></div>"
+    )

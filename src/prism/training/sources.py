@@ -31,8 +31,10 @@ def as_rows(part) -> Float[Tensor, "rows d_in"]:
             raise ValueError(f"shape {tuple(rows.shape)}")
         return torch.as_tensor(rows).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"activations come as {kind} ({error}); give numbers of shape [any, d_in], "
-                         "alone or in a tuple of one, such as `TensorDataset(x)`") from None  # fmt: skip
+        raise ValueError(
+            f"activations come as {kind} ({error}); give numbers of shape [any, d_in], "
+            "alone or in a tuple of one, such as `TensorDataset(x)`"
+        ) from None
 
 
 class ArraySource:
@@ -84,8 +86,10 @@ class StreamSource:
                 found += len(part)
                 yield part
             if not found:
-                raise ValueError("the activation source is empty, or can be read only once; "
-                                 "give something that can be iterated again, such as a DataLoader")  # fmt: skip
+                raise ValueError(
+                    "the activation source is empty, or can be read only once; "
+                    "give something that can be iterated again, such as a DataLoader"
+                )
 
     def sample(self) -> Float[Tensor, "sample d_in"]:
         """The first activations of the stream."""

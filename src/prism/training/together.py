@@ -101,9 +101,13 @@ class Run:
 
 
 def train_together(
-    buffer: RollingBuffer, runs: Mapping[str, Run], rounds: int, folder: Path | None = None, keep_every: int = 1,
+    buffer: RollingBuffer,
+    runs: Mapping[str, Run],
+    rounds: int,
+    folder: Path | None = None,
+    keep_every: int = 1,
     progress: str | None = None,
-) -> dict[str, SparseAutoencoder]:  # fmt: skip
+) -> dict[str, SparseAutoencoder]:
     """Train several SAEs on one stream of activations; each becomes what it would have become alone.
 
     Args:
@@ -125,8 +129,9 @@ def train_together(
     first = _newest(folder)
     if first:
         _check_same(folder / f"round-{first}" / "key.json", _key(buffer, runs))
-    logs = {name: trainers[name].load(folder / f"round-{first}" / f"{name}.safetensors") if first else []
-            for name in runs}  # fmt: skip
+    logs = {
+        name: trainers[name].load(folder / f"round-{first}" / f"{name}.safetensors") if first else [] for name in runs
+    }
     bar = tqdm(total=sum(steps), initial=sum(steps[:first]), unit="step", desc=progress, disable=progress is None)
     for number, batches in itertools.islice(buffer.rounds(first), rounds - first):
         for step, batch in enumerate(batches, sum(steps[:number])):
@@ -165,9 +170,7 @@ def _check_same(path: Path, key: dict) -> None:
         raise ValueError(f"'{path.parent}' belongs to other runs: {what}. Delete it to start anew")
 
 
-def _keep(
-    folder: Path, done: int, trainers: Mapping[str, Trainer], logs: Mapping[str, list[dict]], key: dict
-) -> None:
+def _keep(folder: Path, done: int, trainers: Mapping[str, Trainer], logs: Mapping[str, list[dict]], key: dict) -> None:
     """Write a checkpoint beside the last one, then drop that: a kill at any moment leaves a whole one."""
     whole, part = folder / f"round-{done}", folder / f"round-{done}.part"
     shutil.rmtree(part, ignore_errors=True)

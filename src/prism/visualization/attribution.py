@@ -16,9 +16,11 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 
 
 def node_bars(
-    table: pd.DataFrame, columns: Sequence[str], title: str = "The nodes that do most, by estimate and by ablation",
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    title: str = "The nodes that do most, by estimate and by ablation",
     unit: str = "effect on the logit difference",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """One row of bars a node, one colour a way to measure its effect.
 
     Args:
@@ -27,12 +29,19 @@ def node_bars(
         title: the figure's title.
         unit: of the effects.
     """
-    names = [f"{row.node} · {row.position}: {short_label(repr(row.token)[1:-1] or ' ', 14)}"
-             for row in table.itertuples()]  # fmt: skip
+    names = [
+        f"{row.node} · {row.position}: {short_label(repr(row.token)[1:-1] or ' ', 14)}" for row in table.itertuples()
+    ]
     fig = go.Figure()
     for i, column in enumerate(columns):
-        fig.add_bar(y=names, x=table[column].to_numpy(), orientation="h", name=short_label(column),
-                    marker_color=OKABE_ITO[i % 7], hovertemplate="%{y}: %{x:.3f}<extra></extra>")  # fmt: skip
+        fig.add_bar(
+            y=names,
+            x=table[column].to_numpy(),
+            orientation="h",
+            name=short_label(column),
+            marker_color=OKABE_ITO[i % 7],
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_xaxes(title=unit)
     fig.update_yaxes(title="node · position: token", autorange="reversed", showgrid=False)
@@ -40,9 +49,13 @@ def node_bars(
 
 
 def effects_scatter(
-    frame: pd.DataFrame, methods: Sequence[str], exact: str = "ablation", most: int = 1200, seed: int = 0,
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    exact: str = "ablation",
+    most: int = 1200,
+    seed: int = 0,
     title: str = "Estimated against real effects of single nodes",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """A panel a method: its estimate over the real effect of each node, on signed square-root axes.
 
     Args:
@@ -56,26 +69,47 @@ def effects_scatter(
     order = frame[exact].abs().sort_values(ascending=False).index
     rest = frame.loc[order[most // 3 :]]
     shown = pd.concat([frame.loc[order[: most // 3]], rest.sample(min(len(rest), most - most // 3), random_state=seed)])
-    fig = make_subplots(rows=1, cols=len(methods), subplot_titles=[short_label(m) for m in methods],
-                        shared_yaxes=True, horizontal_spacing=0.06)  # fmt: skip
+    fig = make_subplots(
+        rows=1,
+        cols=len(methods),
+        subplot_titles=[short_label(m) for m in methods],
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+    )
     limit = float(shown[[exact, *methods]].abs().to_numpy().max()) or 1.0
     for column, method in enumerate(methods, start=1):
         for i, (name, part) in enumerate((("features", shown[~shown.is_error]), ("error", shown[shown.is_error]))):
             fig.add_scatter(
-                x=_signed_root(part[exact]), y=_signed_root(part[method]), mode="markers", name=name, row=1, col=column,
-                marker=dict(size=5, color=OKABE_ITO[i * 4], symbol=SYMBOLS[i], opacity=0.5), legendgroup=name,
-                showlegend=column == 1, hoverinfo="skip",
-            )  # fmt: skip
+                x=_signed_root(part[exact]),
+                y=_signed_root(part[method]),
+                mode="markers",
+                name=name,
+                row=1,
+                col=column,
+                marker=dict(size=5, color=OKABE_ITO[i * 4], symbol=SYMBOLS[i], opacity=0.5),
+                legendgroup=name,
+                showlegend=column == 1,
+                hoverinfo="skip",
+            )
         ends = _signed_root(np.array([-limit, limit]))
-        fig.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), showlegend=False, row=1,
-                        col=column, hoverinfo="skip")  # fmt: skip
+        fig.add_scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            line=dict(color=GREY, dash="dot"),
+            showlegend=False,
+            row=1,
+            col=column,
+            hoverinfo="skip",
+        )
     ticks = [t for t in (-100, -25, -5, -1, 0, 1, 5, 25, 100) if abs(t) <= limit] if limit >= 1 else [0]
     axis = dict(tickvals=_signed_root(np.array(ticks, dtype=float)), ticktext=[str(t) for t in ticks])
     fig.update_xaxes(title="real effect: ablation", **axis)
     fig.update_yaxes(**axis)
     fig.update_yaxes(title="estimated effect", col=1)
-    return finish(fig, title, 430, "logit difference; square-root axes; dotted: equal", margin=dict(t=120),
-                  legend=dict(y=1.07))  # fmt: skip
+    return finish(
+        fig, title, 430, "logit difference; square-root axes; dotted: equal", margin=dict(t=120), legend=dict(y=1.07)
+    )
 
 
 def _signed_root(values: pd.Series | np.ndarray) -> np.ndarray:
@@ -84,9 +118,13 @@ def _signed_root(values: pd.Series | np.ndarray) -> np.ndarray:
 
 
 def set_curves(
-    frame: pd.DataFrame, panels: Sequence[str], titles: Sequence[str], title: str, subtitle: str = "",
+    frame: pd.DataFrame,
+    panels: Sequence[str],
+    titles: Sequence[str],
+    title: str,
+    subtitle: str = "",
     line_at: Sequence[float | None] | None = None,
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Lines over the size of a set, one for each way to choose or to predict it, with 95 % intervals.
 
     Args:
@@ -102,14 +140,28 @@ def set_curves(
         part = frame[frame["panel"] == panel]
         for i, rule in enumerate(dict.fromkeys(part["rule"])):
             line = part[part["rule"] == rule].sort_values("size")
-            bars = dict(type="data", symmetric=False, array=(line["high"] - line["value"]).to_numpy(), thickness=1.2,
-                        arrayminus=(line["value"] - line["low"]).to_numpy(), width=3)  # fmt: skip
+            bars = dict(
+                type="data",
+                symmetric=False,
+                array=(line["high"] - line["value"]).to_numpy(),
+                thickness=1.2,
+                arrayminus=(line["value"] - line["low"]).to_numpy(),
+                width=3,
+            )
             fig.add_scatter(
-                x=line["size"].to_numpy(), y=line["value"].to_numpy(), error_y=bars, mode="lines+markers",
-                name=short_label(rule), legendgroup=rule, showlegend=column == 1, row=1, col=column,
+                x=line["size"].to_numpy(),
+                y=line["value"].to_numpy(),
+                error_y=bars,
+                mode="lines+markers",
+                name=short_label(rule),
+                legendgroup=rule,
+                showlegend=column == 1,
+                row=1,
+                col=column,
                 line=dict(color=OKABE_ITO[i % 7], width=2.5, dash=DASHES[i % 5]),
-                marker=dict(size=8, symbol=SYMBOLS[i % 5]), hovertemplate="%{x} nodes: %{y:.2f}<extra></extra>",
-            )  # fmt: skip
+                marker=dict(size=8, symbol=SYMBOLS[i % 5]),
+                hovertemplate="%{x} nodes: %{y:.2f}<extra></extra>",
+            )
         if line_at is not None and line_at[column - 1] is not None:
             fig.add_hline(y=line_at[column - 1], line=dict(color=GREY, dash="dot"), row=1, col=column)
         sizes = sorted(part["size"].unique())
@@ -119,7 +171,11 @@ def set_curves(
 
 
 def interval_bars(
-    frame: pd.DataFrame, title: str, unit: str, axis: str, subtitle: str = "",
+    frame: pd.DataFrame,
+    title: str,
+    unit: str,
+    axis: str,
+    subtitle: str = "",
 ) -> go.Figure:
     """Grouped bars with intervals.
 
@@ -133,11 +189,22 @@ def interval_bars(
     fig = go.Figure()
     for i, group in enumerate(dict.fromkeys(frame["group"])):
         part = frame[frame["group"] == group]
-        bars = dict(type="data", symmetric=False, array=(part["high"] - part["value"]).to_numpy(), thickness=1.2,
-                    arrayminus=(part["value"] - part["low"]).to_numpy(), width=3)  # fmt: skip
-        fig.add_bar(x=[short_label(x, 34) for x in part["label"]], y=part["value"].to_numpy(), error_y=bars,
-                    name=short_label(group), marker_color=OKABE_ITO[i % 7],
-                    hovertemplate="%{x}: %{y:.3f}<extra></extra>")  # fmt: skip
+        bars = dict(
+            type="data",
+            symmetric=False,
+            array=(part["high"] - part["value"]).to_numpy(),
+            thickness=1.2,
+            arrayminus=(part["value"] - part["low"]).to_numpy(),
+            width=3,
+        )
+        fig.add_bar(
+            x=[short_label(x, 34) for x in part["label"]],
+            y=part["value"].to_numpy(),
+            error_y=bars,
+            name=short_label(group),
+            marker_color=OKABE_ITO[i % 7],
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+        )
     fig.add_hline(y=0, line=dict(color=INK, width=1))
     fig.update_xaxes(title=axis, showgrid=False)
     fig.update_yaxes(title=unit)

@@ -23,9 +23,11 @@ from prism.visualization.style import (
 
 
 def coactivation_heatmap(
-    frame: pd.DataFrame, categories: Sequence[str] | None = None, measure: str = "Jaccard overlap",
+    frame: pd.DataFrame,
+    categories: Sequence[str] | None = None,
+    measure: str = "Jaccard overlap",
     title: str = "Which features fire together",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """A square of co-activation; the diagonal is left blank, since a feature always fires with itself.
 
     Args:
@@ -38,9 +40,18 @@ def coactivation_heatmap(
     np.fill_diagonal(values, np.nan)
     kinds = list(categories) if categories is not None else None
     names = [short_label(f"{name} · {kinds[i]}" if kinds else name, 30) for i, name in enumerate(frame.index)]
-    fig = go.Figure(go.Heatmap(z=values, colorscale=SEQUENTIAL, zmin=0, xgap=1, ygap=1, hoverongaps=False,
-                               colorbar=colour_bar(measure),
-                               hovertemplate="%{y} with %{x}: %{z:.3f}<extra></extra>"))  # fmt: skip
+    fig = go.Figure(
+        go.Heatmap(
+            z=values,
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
+            colorbar=colour_bar(measure),
+            hovertemplate="%{y} with %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
     for i in range(1, len(kinds or ())):
         if kinds[i] != kinds[i - 1]:
             fig.add_hline(i - 0.5, line=dict(color=GREY, width=1)).add_vline(i - 0.5, line=dict(color=GREY, width=1))
@@ -49,13 +60,21 @@ def coactivation_heatmap(
     fig.update_xaxes(title="feature", tickangle=-60 if len(names) > 8 or kinds else 0, **ticks)
     fig.update_yaxes(title="feature", autorange="reversed", **ticks)
     left, bottom = (170, 140) if kinds else (110, 90)
-    return finish(fig, title, side + 95 + bottom, "the diagonal is left out: a feature always fires with itself",
-                  margin=dict(l=left, r=WIDTH - left - side, b=bottom))  # fmt: skip
+    return finish(
+        fig,
+        title,
+        side + 95 + bottom,
+        "the diagonal is left out: a feature always fires with itself",
+        margin=dict(l=left, r=WIDTH - left - side, b=bottom),
+    )
 
 
 def coactivation_network(
-    edges: pd.DataFrame, nodes: pd.DataFrame, seed: int = 0, title: str = "Features that fire together",
-) -> go.Figure:  # fmt: skip
+    edges: pd.DataFrame,
+    nodes: pd.DataFrame,
+    seed: int = 0,
+    title: str = "Features that fire together",
+) -> go.Figure:
     """A graph of co-active features in a spring layout: near and thickly joined means often together.
 
     Features without a partner are not drawn (unless none has one); the subtitle counts them.
@@ -86,8 +105,14 @@ def coactivation_network(
     fig.update_xaxes(title="position has no unit: the layout pulls joined features together", **axis)
     fig.update_yaxes(title="", **axis)
     subtitle = f"{len(edges)} pairs among {len(nodes)} features; {alone} features without a partner are not drawn"
-    return finish(fig, title, 420 + 8 * min(len(nodes), 32), subtitle, margin=dict(l=30, r=210, b=50),
-                   legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))  # fmt: skip
+    return finish(
+        fig,
+        title,
+        420 + 8 * min(len(nodes), 32),
+        subtitle,
+        margin=dict(l=30, r=210, b=50),
+        legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"),
+    )
 
 
 def _spread(place: dict, rounds: int = 300) -> dict:
@@ -116,17 +141,31 @@ def _edge_traces(fig: go.Figure, edges: pd.DataFrame, place: dict, steps: int = 
     for step in range(steps):
         part = edges[bucket == step]
         ends = [(place[a], place[b]) for a, b in zip(part["source"], part["target"], strict=True)]
-        fig.add_scatter(x=[x for a, b in ends for x in (a[0], b[0], None)] or [None], mode="lines", hoverinfo="skip",
-                        y=[y for a, b in ends for y in (a[1], b[1], None)] or [None], legendgroup="edges",
-                        legendgrouptitle_text="Jaccard overlap",
-                        name=f"{bounds[step]:.{digits}f} – {bounds[step + 1]:.{digits}f}",
-                        line=dict(width=2 + 2.5 * step, color="rgba(90,97,105,0.6)"))  # fmt: skip
+        fig.add_scatter(
+            x=[x for a, b in ends for x in (a[0], b[0], None)] or [None],
+            mode="lines",
+            hoverinfo="skip",
+            y=[y for a, b in ends for y in (a[1], b[1], None)] or [None],
+            legendgroup="edges",
+            legendgrouptitle_text="Jaccard overlap",
+            name=f"{bounds[step]:.{digits}f} – {bounds[step + 1]:.{digits}f}",
+            line=dict(width=2 + 2.5 * step, color="rgba(90,97,105,0.6)"),
+        )
     middles = np.array([(place[a] + place[b]) / 2 for a, b in zip(edges["source"], edges["target"], strict=True)])
     counts = [f"<br>{c:,} tokens together" for c in edges["count"]] if "count" in edges else [""] * len(edges)
-    hover = [f"{a} – {b}<br>Jaccard {j:.3f}{c}" for a, b, j, c in
-             zip(edges["source"], edges["target"], edges["jaccard"], counts, strict=True)]  # fmt: skip
-    fig.add_scatter(x=middles[:, 0], y=middles[:, 1], mode="markers", marker=dict(size=12, opacity=0), text=hover,
-                    hovertemplate="%{text}<extra></extra>", showlegend=False)  # fmt: skip
+    hover = [
+        f"{a} – {b}<br>Jaccard {j:.3f}{c}"
+        for a, b, j, c in zip(edges["source"], edges["target"], edges["jaccard"], counts, strict=True)
+    ]
+    fig.add_scatter(
+        x=middles[:, 0],
+        y=middles[:, 1],
+        mode="markers",
+        marker=dict(size=12, opacity=0),
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
 
 
 def _node_traces(fig: go.Figure, nodes: pd.DataFrame, place: dict) -> None:
@@ -136,9 +175,17 @@ def _node_traces(fig: go.Figure, nodes: pd.DataFrame, place: dict) -> None:
         labels = part["label"] if "label" in part else [""] * len(part)
         hover = [f"feature {f}<br>{short_label(lab)}" for f, lab in zip(part["feature"], labels, strict=True)]
         fig.add_scatter(
-            x=[place[f][0] for f in part["feature"]], y=[place[f][1] for f in part["feature"]], mode="markers+text",
-            text=part["feature"].astype(str), textposition="top center", textfont=dict(size=12), cliponaxis=False,
-            customdata=hover, hovertemplate="%{customdata}<extra>%{fullData.name}</extra>", legendgroup="nodes",
-            legendgrouptitle_text="category", name=category_title(name),
+            x=[place[f][0] for f in part["feature"]],
+            y=[place[f][1] for f in part["feature"]],
+            mode="markers+text",
+            text=part["feature"].astype(str),
+            textposition="top center",
+            textfont=dict(size=12),
+            cliponaxis=False,
+            customdata=hover,
+            hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+            legendgroup="nodes",
+            legendgrouptitle_text="category",
+            name=category_title(name),
             marker=dict(size=17, color=colours[name], line=dict(color="white", width=1.5)),
-        )  # fmt: skip
+        )

@@ -30,8 +30,10 @@ from prism.visualization.style import (
 
 
 def top_features_bars(
-    frames: Mapping[str, pd.DataFrame], title: str = "The strongest features of each text", columns: int = 2,
-) -> go.Figure:  # fmt: skip
+    frames: Mapping[str, pd.DataFrame],
+    title: str = "The strongest features of each text",
+    columns: int = 2,
+) -> go.Figure:
     """Small multiples: the strongest features of several texts.
 
     Args:
@@ -42,16 +44,32 @@ def top_features_bars(
     """
     rows, depth = -(-len(frames) // columns), max(len(frame) for frame in frames.values())
     height = 150 + rows * (depth * 26 + 70)
-    fig = make_subplots(rows, columns, subplot_titles=[short_label(label, 52) for label in frames], shared_xaxes="all",
-                        horizontal_spacing=0.13, vertical_spacing=62 / (height - 150))  # fmt: skip
+    fig = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[short_label(label, 52) for label in frames],
+        shared_xaxes="all",
+        horizontal_spacing=0.13,
+        vertical_spacing=62 / (height - 150),
+    )
     longest = max(frame["activation"].max() for frame in frames.values())
     for panel, frame in enumerate(frames.values()):
         first = frame["category"].iloc[0] if "category" in frame else None
-        fig.add_trace(go.Bar(
-            x=frame["activation"], y=[f"feature {f}" for f in frame["feature"]], orientation="h", cliponaxis=False,
-            marker_color=category_colours([first]).get(first, BLUE) if first else BLUE, text=frame["activation"],
-            texttemplate="%{text:.1f}", textposition="outside", hovertemplate="%{y}: %{x:.2f}<extra></extra>",
-        ), panel // columns + 1, panel % columns + 1)  # fmt: skip
+        fig.add_trace(
+            go.Bar(
+                x=frame["activation"],
+                y=[f"feature {f}" for f in frame["feature"]],
+                orientation="h",
+                cliponaxis=False,
+                marker_color=category_colours([first]).get(first, BLUE) if first else BLUE,
+                text=frame["activation"],
+                texttemplate="%{text:.1f}",
+                textposition="outside",
+                hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+            ),
+            panel // columns + 1,
+            panel % columns + 1,
+        )
     fig.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
     fig.update_xaxes(range=[0, longest * 1.12], showticklabels=True)
     fig.update_xaxes(title="activation (maximum over the text's tokens)", title_font_size=13, row=rows)
@@ -63,9 +81,12 @@ def _panel_titles(fig: go.Figure, size: int = 14) -> go.Figure:
 
 
 def category_heatmap(
-    values: Float[np.ndarray, "features texts"], labels: Sequence[object], categories: Sequence[str],
-    scale: str = "log1p", title: str = "Each feature on each text",
-) -> go.Figure:  # fmt: skip
+    values: Float[np.ndarray, "features texts"],
+    labels: Sequence[object],
+    categories: Sequence[str],
+    scale: str = "log1p",
+    title: str = "Each feature on each text",
+) -> go.Figure:
     """Features × texts, the texts sorted into bands by category.
 
     Args:
@@ -82,23 +103,42 @@ def category_heatmap(
     if scale not in ("log1p", "feature"):
         raise ValueError(f"scale is {scale!r}: choose 'log1p' or 'feature'")
     if values.shape != (len(labels), len(categories)):
-        raise ValueError(f"values are {values.shape}, but there are {len(labels)} labels and {len(categories)} texts: "
-                         "values need the shape (features, texts)")  # fmt: skip
+        raise ValueError(
+            f"values are {values.shape}, but there are {len(labels)} labels and {len(categories)} texts: "
+            "values need the shape (features, texts)"
+        )
     names = category_order(categories)
     order = sorted(range(len(categories)), key=lambda text: names.index(categories[text]))
     values = values[:, order]
     shown = np.log1p(values) if scale == "log1p" else values / np.maximum(values.max(1, keepdims=True), 1e-9)
     bar = "log(1 + activation)" if scale == "log1p" else "share of the feature's maximum"
-    fig = go.Figure(go.Heatmap(
-        z=shown, colorscale=SEQUENTIAL, zmin=0, customdata=values.round(2),
-        colorbar=colour_bar(bar),
-        hovertemplate="text %{x}<br>%{y}: %{customdata:.2f}<extra></extra>",
-    ))  # fmt: skip
+    fig = go.Figure(
+        go.Heatmap(
+            z=shown,
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            customdata=values.round(2),
+            colorbar=colour_bar(bar),
+            hovertemplate="text %{x}<br>%{y}: %{customdata:.2f}<extra></extra>",
+        )
+    )
     slanted = _category_bands(fig, [categories[text] for text in order])
-    fig.update_xaxes(title="texts, sorted by category", showticklabels=False, ticks="", showgrid=False,
-                     range=[-0.5, len(order) - 0.5])  # fmt: skip
-    fig.update_yaxes(title="feature", tickvals=list(range(len(labels))), ticktext=[short_label(x, 40) for x in labels],
-                     autorange="reversed", ticks="", showgrid=False, tickfont=dict(size=12))  # fmt: skip
+    fig.update_xaxes(
+        title="texts, sorted by category",
+        showticklabels=False,
+        ticks="",
+        showgrid=False,
+        range=[-0.5, len(order) - 0.5],
+    )
+    fig.update_yaxes(
+        title="feature",
+        tickvals=list(range(len(labels))),
+        ticktext=[short_label(x, 40) for x in labels],
+        autorange="reversed",
+        ticks="",
+        showgrid=False,
+        tickfont=dict(size=12),
+    )
     top = 150 if slanted else 110
     return finish(fig, title, top + 60 + max(22 * len(labels), 180), margin=dict(t=top))
 
@@ -113,20 +153,42 @@ def _category_bands(fig: go.Figure, categories: list[str]) -> bool:
     for name in names:
         first, count = categories.index(name), categories.count(name)
         left, right = first - 0.5, first + count - 0.5
-        fig.add_shape(type="rect", x0=left, x1=right, yref="paper", ysizemode="pixel", yanchor=1, y0=4, y1=13,
-                      fillcolor=colours[name], line=dict(color="white", width=2))  # fmt: skip
+        fig.add_shape(
+            type="rect",
+            x0=left,
+            x1=right,
+            yref="paper",
+            ysizemode="pixel",
+            yanchor=1,
+            y0=4,
+            y1=13,
+            fillcolor=colours[name],
+            line=dict(color="white", width=2),
+        )
         text = (" " if slanted else "<br>").join(short_label(line) for line in lines[name])
-        fig.add_annotation(x=(left + right) / 2, y=1, yref="paper", yanchor="bottom", yshift=14, text=text,
-                           showarrow=False, font=dict(size=12), **style)  # fmt: skip
+        fig.add_annotation(
+            x=(left + right) / 2,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            yshift=14,
+            text=text,
+            showarrow=False,
+            font=dict(size=12),
+            **style,
+        )
         if first:
             fig.add_vline(left, line=dict(color=GREY, width=1))
     return slanted
 
 
 def category_bars(
-    frame: pd.DataFrame, value: str = "mean activation", shared: bool = True, columns: int = 4,
+    frame: pd.DataFrame,
+    value: str = "mean activation",
+    shared: bool = True,
+    columns: int = 4,
     title: str = "Where each feature fires",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Small multiples: one panel a feature, one bar a category.
 
     Args:
@@ -141,15 +203,28 @@ def category_bars(
     heads = [
         f"feature {index}" if isinstance(index, (int, np.integer)) else short_label(index, 30) for index in frame.index
     ]
-    fig = make_subplots(rows, columns, subplot_titles=heads, shared_yaxes=True, shared_xaxes="all" if shared else False,
-                        horizontal_spacing=0.03, vertical_spacing=58 / (height - 140) if rows > 1 else 0)  # fmt: skip
+    fig = make_subplots(
+        rows,
+        columns,
+        subplot_titles=heads,
+        shared_yaxes=True,
+        shared_xaxes="all" if shared else False,
+        horizontal_spacing=0.03,
+        vertical_spacing=58 / (height - 140) if rows > 1 else 0,
+    )
     colours = category_colours(names)
     for panel, (_, row) in enumerate(frame[names].iterrows()):
-        fig.add_trace(go.Bar(
-            x=row.to_numpy(float), y=[category_title(name) for name in names], orientation="h",
-            marker=dict(color=[colours[name] for name in names], line=dict(color=GREY, width=0.5)),
-            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
-        ), panel // columns + 1, panel % columns + 1)  # fmt: skip
+        fig.add_trace(
+            go.Bar(
+                x=row.to_numpy(float),
+                y=[category_title(name) for name in names],
+                orientation="h",
+                marker=dict(color=[colours[name] for name in names], line=dict(color=GREY, width=0.5)),
+                hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+            ),
+            panel // columns + 1,
+            panel % columns + 1,
+        )
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="", tickfont=dict(size=13))
     fig.update_xaxes(rangemode="tozero", showticklabels=True, tickfont=dict(size=12), nticks=4)
     middle = (len(frame) - (rows - 1) * columns + 1) // 2  # once: four would run into each other
@@ -159,8 +234,10 @@ def category_bars(
 
 
 def null_figure(
-    null: Null, observed: Mapping[str, float], title: str = "The best specialist, against the best by chance",
-) -> go.Figure:  # fmt: skip
+    null: Null,
+    observed: Mapping[str, float],
+    title: str = "The best specialist, against the best by chance",
+) -> go.Figure:
     """Per category: what the whole search finds when labels are shuffled, and what it found in truth.
 
     Args:
@@ -173,15 +250,29 @@ def null_figure(
     low, q05, middle, q95, high = np.quantile(scores, [0, 0.05, 0.5, 0.95, 1], axis=0, method="nearest")
     titles = [category_title(name) for name in names]
     found = [observed.get(name) for name in names]
-    fig = go.Figure([
-        _segments(low, high, titles, "shuffled labels: all permutations", PALE, 12),
-        _segments(q05, q95, titles, "5th to 95th percentile", "#aab2bb", 12),
-        go.Scatter(x=middle, y=titles, mode="markers", name="median", hovertemplate="null median %{x:g}<extra></extra>",
-                   marker=dict(symbol="line-ns", size=14, line=dict(width=3, color=INK))),
-        go.Scatter(x=found, y=titles, mode="markers", name="observed best", cliponaxis=False,
-                   marker=dict(symbol="diamond", size=13, color=VERMILLION, line=dict(color="white", width=1)),
-                   hovertemplate="%{y}: observed %{x:g}<extra></extra>"),
-    ])  # fmt: skip
+    fig = go.Figure(
+        [
+            _segments(low, high, titles, "shuffled labels: all permutations", PALE, 12),
+            _segments(q05, q95, titles, "5th to 95th percentile", "#aab2bb", 12),
+            go.Scatter(
+                x=middle,
+                y=titles,
+                mode="markers",
+                name="median",
+                hovertemplate="null median %{x:g}<extra></extra>",
+                marker=dict(symbol="line-ns", size=14, line=dict(width=3, color=INK)),
+            ),
+            go.Scatter(
+                x=found,
+                y=titles,
+                mode="markers",
+                name="observed best",
+                cliponaxis=False,
+                marker=dict(symbol="diamond", size=13, color=VERMILLION, line=dict(color="white", width=1)),
+                hovertemplate="%{y}: observed %{x:g}<extra></extra>",
+            ),
+        ]
+    )
     fig.update_xaxes(title="specialist score (texts inside the category that fire − texts outside)")
     fig.update_yaxes(title="category", categoryarray=titles, autorange="reversed", showgrid=False)
     subtitle = f"{len(scores):,} permutations of the text labels, each searched over all features"
@@ -191,14 +282,23 @@ def null_figure(
 def _segments(starts, stops, ys: Sequence[str], name: str, colour: str, width: int) -> go.Scatter:
     """Horizontal segments as one trace, with gaps between them."""
     x = [value for start, stop in zip(starts, stops, strict=True) for value in (start, stop, None)]
-    return go.Scatter(x=x, y=[y for y in ys for _ in range(3)], mode="lines", name=name, connectgaps=False,
-                      line=dict(color=colour, width=width), hovertemplate="%{x:g}<extra></extra>")  # fmt: skip
+    return go.Scatter(
+        x=x,
+        y=[y for y in ys for _ in range(3)],
+        mode="lines",
+        name=name,
+        connectgaps=False,
+        line=dict(color=colour, width=width),
+        hovertemplate="%{x:g}<extra></extra>",
+    )
 
 
 def confirmation_figure(
-    frame: pd.DataFrame, discover: str = "found_score", confirm: str = "score",
+    frame: pd.DataFrame,
+    discover: str = "found_score",
+    confirm: str = "score",
     title: str = "Do the specialists hold on texts the search never saw?",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Each found feature's specialist score on the texts it was found on, and on held-out texts.
 
     Args:
@@ -210,27 +310,46 @@ def confirmation_figure(
     """
     names = category_order(frame["category"])
     ordered = frame.assign(_rank=[names.index(c) for c in frame["category"]]).sort_values(
-        ["_rank", discover], ascending=[True, False], kind="stable")  # fmt: skip
+        ["_rank", discover], ascending=[True, False], kind="stable"
+    )
     first = ~ordered["_rank"].duplicated()
     rows = list(range(len(ordered)))
-    heads = [f"<b>{short_label(category_title(c))}</b>  {f}" if head else str(f)
-             for c, f, head in zip(ordered["category"], ordered["feature"], first, strict=True)]  # fmt: skip
+    heads = [
+        f"<b>{short_label(category_title(c))}</b>  {f}" if head else str(f)
+        for c, f, head in zip(ordered["category"], ordered["feature"], first, strict=True)
+    ]
     fig = go.Figure(_segments(ordered[discover], ordered[confirm], rows, "", "#aab2bb", 3))
     fig.update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None)
     held = ordered["held"].to_numpy(bool) if "held" in ordered else np.ones(len(ordered), bool)
-    kinds = [(discover, "texts searched", "circle-open", 14, INK, np.ones(len(ordered), bool)),
-             (confirm, "held-out texts" + (": held" if "held" in ordered else ""), "circle", 7, BLUE, held),
-             (confirm, "held-out texts: did not hold", "x", 7, VERMILLION, ~held)]  # fmt: skip
+    kinds = [
+        (discover, "texts searched", "circle-open", 14, INK, np.ones(len(ordered), bool)),
+        (confirm, "held-out texts" + (": held" if "held" in ordered else ""), "circle", 7, BLUE, held),
+        (confirm, "held-out texts: did not hold", "x", 7, VERMILLION, ~held),
+    ]
     for column, name, symbol, size, colour, kept in kinds:
         at = np.flatnonzero(kept)
-        fig.add_scatter(x=ordered[column].iloc[at], y=at, mode="markers", name=name, showlegend=len(at) > 0,
-                        marker=dict(symbol=symbol, size=size, color=colour, line=dict(width=2, color=colour)),
-                        cliponaxis=False, customdata=[heads[row] for row in at],
-                        hovertemplate="%{customdata}: %{x:g} on " + name + "<extra></extra>")  # fmt: skip
+        fig.add_scatter(
+            x=ordered[column].iloc[at],
+            y=at,
+            mode="markers",
+            name=name,
+            showlegend=len(at) > 0,
+            marker=dict(symbol=symbol, size=size, color=colour, line=dict(width=2, color=colour)),
+            cliponaxis=False,
+            customdata=[heads[row] for row in at],
+            hovertemplate="%{customdata}: %{x:g} on " + name + "<extra></extra>",
+        )
     for row in np.flatnonzero(first.to_numpy())[1:]:
         fig.add_hline(row - 0.5, line=dict(color=PALE, width=1), layer="below")
     fig.add_vline(0, line=dict(color=GREY, width=1), layer="below")
     fig.update_xaxes(title="specialist score (texts inside the category that fire − texts outside)")
-    fig.update_yaxes(title="feature, by category", tickvals=rows, ticktext=heads, tickfont=dict(size=12), ticks="",
-                     range=[len(rows) - 0.4, -0.6], showgrid=False)  # fmt: skip
+    fig.update_yaxes(
+        title="feature, by category",
+        tickvals=rows,
+        ticktext=heads,
+        tickfont=dict(size=12),
+        ticks="",
+        range=[len(rows) - 0.4, -0.6],
+        showgrid=False,
+    )
     return finish(fig, title, 170 + 21 * len(rows))

@@ -17,9 +17,15 @@ POINTS = 101  # of a curve: enough for an eye
 
 
 def grouped_dots(
-    frame: pd.DataFrame, x: str, colour: str, y_title: str, title: str, subtitle: str = "", x_title: str = "",
+    frame: pd.DataFrame,
+    x: str,
+    colour: str,
+    y_title: str,
+    title: str,
+    subtitle: str = "",
+    x_title: str = "",
     line: float | None = None,
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """One point for each pair of a group (on the horizontal axis) and a colour, with intervals, side by side.
 
     Args:
@@ -41,21 +47,38 @@ def grouped_dots(
     step, fig = 0.7 / max(len(kinds), 1), go.Figure()
     for i, kind in enumerate(kinds):
         part = frame[frame[colour] == kind]
-        bars = dict(type="data", symmetric=False, thickness=1.5, width=3, array=part["high"] - part["value"],
-                    arrayminus=part["value"] - part["low"])  # fmt: skip
+        bars = dict(
+            type="data",
+            symmetric=False,
+            thickness=1.5,
+            width=3,
+            array=part["high"] - part["value"],
+            arrayminus=part["value"] - part["low"],
+        )
         fig.add_scatter(
-            x=np.array([groups.index(name) for name in part[x]]) + (i - (len(kinds) - 1) / 2) * step, y=part["value"],
-            mode="markers", name=short_label(kind, 40), error_y=bars, text=[short_label(name) for name in part[x]],
+            x=np.array([groups.index(name) for name in part[x]]) + (i - (len(kinds) - 1) / 2) * step,
+            y=part["value"],
+            mode="markers",
+            name=short_label(kind, 40),
+            error_y=bars,
+            text=[short_label(name) for name in part[x]],
             marker=dict(size=10, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 5]),
             hovertemplate=f"%{{text}}, {short_label(kind)}: %{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
+        )
     for place in range(len(groups) - 1):
         fig.add_vline(x=place + 0.5, line=dict(color=PALE, width=1))
     if line is not None:
         fig.add_hline(y=line, line=dict(color=GREY, dash="dot"))
     labels = ["<br>".join(short_label(line) for line in textwrap.wrap(str(g), 15)) or " " for g in groups]
-    fig.update_xaxes(title=x_title, tickvals=list(range(len(groups))), ticktext=labels, tickangle=0,
-                     range=[-0.5, len(groups) - 0.5], showgrid=False, ticks="")  # fmt: skip
+    fig.update_xaxes(
+        title=x_title,
+        tickvals=list(range(len(groups))),
+        ticktext=labels,
+        tickangle=0,
+        range=[-0.5, len(groups) - 0.5],
+        showgrid=False,
+        ticks="",
+    )
     fig.update_yaxes(title=y_title)
     return finish(fig, title, 430, subtitle, margin=dict(t=115))
 
@@ -63,7 +86,7 @@ def grouped_dots(
 def match_curves(
     values: Mapping[str, Mapping[str, Float[np.ndarray, " units"]]],
     title: str = "How well the units of one model correspond to the best units of another",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Share of units whose best partner correlates at least so much; a dashed line of the same colour is the control.
 
     Args:
@@ -78,11 +101,22 @@ def match_curves(
             share = 1 - np.searchsorted(data, grid) / max(len(data), 1)
             words = short_label(name, 40)
             fig.add_scatter(
-                x=grid, y=share, mode="lines", name=words, legendgroup=words, showlegend=kind == "correlation",
+                x=grid,
+                y=share,
+                mode="lines",
+                name=words,
+                legendgroup=words,
+                showlegend=kind == "correlation",
                 line=dict(color=OKABE_ITO[i % 7], width=2.5 if dash == "solid" else 1.8, dash=dash),
                 hovertemplate=f"{words}, {kind}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
-            )  # fmt: skip
+            )
     fig.update_xaxes(title="correlation with the best partner (over tokens)", range=[0, 1])
     fig.update_yaxes(title="share of units whose best partner reaches this", tickformat=".0%", range=[0, 1.02])
-    return finish(fig, title, 470, "dashed: partners shuffled among equal tokens", margin=dict(r=230),
-                  legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"))  # fmt: skip
+    return finish(
+        fig,
+        title,
+        470,
+        "dashed: partners shuffled among equal tokens",
+        margin=dict(r=230),
+        legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"),
+    )

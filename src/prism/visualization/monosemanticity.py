@@ -17,19 +17,24 @@ from prism.visualization.style import BLUE, GREY, INK, VERMILLION, category_titl
 from prism.visualization.tokens import example, templates
 
 SCORE_TITLES = {
-    "category_purity": "category purity", "token_purity": "token purity", "category_entropy": "category entropy",
-    "token_entropy": "token entropy", "intruder": "intruder found<br>(by characters)",
+    "category_purity": "category purity",
+    "token_purity": "token purity",
+    "category_entropy": "category entropy",
+    "token_entropy": "token entropy",
+    "intruder": "intruder found<br>(by characters)",
     "intruder_embedding": "intruder found<br>(by embeddings)",
-}  # fmt: skip
+}
 UNITS = {"purity": "share of the examples", "entropy": "bits", "intruder": "share of the draws (dotted: chance)"}
 KIND_COLOURS = {NEURON: VERMILLION, FEATURE: BLUE, CONTROL: GREY}
 CHANCE = 0.2  # of the intruder test, one window in five
 
 
 def unit_scores_figure(
-    frame: pd.DataFrame, scores: Sequence[str] | None = None, pair: Pair | None = None,
+    frame: pd.DataFrame,
+    scores: Sequence[str] | None = None,
+    pair: Pair | None = None,
     title: str = "Is a feature about one thing more often than a neuron is?",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Every unit as a dot, score by score: neurons, features and random tokens side by side, the medians as bars.
 
     Args:
@@ -56,8 +61,9 @@ def unit_scores_figure(
         _axes(fig, score, column, medians)
     counts = ", ".join(f"{(frame['kind'] == kind).sum():,} {_plural(kind)}" for kind in kinds)
     ring = "; rings: the pair shown as an example" if pair is not None else ""
-    return finish(fig, title, 480, f"{counts}; bars and bold numbers: medians{ring}", showlegend=False,
-                  margin=dict(t=130, b=80))  # fmt: skip
+    return finish(
+        fig, title, 480, f"{counts}; bars and bold numbers: medians{ring}", showlegend=False, margin=dict(t=130, b=80)
+    )
 
 
 def _plural(kind: str) -> str:
@@ -72,17 +78,37 @@ def _strips(parts: Mapping[str, pd.DataFrame], score: str, pair: Pair | None) ->
     for place, (kind, part) in enumerate(parts.items()):
         values, units = part[score].to_numpy(float), part["unit"].to_numpy(np.int32)
         x, middle = place + 0.4 * _spread(levels[kind], most), float(np.median(values))
-        yield go.Scatter(x=x, y=values, mode="markers", customdata=units, name=kind,  # numbers are smaller than texts
-                         hovertemplate=f"{kind} %{{customdata}}: %{{y:.3g}}",
-                         marker=dict(size=4, color=KIND_COLOURS[kind], opacity=0.6), cliponaxis=False)  # fmt: skip
-        yield go.Scatter(x=[place - 0.42, place + 0.42], y=[middle] * 2, mode="lines", name=f"{kind}: median",
-                         line=dict(color=INK, width=3), hovertemplate="median %{y:.3g}")  # fmt: skip
+        yield go.Scatter(
+            x=x,
+            y=values,
+            mode="markers",
+            customdata=units,
+            name=kind,  # numbers are smaller than texts
+            hovertemplate=f"{kind} %{{customdata}}: %{{y:.3g}}",
+            marker=dict(size=4, color=KIND_COLOURS[kind], opacity=0.6),
+            cliponaxis=False,
+        )
+        yield go.Scatter(
+            x=[place - 0.42, place + 0.42],
+            y=[middle] * 2,
+            mode="lines",
+            name=f"{kind}: median",
+            line=dict(color=INK, width=3),
+            hovertemplate="median %{y:.3g}",
+        )
         chosen = np.flatnonzero(part["unit"] == getattr(pair, kind, None))
         if chosen.size:
             ring = dict(size=12, symbol="circle-open", color=INK, line=dict(width=2.5))
             words = [f"{kind} {unit}" for unit in units[chosen]]
-            yield go.Scatter(x=x[chosen], y=values[chosen], mode="markers", name="the pair", marker=ring, text=words,
-                             hovertemplate="%{text}: %{y:.3g}")  # fmt: skip
+            yield go.Scatter(
+                x=x[chosen],
+                y=values[chosen],
+                mode="markers",
+                name="the pair",
+                marker=ring,
+                text=words,
+                hovertemplate="%{text}: %{y:.3g}",
+            )
 
 
 def _spread(levels: np.ndarray, most: int) -> np.ndarray:
@@ -98,8 +124,16 @@ def _spread(levels: np.ndarray, most: int) -> np.ndarray:
 def _axes(fig: go.Figure, score: str, column: int, medians: Mapping[str, float]) -> None:
     unit = next(words for part, words in UNITS.items() if part in score)
     labels = [f"<b>{value:.2f}</b><br>{kind.replace(' ', '<br>')}" for kind, value in medians.items()]
-    fig.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=[-0.55, len(labels) - 0.45], ticks="",
-                     tickangle=0, showgrid=False, tickfont=dict(size=12), col=column)  # fmt: skip
+    fig.update_xaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=labels,
+        range=[-0.55, len(labels) - 0.45],
+        ticks="",
+        tickangle=0,
+        showgrid=False,
+        tickfont=dict(size=12),
+        col=column,
+    )
     fig.update_yaxes(title=dict(text=unit, font=dict(size=13), standoff=4), tickfont=dict(size=12), col=column)
     if "entropy" in score:
         fig.update_yaxes(rangemode="tozero", col=column)
@@ -110,9 +144,14 @@ def _axes(fig: go.Figure, score: str, column: int, medians: Mapping[str, float])
 
 
 def before_after(
-    neurons: FeatureMatrix, features: FeatureMatrix, pair: Pair, k: int = 20, shown: int = 8, which: str = "top",
+    neurons: FeatureMatrix,
+    features: FeatureMatrix,
+    pair: Pair,
+    k: int = 20,
+    shown: int = 8,
+    which: str = "top",
     seed: int = 0,
-) -> HTML:  # fmt: skip
+) -> HTML:
     """A neuron's texts on the left, a feature's on the right: before and after the SAE.
 
     Args:
@@ -130,8 +169,10 @@ def before_after(
     Raises:
         ValueError, IndexError: as `analysis.example_rows`.
     """
-    units = [_examples(f"Neuron {pair.neuron}", neurons, pair.neuron, k, shown, which, seed),
-             _examples(f"Feature {pair.feature}", features, pair.feature, k, shown, which, seed)]  # fmt: skip
+    units = [
+        _examples(f"Neuron {pair.neuron}", neurons, pair.neuron, k, shown, which, seed),
+        _examples(f"Feature {pair.feature}", features, pair.feature, k, shown, which, seed),
+    ]
     page = templates().get_template("before_after.html")
     return HTML(page.render(units=units, kind="top" if which == "top" else "sampled", k=k))
 
@@ -142,7 +183,12 @@ def _examples(
     """One unit: how far its examples agree, and the first of them."""
     rows = example_rows(matrix, [unit], k, which, seed)
     scores, column = purity(rows, matrix.table).iloc[0], matrix.column(unit)
-    return {"head": head, "density": f"{np.mean(column > 0):.1%}", "category": category_title(scores["category"]),
-            "category_purity": f"{scores['category_purity']:.0%}", "token": scores["token"],
-            "token_purity": f"{scores['token_purity']:.0%}",
-            "examples": [example(matrix, column, row) for row in rows[0, :shown]]}  # fmt: skip
+    return {
+        "head": head,
+        "density": f"{np.mean(column > 0):.1%}",
+        "category": category_title(scores["category"]),
+        "category_purity": f"{scores['category_purity']:.0%}",
+        "token": scores["token"],
+        "token_purity": f"{scores['token_purity']:.0%}",
+        "examples": [example(matrix, column, row) for row in rows[0, :shown]],
+    }

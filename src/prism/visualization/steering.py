@@ -26,9 +26,10 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
 
 def candidate_figure(
-    table: pd.DataFrame, scores: Sequence[str] = ("input score", "output score"),
+    table: pd.DataFrame,
+    scores: Sequence[str] = ("input score", "output score"),
     title: str = "What tells in advance which features steer",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Gain of each candidate feature over each of its scores, a panel a score, coloured by the kind of text.
 
     Args:
@@ -42,12 +43,18 @@ def candidate_figure(
         for kind in category_order(table["kind"]):
             part = table[table["kind"] == kind]
             fig.add_scatter(
-                x=as_array(part[score].to_numpy()), y=as_array(part["gain"].to_numpy()), mode="markers", row=1,
-                col=column, name=category_title(kind), legendgroup=kind, showlegend=column == 1,
+                x=as_array(part[score].to_numpy()),
+                y=as_array(part["gain"].to_numpy()),
+                mode="markers",
+                row=1,
+                col=column,
+                name=category_title(kind),
+                legendgroup=kind,
+                showlegend=column == 1,
                 marker=dict(size=8, color=colours[kind], line=dict(width=0.5, color="white")),
                 text=[f"feature {f}" for f in part["feature"]],
                 hovertemplate="%{text}: " + score + " %{x:.3f}, gain %{y:.3f}<extra></extra>",
-            )  # fmt: skip
+            )
         fig.update_xaxes(title=score, row=1, col=column)
     fig.update_yaxes(title="gain in share of the kind's tokens", row=1, col=1)
     legend = dict(y=-0.26, yanchor="top", x=0.5, xanchor="center")
@@ -57,9 +64,12 @@ def candidate_figure(
 
 
 def dose_figure(
-    points: pd.DataFrame, null: pd.DataFrame, level: float | None = None, dose_title: str = "dose",
+    points: pd.DataFrame,
+    null: pd.DataFrame,
+    level: float | None = None,
+    dose_title: str = "dose",
     title: str = "Dose and response: what steering brings, and what it costs",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Gain over the dose, and gain over the cost; a line a method, random directions as thin grey lines.
 
     Args:
@@ -75,19 +85,34 @@ def dose_figure(
             lambda one: pd.concat([one, pd.DataFrame({c: [None] for c in one})])
         )  # one trace for all, a gap between two
         fig.add_scatter(
-            x=as_array(gaps[x].astype(float).to_numpy()), y=as_array(gaps["gain"].astype(float).to_numpy()), row=1,
-            col=column, mode="lines", line=dict(color=GREY, width=0.7), opacity=0.55, showlegend=column == 1,
-            name=f"{null['direction'].nunique()} random directions", legendgroup="null", hoverinfo="skip",
-        )  # fmt: skip
+            x=as_array(gaps[x].astype(float).to_numpy()),
+            y=as_array(gaps["gain"].astype(float).to_numpy()),
+            row=1,
+            col=column,
+            mode="lines",
+            line=dict(color=GREY, width=0.7),
+            opacity=0.55,
+            showlegend=column == 1,
+            name=f"{null['direction'].nunique()} random directions",
+            legendgroup="null",
+            hoverinfo="skip",
+        )
         for i, (method, part) in enumerate(points.groupby("method", sort=False)):
             if part[x].isna().all():
                 continue
             fig.add_scatter(
-                x=as_array(part[x].to_numpy()), y=as_array(part["gain"].to_numpy()), row=1, col=column,
-                mode="lines+markers", name=short_label(method), legendgroup=method, showlegend=column == 2,
-                line=dict(color=OKABE_ITO[i % 7], width=2), marker=dict(size=7, symbol=SYMBOLS[i % 7]),
+                x=as_array(part[x].to_numpy()),
+                y=as_array(part["gain"].to_numpy()),
+                row=1,
+                col=column,
+                mode="lines+markers",
+                name=short_label(method),
+                legendgroup=method,
+                showlegend=column == 2,
+                line=dict(color=OKABE_ITO[i % 7], width=2),
+                marker=dict(size=7, symbol=SYMBOLS[i % 7]),
                 hovertemplate=f"{short_label(method)}: {x} %{{x:.2f}}, gain %{{y:.3f}}<extra></extra>",
-            )  # fmt: skip
+            )
     if level is not None:
         fig.add_vline(x=level, line=dict(color=GREY, dash="dot", width=1.5), row=1, col=2)
         if points["cost"].max() > 8 * level:  # the large doses would press everything else into a corner
@@ -116,25 +141,42 @@ def equal_cost_figure(table: pd.DataFrame, null: pd.DataFrame, title: str = "Way
     methods = list(dict.fromkeys(table["method"]))
     for i, one in enumerate(null.dropna().itertuples()):
         y = rows[one.kind]
-        fig.add_scatter(x=[one.low, one.high, one.high, one.low], y=[y - 0.42, y - 0.42, y + 0.42, y + 0.42],
-                        fill="toself", mode="none", fillcolor=PALE, name="random directions, 95 % of them",
-                        showlegend=i == 0, legendgroup="null", hoverinfo="skip")  # fmt: skip
+        fig.add_scatter(
+            x=[one.low, one.high, one.high, one.low],
+            y=[y - 0.42, y - 0.42, y + 0.42, y + 0.42],
+            fill="toself",
+            mode="none",
+            fillcolor=PALE,
+            name="random directions, 95 % of them",
+            showlegend=i == 0,
+            legendgroup="null",
+            hoverinfo="skip",
+        )
     for i, method in enumerate(methods):
         part = table[table["method"] == method].dropna(subset="gain")
         shift = 0.3 - 0.6 * i / max(len(methods) - 1, 1)
         bars = [as_array((part[a] - part[b]).fillna(0).to_numpy()) for a, b in (("high", "gain"), ("gain", "low"))]
         fig.add_scatter(
-            x=as_array(part["gain"].to_numpy()), y=[rows[kind] + shift for kind in part["kind"]], mode="markers",
-            name=short_label(method), marker=dict(size=9, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
+            x=as_array(part["gain"].to_numpy()),
+            y=[rows[kind] + shift for kind in part["kind"]],
+            mode="markers",
+            name=short_label(method),
+            marker=dict(size=9, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
             error_x=dict(type="data", symmetric=False, array=bars[0], arrayminus=bars[1], thickness=1.5, width=3),
             text=[category_title(kind) for kind in part["kind"]],
             hovertemplate="%{text}: %{x:.3f}<extra>" + short_label(method) + "</extra>",
-        )  # fmt: skip
+        )
     fig.update_xaxes(title="gain in share of the kind's tokens", rangemode="tozero")
     fig.update_yaxes(tickvals=list(rows.values()), ticktext=[category_title(k) for k in kinds], showgrid=False)
     legend = dict(y=-0.16, yanchor="top", x=0.5, xanchor="center")
-    return finish(fig, title, 120 + 70 * len(kinds) + 100, "bars: 95 % paired bootstrap over contexts", legend=legend,
-                  margin=dict(l=150, b=120))  # fmt: skip
+    return finish(
+        fig,
+        title,
+        120 + 70 * len(kinds) + 100,
+        "bars: 95 % paired bootstrap over contexts",
+        legend=legend,
+        margin=dict(l=150, b=120),
+    )
 
 
 def samples_table(samples: dict[str, Sequence[str]], prompts: Sequence[str], limit: int = 160) -> str:
@@ -151,6 +193,8 @@ def samples_table(samples: dict[str, Sequence[str]], prompts: Sequence[str], lim
     for way, texts in samples.items():
         if len(texts) != len(prompts):
             raise ValueError(f"{len(texts)} texts for '{way}' but {len(prompts)} prompts; give one for each")
-    rows = [[marked(text[:limit]).replace("·", " ").replace("↵", "↵ ") for text in row]
-            for row in zip(prompts, *samples.values(), strict=True)]  # fmt: skip
+    rows = [
+        [marked(text[:limit]).replace("·", " ").replace("↵", "↵ ") for text in row]
+        for row in zip(prompts, *samples.values(), strict=True)
+    ]
     return templates().get_template("samples.html").render(heads=("opening", *samples), rows=rows)

@@ -20,7 +20,14 @@ WINDOW = 12  # tokens of context on either side of an example's strongest token
 INK, GREY, PALE = "#222222", "#7f8790", "#e3e6ea"
 # Okabe & Ito (2008), the palette that stays distinct under every common colour blindness.
 BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE, YELLOW = OKABE_ITO = (
-    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")  # fmt: skip
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#56B4E9",
+    "#D55E00",
+    "#CC79A7",
+    "#F0E442",
+)
 CATEGORY_COLOURS = dict(zip(CATEGORIES, OKABE_ITO, strict=True))
 DIVERGING = [[0.0, VERMILLION], [0.5, "#ffffff"], [1.0, BLUE]]  # for numbers on both sides of 0
 SEQUENTIAL = [[0.0, "#f4f6f8"], [0.15, "#cfe4f3"], [0.45, "#56B4E9"], [0.75, "#0072B2"], [1.0, "#002b45"]]
@@ -39,17 +46,43 @@ def use_style() -> None:
 
 
 def _template() -> go.layout.Template:
-    axis = dict(gridcolor=PALE, linecolor=GREY, zeroline=False, ticks="outside", tickcolor=PALE, ticklabelstandoff=4,
-                automargin=True, title=dict(font=dict(size=14), standoff=10))  # fmt: skip
-    title = dict(x=0, xref="paper", xanchor="left", y=1, yref="container", yanchor="top", pad=dict(t=16),
-                 font=dict(size=18), subtitle=dict(font=dict(size=13, color="#5a6169")))  # fmt: skip
-    return go.layout.Template(layout=dict(
-        font=dict(family="Open Sans, Helvetica, Arial, sans-serif", size=14, color=INK),
-        paper_bgcolor="white", plot_bgcolor="white", colorway=list(OKABE_ITO), width=WIDTH,
-        margin=dict(l=70, r=30, t=90, b=60), xaxis=axis, yaxis=axis, title=title,
-        legend=dict(orientation="h", x=1, xanchor="right", y=1.01, yanchor="bottom", font=dict(size=13)),
-        hoverlabel=dict(font=dict(size=13)), bargap=0.15,
-    ))  # fmt: skip
+    axis = dict(
+        gridcolor=PALE,
+        linecolor=GREY,
+        zeroline=False,
+        ticks="outside",
+        tickcolor=PALE,
+        ticklabelstandoff=4,
+        automargin=True,
+        title=dict(font=dict(size=14), standoff=10),
+    )
+    title = dict(
+        x=0,
+        xref="paper",
+        xanchor="left",
+        y=1,
+        yref="container",
+        yanchor="top",
+        pad=dict(t=16),
+        font=dict(size=18),
+        subtitle=dict(font=dict(size=13, color="#5a6169")),
+    )
+    return go.layout.Template(
+        layout=dict(
+            font=dict(family="Open Sans, Helvetica, Arial, sans-serif", size=14, color=INK),
+            paper_bgcolor="white",
+            plot_bgcolor="white",
+            colorway=list(OKABE_ITO),
+            width=WIDTH,
+            margin=dict(l=70, r=30, t=90, b=60),
+            xaxis=axis,
+            yaxis=axis,
+            title=title,
+            legend=dict(orientation="h", x=1, xanchor="right", y=1.01, yanchor="bottom", font=dict(size=13)),
+            hoverlabel=dict(font=dict(size=13)),
+            bargap=0.15,
+        )
+    )
 
 
 def finish(fig: go.Figure, title: str, height: int, subtitle: str = "", **layout) -> go.Figure:

@@ -24,17 +24,23 @@ from prism.visualization.style import (
     short_label,
 )
 
-PHASES = ("not represented: feature 1 alone", "superposition: one axis, opposite ends",
-          "dedicated dimension: feature 2 alone", "none of these")  # fmt: skip
+PHASES = (
+    "not represented: feature 1 alone",
+    "superposition: one axis, opposite ends",
+    "dedicated dimension: feature 2 alone",
+    "none of these",
+)
 PHASE_COLOURS = ("#dfe3e8", "#E69F00", "#0072B2", "#222222")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up")
 
 
 def direction_arrows(
-    weights: Float[np.ndarray, "models 2 features"], heads: Sequence[str],
-    title: str = "One arrow a feature, in the plane that all of them share", columns: int = 4,
-) -> go.Figure:  # fmt: skip
+    weights: Float[np.ndarray, "models 2 features"],
+    heads: Sequence[str],
+    title: str = "One arrow a feature, in the plane that all of them share",
+    columns: int = 4,
+) -> go.Figure:
     """Small multiples: the columns of each model's `W` as arrows in its two hidden dimensions.
 
     Args:
@@ -48,17 +54,32 @@ def direction_arrows(
     """
     weights = as_array(weights)
     if weights.ndim != 3 or weights.shape[1] != 2 or len(weights) != len(heads):
-        raise ValueError(f"weights are {weights.shape} with {len(heads)} heads: need (models, 2, features) and a head "
-                         "for each model")  # fmt: skip
+        raise ValueError(
+            f"weights are {weights.shape} with {len(heads)} heads: need (models, 2, features) and a head for each model"
+        )
     columns = min(columns, len(weights))
     rows = -(-len(weights) // columns)
     reach = 1.3 * max(1.0, float(np.linalg.norm(weights, axis=1).max()))
-    fig = make_subplots(rows, columns, subplot_titles=[short_label(head, 40) for head in heads],
-                        horizontal_spacing=0.03, vertical_spacing=0.16 / rows)  # fmt: skip
+    fig = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[short_label(head, 40) for head in heads],
+        horizontal_spacing=0.03,
+        vertical_spacing=0.16 / rows,
+    )
     for panel, W in enumerate(weights):
         row, column = panel // columns + 1, panel % columns + 1
-        fig.add_shape(type="circle", x0=-1, y0=-1, x1=1, y1=1, line=dict(color=PALE, width=1.5), layer="below",
-                      row=row, col=column)  # fmt: skip
+        fig.add_shape(
+            type="circle",
+            x0=-1,
+            y0=-1,
+            x1=1,
+            y1=1,
+            line=dict(color=PALE, width=1.5),
+            layer="below",
+            row=row,
+            col=column,
+        )
         for trace in _arrows(W, panel == 0):
             fig.add_trace(trace, row, column)
         x_axis = fig.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
@@ -75,19 +96,34 @@ def _arrows(W: Float[np.ndarray, "2 features"], legend: bool) -> list[go.Scatter
     traces = []
     for i, (x, y) in enumerate(W.T):
         colour, visible = OKABE_ITO[i % len(OKABE_ITO)], np.hypot(x, y) > 0.25
-        traces.append(go.Scatter(
-            x=[0, x], y=[0, y], mode="lines+markers", name=f"feature {i + 1}", showlegend=legend, legendgroup=str(i),
-            line=dict(color=colour, width=3), hovertemplate=f"feature {i + 1}: (%{{x:.2f}}, %{{y:.2f}})<extra></extra>",
-            marker=dict(color=colour, size=[0, 14] if visible else [0, 7], angleref="previous", opacity=1,
-                        symbol=["circle", "arrow" if visible else "circle"]),
-        ))  # fmt: skip
+        traces.append(
+            go.Scatter(
+                x=[0, x],
+                y=[0, y],
+                mode="lines+markers",
+                name=f"feature {i + 1}",
+                showlegend=legend,
+                legendgroup=str(i),
+                line=dict(color=colour, width=3),
+                hovertemplate=f"feature {i + 1}: (%{{x:.2f}}, %{{y:.2f}})<extra></extra>",
+                marker=dict(
+                    color=colour,
+                    size=[0, 14] if visible else [0, 7],
+                    angleref="previous",
+                    opacity=1,
+                    symbol=["circle", "arrow" if visible else "circle"],
+                ),
+            )
+        )
     return traces
 
 
 def gram_heatmaps(
-    weights: Float[np.ndarray, "models hidden features"], heads: Sequence[str],
-    title: str = "What comes back at each output when one feature is put in", columns: int = 4,
-) -> go.Figure:  # fmt: skip
+    weights: Float[np.ndarray, "models hidden features"],
+    heads: Sequence[str],
+    title: str = "What comes back at each output when one feature is put in",
+    columns: int = 4,
+) -> go.Figure:
     """Small multiples of `WᵀW`: on the diagonal how much of a feature comes back, beside it what it does to others.
 
     Args:
@@ -101,13 +137,28 @@ def gram_heatmaps(
     names = [str(i + 1) for i in range(grams.shape[1])]
     columns = min(columns, len(grams))
     rows = -(-len(grams) // columns)
-    fig = make_subplots(rows, columns, subplot_titles=[short_label(head, 40) for head in heads],
-                        horizontal_spacing=0.05, vertical_spacing=0.2 / rows)  # fmt: skip
+    fig = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[short_label(head, 40) for head in heads],
+        horizontal_spacing=0.05,
+        vertical_spacing=0.2 / rows,
+    )
     for panel, gram in enumerate(grams):
         row, column = panel // columns + 1, panel % columns + 1
         written = dict(texttemplate="%{z:.1f}", textfont=dict(size=11)) if len(gram) <= 6 else {}
-        fig.add_trace(go.Heatmap(z=gram.round(3), x=names, y=names, coloraxis="coloraxis", **written,
-                                 hovertemplate="in %{x}, out %{y}: %{z:.2f}<extra></extra>"), row, column)  # fmt: skip
+        fig.add_trace(
+            go.Heatmap(
+                z=gram.round(3),
+                x=names,
+                y=names,
+                coloraxis="coloraxis",
+                **written,
+                hovertemplate="in %{x}, out %{y}: %{z:.2f}<extra></extra>",
+            ),
+            row,
+            column,
+        )
         x_axis = fig.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
         fig.update_yaxes(scaleanchor=x_axis, title="feature out" if column == 1 else None, row=row, col=column)
     limit = float(max(1.0, np.abs(grams).max()))
@@ -120,10 +171,16 @@ def gram_heatmaps(
 
 
 def sweep_lines(
-    frame: pd.DataFrame, y: str, y_title: str, title: str, x: str = "density", by: str = "model",
-    x_title: str = "chance that a feature is active (log scale)", line: tuple[float, str] | None = None,
+    frame: pd.DataFrame,
+    y: str,
+    y_title: str,
+    title: str,
+    x: str = "density",
+    by: str = "model",
+    x_title: str = "chance that a feature is active (log scale)",
+    line: tuple[float, str] | None = None,
     y_range: tuple[float, float] | None = None,
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """A measure along a sweep, one line a model or method: the mean over runs, with bars from the least to the most.
 
     Args:
@@ -141,28 +198,49 @@ def sweep_lines(
     for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
         runs = part.groupby(x)[y].agg(["mean", "min", "max"])
         fig.add_scatter(
-            x=runs.index, y=runs["mean"], mode="lines+markers", name=short_label(name), marker_symbol=SYMBOLS[i % 5],
-            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=2.5), marker_size=9, cliponaxis=False,
-            error_y=dict(type="data", symmetric=False, array=runs["max"] - runs["mean"],
-                         arrayminus=runs["mean"] - runs["min"], thickness=1.5, width=4),
+            x=runs.index,
+            y=runs["mean"],
+            mode="lines+markers",
+            name=short_label(name),
+            marker_symbol=SYMBOLS[i % 5],
+            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=2.5),
+            marker_size=9,
+            cliponaxis=False,
+            error_y=dict(
+                type="data",
+                symmetric=False,
+                array=runs["max"] - runs["mean"],
+                arrayminus=runs["mean"] - runs["min"],
+                thickness=1.5,
+                width=4,
+            ),
             hovertemplate=f"{short_label(name)} at %{{x:g}}: %{{y:.3g}}<extra></extra>",
-        )  # fmt: skip
+        )
     values = sorted(frame[x].unique())
     if line:
-        fig.add_scatter(x=[values[0], values[-1]], y=[line[0]] * 2, mode="lines", name=short_label(line[1]),
-                        line=dict(color=GREY, dash="dot", width=2), hoverinfo="skip")  # fmt: skip
+        fig.add_scatter(
+            x=[values[0], values[-1]],
+            y=[line[0]] * 2,
+            mode="lines",
+            name=short_label(line[1]),
+            line=dict(color=GREY, dash="dot", width=2),
+            hoverinfo="skip",
+        )
     fig.update_xaxes(title=x_title, type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
     fig.update_yaxes(title=y_title, range=y_range, rangemode="tozero")
     counts = frame.groupby([by, x]).size()
-    return finish(fig, title, 440, f"mean over {counts.max()} runs; bars from the lowest to the highest",
-                  margin=dict(t=112))  # fmt: skip
+    return finish(
+        fig, title, 440, f"mean over {counts.max()} runs; bars from the lowest to the highest", margin=dict(t=112)
+    )
 
 
 def phase_diagram(
-    measured: Int[np.ndarray, "densities ratios"], predicted: Int[np.ndarray, "densities ratios"],
-    densities: Float[np.ndarray, " densities"], ratios: Float[np.ndarray, " ratios"],
+    measured: Int[np.ndarray, "densities ratios"],
+    predicted: Int[np.ndarray, "densities ratios"],
+    densities: Float[np.ndarray, " densities"],
+    ratios: Float[np.ndarray, " ratios"],
     title: str = "What happens to the second feature: trained models, and pencil and paper",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Two maps of the same plane, trained and predicted: each cell's colour says what became of feature 2.
 
     Args:
@@ -184,19 +262,45 @@ def phase_diagram(
     fig = make_subplots(1, 2, subplot_titles=list(maps), shared_yaxes=True, horizontal_spacing=0.05)
     for column, phases in enumerate(maps.values(), start=1):
         words = [[PHASES[phase] for phase in row] for row in phases]
-        fig.add_trace(go.Heatmap(
-            z=phases, x=np.log10(ratios), y=np.log10(densities), zmin=-0.5, zmax=3.5, colorscale=scale,
-            customdata=words, showscale=False, xgap=1, ygap=1, hovertemplate="%{customdata}<extra></extra>",
-        ), 1, column)  # fmt: skip
+        fig.add_trace(
+            go.Heatmap(
+                z=phases,
+                x=np.log10(ratios),
+                y=np.log10(densities),
+                zmin=-0.5,
+                zmax=3.5,
+                colorscale=scale,
+                customdata=words,
+                showscale=False,
+                xgap=1,
+                ygap=1,
+                hovertemplate="%{customdata}<extra></extra>",
+            ),
+            1,
+            column,
+        )
     differ = np.argwhere(maps["trained"] != maps["predicted"])
     if len(differ):
-        fig.add_scatter(x=np.log10(ratios)[differ[:, 1]], y=np.log10(densities)[differ[:, 0]], mode="markers",
-                        marker=dict(symbol="x-thin", size=10, line=dict(width=2.5, color=VERMILLION)), row=1, col=1,
-                        name="differs from the prediction", hoverinfo="skip", legendrank=2_000)  # fmt: skip
+        fig.add_scatter(
+            x=np.log10(ratios)[differ[:, 1]],
+            y=np.log10(densities)[differ[:, 0]],
+            mode="markers",
+            marker=dict(symbol="x-thin", size=10, line=dict(width=2.5, color=VERMILLION)),
+            row=1,
+            col=1,
+            name="differs from the prediction",
+            hoverinfo="skip",
+            legendrank=2_000,
+        )
     shown = [phase for phase in range(4) if any((phases == phase).any() for phases in maps.values())]
     for phase in shown:
-        fig.add_scatter(x=[None], y=[None], mode="markers", name=PHASES[phase],
-                        marker=dict(symbol="square", size=13, color=PHASE_COLOURS[phase]))  # fmt: skip
+        fig.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            name=PHASES[phase],
+            marker=dict(symbol="square", size=13, color=PHASE_COLOURS[phase]),
+        )
     axes = {"x": _decades(ratios), "y": _decades(densities)}
     fig.update_xaxes(title="importance of feature 2 ÷ feature 1 (log scale)", showgrid=False, **axes["x"])
     fig.update_yaxes(showgrid=False, **axes["y"])
@@ -216,7 +320,7 @@ def _decades(values: Float[np.ndarray, " n"]) -> dict:
 def matched_cosines_figure(
     cosines: Mapping[str, Float[np.ndarray, " directions"]],
     title: str = "How close is each true direction's partner?",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """One line a method: the cosine of each true direction with its partner, the best first.
 
     Args:
@@ -226,10 +330,14 @@ def matched_cosines_figure(
     fig = go.Figure()
     for i, (name, values) in enumerate(cosines.items()):
         ordered = np.sort(as_array(values))[::-1]
-        fig.add_scatter(x=np.arange(1, len(ordered) + 1), y=ordered.round(4), mode="lines",
-                        name=f"{short_label(name)}: mean {ordered.mean():.2f}",
-                        line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=3),
-                        hovertemplate="direction %{x}: %{y:.2f}<extra></extra>")  # fmt: skip
+        fig.add_scatter(
+            x=np.arange(1, len(ordered) + 1),
+            y=ordered.round(4),
+            mode="lines",
+            name=f"{short_label(name)}: mean {ordered.mean():.2f}",
+            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=3),
+            hovertemplate="direction %{x}: %{y:.2f}<extra></extra>",
+        )
     fig.update_xaxes(title="true directions, the best matched first", rangemode="tozero")
     fig.update_yaxes(title="cosine with its one-to-one partner", range=[min(0.0, _lowest(cosines)), 1.04])
     return finish(fig, title, 400, margin=dict(t=92))
@@ -240,9 +348,11 @@ def _lowest(cosines: Mapping[str, np.ndarray]) -> float:
 
 
 def mixing_histogram(
-    groups: Mapping[str, Float[np.ndarray, " units"]], marked: tuple[str, float] | None = None, highest: float = 7,
+    groups: Mapping[str, Float[np.ndarray, " units"]],
+    marked: tuple[str, float] | None = None,
+    highest: float = 7,
     title: str = "How many kinds of text share a unit's top texts?",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Distributions of the effective number of categories: the first group as bars, the others as steps over it.
 
     Args:
@@ -261,13 +371,27 @@ def mixing_histogram(
         if i == 0:
             fig.add_bar(x=middles, y=shares, name=label, marker_color="#9fc9e6", **hover)
         else:
-            fig.add_scatter(x=middles, y=shares, name=label, mode="lines", **hover,
-                            line=dict(shape="hvh", width=2.5, color=(INK, VERMILLION)[(i - 1) % 2],
-                                      dash=DASHES[(i - 1) % 4]))  # fmt: skip
+            fig.add_scatter(
+                x=middles,
+                y=shares,
+                name=label,
+                mode="lines",
+                **hover,
+                line=dict(shape="hvh", width=2.5, color=(INK, VERMILLION)[(i - 1) % 2], dash=DASHES[(i - 1) % 4]),
+            )
     if marked:
         fig.add_vline(marked[1], line=dict(color=BLUE, dash="dash", width=2))
-        fig.add_annotation(x=marked[1], y=1, yref="paper", yanchor="top", xanchor="right", xshift=-6, showarrow=False,
-                           text=short_label(marked[0]), font=dict(color=BLUE, size=14))  # fmt: skip
+        fig.add_annotation(
+            x=marked[1],
+            y=1,
+            yref="paper",
+            yanchor="top",
+            xanchor="right",
+            xshift=-6,
+            showarrow=False,
+            text=short_label(marked[0]),
+            font=dict(color=BLUE, size=14),
+        )
     fig.update_xaxes(title="effective number of categories among the top texts (1 = a single one)", dtick=1)
     fig.update_yaxes(title="share of units", tickformat=".0%", range=[0, 1.15 * tallest])
     return finish(fig, title, 410, bargap=0.03, margin=dict(t=92))

@@ -59,9 +59,12 @@ def visible(token: str) -> str:
 
 
 def token_shading(
-    tokens: Sequence[str], activations: Float[np.ndarray, " pos"], title: str = "",
-    maximum: float | None = None, start: int = 0,
-) -> str:  # fmt: skip
+    tokens: Sequence[str],
+    activations: Float[np.ndarray, " pos"],
+    title: str = "",
+    maximum: float | None = None,
+    start: int = 0,
+) -> str:
     """A text as HTML, each token shaded by how strongly a feature fires on it; hovering shows token and value.
 
     Args:

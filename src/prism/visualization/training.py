@@ -16,17 +16,28 @@ from prism.visualization.style import BLUE, GREY, INK, OKABE_ITO, ULTRALOW, as_a
 COLOURS = (*OKABE_ITO[:6], INK)  # yellow is too pale for a line
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross")
-CURVES = {"loss": "loss (log scale)", "l0": "L0: active features a token (log scale)",
-          "explained_variance": "explained variance", "dead": "dead features"}  # fmt: skip
+CURVES = {
+    "loss": "loss (log scale)",
+    "l0": "L0: active features a token (log scale)",
+    "explained_variance": "explained variance",
+    "dead": "dead features",
+}
 MEASURES = {
-    "loss": "loss<br>(log)", "explained_variance": "explained<br>variance", "l0": "L0<br>(log)",
-    "dead": "dead<br>features", "decoder_norm": "decoder<br>norm", "activation": "mean<br>activation",
-    "input_norm": "mean input<br>norm", "largest_input_norm": "largest input<br>norm (log)",
-}  # fmt: skip
+    "loss": "loss<br>(log)",
+    "explained_variance": "explained<br>variance",
+    "l0": "L0<br>(log)",
+    "dead": "dead<br>features",
+    "decoder_norm": "decoder<br>norm",
+    "activation": "mean<br>activation",
+    "input_norm": "mean input<br>norm",
+    "largest_input_norm": "largest input<br>norm (log)",
+}
 AXIS_TITLES = {
-    "l0": "L0: active features a token (log scale)", "explained_variance": "explained variance",
-    "delta_ce": "ΔCE: rise of the loss (nats a token)", "dead": "dead features",
-}  # fmt: skip
+    "l0": "L0: active features a token (log scale)",
+    "explained_variance": "explained variance",
+    "delta_ce": "ΔCE: rise of the loss (nats a token)",
+    "dead": "dead features",
+}
 LOWEST_EV = -0.1  # a panel goes no lower: one leap to −5 would flatten all other curves
 
 
@@ -39,8 +50,9 @@ def _ev_range(values: pd.Series) -> list[float]:
 
 
 def training_curves(
-    logs: Mapping[str, pd.DataFrame], title: str = "Loss, sparsity, fit and dead features over training",
-) -> go.Figure:  # fmt: skip
+    logs: Mapping[str, pd.DataFrame],
+    title: str = "Loss, sparsity, fit and dead features over training",
+) -> go.Figure:
     """Loss, L0, explained variance and dead features over the steps; one line a run.
 
     Args:
@@ -55,11 +67,20 @@ def training_curves(
     for i, (label, log) in enumerate(logs.items()):
         line = dict(color=COLOURS[i % 7], dash=DASHES[i // 7 % 4], width=2)
         for panel, name in enumerate(CURVES):
-            fig.add_trace(go.Scatter(
-                x=log["step"], y=_drawable(log[name], name), mode="lines", line=line, name=short_label(label),
-                legendgroup=label, showlegend=panel == 0,
-                hovertemplate=f"{short_label(label)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
-            ), panel // 2 + 1, panel % 2 + 1)  # fmt: skip
+            fig.add_trace(
+                go.Scatter(
+                    x=log["step"],
+                    y=_drawable(log[name], name),
+                    mode="lines",
+                    line=line,
+                    name=short_label(label),
+                    legendgroup=label,
+                    showlegend=panel == 0,
+                    hovertemplate=f"{short_label(label)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+                ),
+                panel // 2 + 1,
+                panel % 2 + 1,
+            )
     fig.update_annotations(font=dict(size=14, color=INK))
     for name, axis in (("loss", (1, 1)), ("l0", (1, 2))):
         values = np.concatenate([_drawable(log[name], name).dropna() for log in logs.values()])
@@ -102,8 +123,10 @@ def _count_axis(most: float) -> dict:
 
 
 def diagnosis_figure(
-    frame: pd.DataFrame, healthy: str = "healthy", title: str = "Six broken runs, the healthy one in grey behind",
-) -> go.Figure:  # fmt: skip
+    frame: pd.DataFrame,
+    healthy: str = "healthy",
+    title: str = "Six broken runs, the healthy one in grey behind",
+) -> go.Figure:
     """A column a run, a row a measure; the healthy run in grey in every panel, and one scale along each row.
 
     Args:
@@ -119,16 +142,30 @@ def diagnosis_figure(
         raise ValueError(f"runs are {', '.join(logs)}: there must be '{healthy}' and at least one other")
     behind, names = logs.pop(healthy), [name for name in MEASURES if name in frame]
     heads = [f"<b>{short_label(run)}</b>" for run in logs]
-    fig = make_subplots(len(names), len(logs), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.012,
-                        vertical_spacing=0.016, column_titles=heads)  # fmt: skip
+    fig = make_subplots(
+        len(names),
+        len(logs),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.012,
+        vertical_spacing=0.016,
+        column_titles=heads,
+    )
     for row, name in enumerate(names, start=1):
         for column, (run, log) in enumerate(logs.items(), start=1):
             for part, colour, words in ((behind, "#b4bac1", healthy), (log, BLUE, run)):
-                fig.add_trace(go.Scatter(
-                    x=part["step"], y=_drawable(part[name], name), mode="lines", showlegend=False,
-                    line=dict(color=colour, width=3 if part is behind else 1.6),
-                    hovertemplate=f"{short_label(words)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
-                ), row, column)  # fmt: skip
+                fig.add_trace(
+                    go.Scatter(
+                        x=part["step"],
+                        y=_drawable(part[name], name),
+                        mode="lines",
+                        showlegend=False,
+                        line=dict(color=colour, width=3 if part is behind else 1.6),
+                        hovertemplate=f"{short_label(words)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    ),
+                    row,
+                    column,
+                )
         fig.update_yaxes(**_measure_axis(frame[name], name), row=row)
         fig.update_yaxes(title=dict(text=MEASURES[name], font=dict(size=13), standoff=6), row=row, col=1)
     fig.update_annotations(font=dict(size=15, color=INK))
@@ -151,9 +188,12 @@ def _measure_axis(values: pd.Series, name: str) -> dict:
 
 
 def front_figure(
-    frame: pd.DataFrame, x: str = "l0", y: str = "explained_variance", label: str | Mapping[str, str] = "member",
+    frame: pd.DataFrame,
+    x: str = "l0",
+    y: str = "explained_variance",
+    label: str | Mapping[str, str] = "member",
     title: str = "What each architecture reaches at each sparsity",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """One line an architecture through its points; x in powers of two, error bars where the frame has an interval.
 
     Args:
@@ -175,14 +215,29 @@ def front_figure(
     place = {name: rank for rank, name in enumerate(last.sort_values(ascending=False).index)}
     for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
         part, colour = part.sort_values(x), COLOURS[i % 7]
-        bars = dict(type="data", symmetric=False, thickness=1.5, width=4, array=part[f"{y}_high"] - part[y],
-                    arrayminus=part[y] - part[f"{y}_low"]) if spread else None  # fmt: skip
+        bars = (
+            dict(
+                type="data",
+                symmetric=False,
+                thickness=1.5,
+                width=4,
+                array=part[f"{y}_high"] - part[y],
+                arrayminus=part[y] - part[f"{y}_low"],
+            )
+            if spread
+            else None
+        )
         fig.add_scatter(
-            x=part[x], y=part[y], error_y=bars, mode="lines+markers", name=_wrapped(words.get(name, name)),
-            legendrank=place[name], line=dict(color=colour, width=2.5, dash=DASHES[i // 7 % 4]),
+            x=part[x],
+            y=part[y],
+            error_y=bars,
+            mode="lines+markers",
+            name=_wrapped(words.get(name, name)),
+            legendrank=place[name],
+            line=dict(color=colour, width=2.5, dash=DASHES[i // 7 % 4]),
             marker=dict(size=9, symbol=SYMBOLS[i % 7] + ("-open" if i >= 7 else "")),
             hovertemplate=f"{short_label(words.get(name, name))}<br>{x} %{{x:.4g}}, {y} %{{y:.4g}}<extra></extra>",
-        )  # fmt: skip
+        )
     fig.update_xaxes(title=AXIS_TITLES.get(x, x), **_log2_axis(frame[x].to_numpy(float)))
     fig.update_yaxes(title=AXIS_TITLES.get(y, y))
     legend = dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top")
@@ -204,9 +259,10 @@ def _log2_axis(values: Float[np.ndarray, " n"]) -> dict:
 
 
 def density_humps(
-    densities: Mapping[str, Float[np.ndarray, " d_sae"]], n_tokens: int | None = None,
+    densities: Mapping[str, Float[np.ndarray, " d_sae"]],
+    n_tokens: int | None = None,
     title: str = "How often the features of each SAE fire",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """A histogram of log10 density for each SAE, below one another on one scale; each notes its dead share.
 
     Args:
@@ -228,13 +284,34 @@ def density_humps(
         live = density[density > 0]
         shares = np.histogram(np.log10(live), edges)[0] / max(density.size, 1)
         top = max(float(shares.max()), 1e-9)
-        fig.add_trace(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=shares, width=np.diff(edges), showlegend=False,
-                             marker=dict(color=COLOURS[(row - 1) % 7], line=dict(width=0)),
-                             hovertemplate="density around 10^%{x:.2f}: %{y:.2%}<extra></extra>"), row, 1)  # fmt: skip
-        words = (f"<b>{_wrapped(name)}</b><br>{np.mean(density == 0):.1%} of {density.size:,} dead<br>"
-                 f"median of the others {np.median(live) if live.size else 0:.2g}")  # fmt: skip
-        fig.add_annotation(x=1.015, xref="paper", xanchor="left", y=top / 2, align="left", text=words,
-                           showarrow=False, font=dict(size=13), row=row, col=1)  # fmt: skip
+        fig.add_trace(
+            go.Bar(
+                x=(edges[:-1] + edges[1:]) / 2,
+                y=shares,
+                width=np.diff(edges),
+                showlegend=False,
+                marker=dict(color=COLOURS[(row - 1) % 7], line=dict(width=0)),
+                hovertemplate="density around 10^%{x:.2f}: %{y:.2%}<extra></extra>",
+            ),
+            row,
+            1,
+        )
+        words = (
+            f"<b>{_wrapped(name)}</b><br>{np.mean(density == 0):.1%} of {density.size:,} dead<br>"
+            f"median of the others {np.median(live) if live.size else 0:.2g}"
+        )
+        fig.add_annotation(
+            x=1.015,
+            xref="paper",
+            xanchor="left",
+            y=top / 2,
+            align="left",
+            text=words,
+            showarrow=False,
+            font=dict(size=13),
+            row=row,
+            col=1,
+        )
         fig.layout.annotations[-1].update(xref="paper", x=1.015)  # add_annotation(row=...) puts it on the panel's axis
         fig.update_yaxes(range=[0, 1.1 * top], row=row)
         if n_tokens:

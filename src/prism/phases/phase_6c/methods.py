@@ -83,9 +83,11 @@ def _gather(blocks: Iterable[Float[np.ndarray, "block units_b"]], floor: float) 
 
 
 def pairs_by_measure(
-    rows_a: Float[np.ndarray, "units_a d_in"], values_a: csr_matrix, rows_b: Float[np.ndarray, "units_b d_in"],
+    rows_a: Float[np.ndarray, "units_a d_in"],
+    values_a: csr_matrix,
+    rows_b: Float[np.ndarray, "units_b d_in"],
     values_b: csr_matrix,
-) -> dict[str, csr_matrix]:  # fmt: skip
+) -> dict[str, csr_matrix]:
     """The pairs of two layers' features by 'decoder cosine', by 'correlation', and by 'both', the smaller of the two.
 
     Args:
@@ -280,8 +282,10 @@ def direct_ranks(
     """
     units, vocabulary = logits.shape
     if values.shape != (len(token_ids), units) or units < 2:
-        raise ValueError(f"logits of {units} features, activations {values.shape}, {len(token_ids)} tokens: "
-                         "give the same features and tokens, and two features or more")  # fmt: skip
+        raise ValueError(
+            f"logits of {units} features, activations {values.shape}, {len(token_ids)} tokens: "
+            "give the same features and tokens, and two features or more"
+        )
     ranks = np.empty(logits.shape, np.float32)
     places = np.linspace(0, 1, vocabulary, dtype=np.float32)
     for rank, row in zip(ranks, logits, strict=True):
