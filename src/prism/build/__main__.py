@@ -5,7 +5,8 @@ earlier ones wrote. `relatives` trains the further models of phase 6e and their 
 --resume goes on). `manifest` lists what git tracks in `data/`, with sizes and hashes: the last step after any change.
 
 `smollm2` makes `data/smollm2`: SAEs of the real model, the corpus that it wrote, and their card (hours; it goes on from
-its checkpoints in --work). --part does one of its steps.
+its checkpoints in --work). --part does one of its steps. `readings` writes sheets of units to be read blind into
+--work, and, once the readers' `readings.jsonl` and `answers.jsonl` lie there, what came of them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ GO_ON = {  # what is said when a step is stopped
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
-    parser.add_argument("step", choices=("all", "hub-corpus", "smollm2", *STEPS))
+    parser.add_argument("step", choices=("all", "hub-corpus", "smollm2", "readings", *STEPS))
     parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
     parser.add_argument(
         "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
@@ -45,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, action="append", help="of the step smollm2; by default all, in order")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
-    if options.corpus is None and options.step not in ("sample", "family", "broken-runs", "manifest"):
+    if options.corpus is None and options.step not in ("sample", "family", "broken-runs", "readings", "manifest"):
         parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
     return options
 
@@ -241,6 +242,16 @@ def run_smollm2(options: argparse.Namespace) -> None:
     for part in options.part or PARTS:
         print(f"-- {part}", flush=True)
         getattr(build, part)()
+
+
+def run_readings(options: argparse.Namespace) -> None:
+    """Units of the real model, read blind: sheets, or what their readers made of them."""
+    from prism.build import readings
+    from prism.models import get_spec
+
+    if all((options.work / f"{name}.jsonl").is_file() for name in ("readings", "answers")):
+        return readings.report(options.work, options.data)
+    readings.make(get_spec("smollm2"), options.data / "smollm2" / "saes", options.work)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,13 @@ class Build:
             )
         return pd.DataFrame(found)
 
+    def measure_once(self, name: str, saes: Mapping[str, object], *batches: TokenBatch) -> pd.DataFrame:
+        """`measure`, kept in `work`: a card that was interrupted goes on there."""
+        path = self.work / f"measured-{name}.json"
+        if not path.is_file():
+            write(path, self.measure(saes, *batches).to_json(orient="records"))
+        return pd.read_json(path, orient="records")
+
     def default(self) -> None:
         """The default SAE, and the family beside it on the same stream."""
         plan, d_in = self.plan, self.model.cfg.d_model
@@ -274,7 +281,7 @@ class Build:
             corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
             for rows in (self.plan.test_rows, self.plan.ce_rows)
         ]
-        tables = {"real": self.measure(saes), "corpus": self.measure(saes, *batches)}
+        tables = {"real": self.measure_once("real", saes), "corpus": self.measure_once("corpus", saes, *batches)}
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
         bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
         own = {name: _text_bits(spec) for name, spec in specs.items()}
