@@ -39,7 +39,7 @@ RIGHT_FROM = 8  # answers of ten that have to be right; by guessing 5 % of units
 class Sizes:
     """How much is read."""
 
-    documents: int = 300  # for the reader, and as many others for the scorer
+    documents: int = 150  # for the reader, and as many others for the scorer
     units: int = 40  # of each kind
     top: int = 8  # windows that a reader sees from the top of the unit's range
     middle: int = 4  # and from its middle
