@@ -178,6 +178,8 @@ TINY = smollm2.Plan(
     corpus_tokens=3_000,
     test_rows=12,
     ce_rows=4,
+    corpus_rows=8,
+    corpus_ce_rows=4,
     bits_bytes=400,
     config=TrainConfig(batch=128, dead_after=500),
 )

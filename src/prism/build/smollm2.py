@@ -69,6 +69,8 @@ class Plan:
     corpus_tokens: int = 520_000  # that are left of what is sampled
     test_rows: int = 800  # held out, for what needs no logits
     ce_rows: int = 40  # of those, for the cross-entropies
+    corpus_rows: int = 300  # of the embedded corpus, for the same
+    corpus_ce_rows: int = 16
     bits_bytes: int = 20_000  # held-out text of each kind, for the model's bits per byte
     config: TrainConfig = field(default_factory=lambda: TrainConfig(dead_after=200_000))
 
@@ -279,7 +281,7 @@ class Build:
         corpus = pd.read_parquet(self.out / "corpus.parquet").sample(frac=1.0, random_state=0)
         batches = [
             corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
-            for rows in (self.plan.test_rows, self.plan.ce_rows)
+            for rows in (self.plan.corpus_rows, self.plan.corpus_ce_rows)
         ]
         tables = {"real": self.measure_once("real", saes), "corpus": self.measure_once("corpus", saes, *batches)}
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
