@@ -290,7 +290,7 @@ class Build:
         dropped = json.loads((self.out / "corpus.json").read_text(encoding="utf-8"))
         read = {
             name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
-            for name in ("study", "readers", "rates")
+            for name in ("study", "readers", "rates", "label_scores")
         }
         write(self.out / "README.md", card(tables, bits, own, corpus, dropped, read, self.plan))
         measured = {name: table.to_dict("records") for name, table in tables.items()}

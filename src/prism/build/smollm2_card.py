@@ -95,13 +95,27 @@ def readers_card(readers: pd.DataFrame) -> str:
     return markdown_table(table.rename(columns=names).reset_index())
 
 
+def labels_card(scores: pd.DataFrame) -> str:
+    """How well written labels told where their features fire."""
+    right, n = scores["right"], len(scores)
+    return f"""## The labels
+
+`labels.jsonl` holds written labels of features of `15-res`, those that gallery and notebooks show first: hypotheses,
+each with what would refute it, written by a language model that read windows from the top, the middle and the low end
+of the feature's range. Another one, who saw only the label and ten other windows, said in which five the feature fires:
+for {n} labels drawn by a seed, {right.mean() / 10:.0%} of the answers were right (guessing: 50 %), and
+{(right >= 8).mean():.0%} of the labels got eight of ten or more (guessing: 5 %). [docs/features.md](../../docs/features.md)
+does the same for features, neurons and features of the random twin, drawn by a seed rather than chosen.
+"""
+
+
 def card(tables, bits, own, corpus, dropped, read, plan) -> str:
     """Text of `data/smollm2/README.md`.
 
     Args:
         tables: 'real' and 'corpus' -> `Build.measure`; bits, own: model -> bits per byte by kind, on held-out
             documents and on the labelled texts; corpus: the written documents; dropped: from `write_corpus`; read: the
-            tables 'study', 'rates' and, where there is one, 'readers'.
+            tables 'study', 'rates' and, where they are there, 'readers' and 'label_scores'.
     """
     mixture = ", ".join(f"{kind} {share:.3f}" for kind, share in SHARES.items())
     tried = read["rates"].round({"l0": 1, "explained_variance": 3})[["architecture", "lr", "l0", "explained_variance"]]
@@ -119,6 +133,7 @@ alone is no measure of that. At block 15 Matryoshka has three single-token featu
 which the readers do not notice for certain, and it explains less. So: block 15, BatchTopK.
 """
     )
+    labels = "" if read["label_scores"] is None else f"\n{labels_card(read['label_scores'])}"
     return f"""# SAEs and a corpus for SmolLM2-135M-Instruct
 
 Made by `python -m prism.build smollm2 --corpus DIR`. The model itself is not here: `prism fetch smollm2` brings it. The
@@ -143,7 +158,7 @@ documents end to end. Shares: {mixture}.
 ## The same SAEs on the embedded corpus
 
 {quality(tables["corpus"])}
-
+{labels}
 ## How the default was chosen
 
 Small runs on one stream ({plan.study_rounds * plan.chunk:,} different tokens, {plan.study_passes} passes), all of them
