@@ -32,7 +32,7 @@ KINDS = {  # kind -> SAE below `data/smollm2/saes`, what it is called
     "15-res": ("15-res", "features, 15-res"),
 }
 LEFT, RIGHT = 20, 6  # tokens of a window on either side
-RIGHT_FROM = 8  # answers of ten that have to be right; by guessing 5 % of units reach it
+RIGHT_FROM = 8  # answers of ten that have to be right; who guesses which five fire reaches it in 26 of 252 cases
 
 
 @dataclass(frozen=True)
@@ -234,9 +234,9 @@ seed among those that fire in enough texts, mixed, and read blind: the reader sa
 is strongest and four from the middle of its range, from documents of the embedded corpus, and did not know what it was.
 They wrote what the windows share, or 'no reading', and whether that is one token or spelling, or a context beyond it. A
 second reader saw the readings and, for each, ten windows from other documents (five in which the unit fires, five in
-which it is silent, two of those on a token that it fires on elsewhere) and said where it fires; once with firings from
-the top of its range, once from its middle. *Right*: at least {right} of ten; by guessing 5 % of units reach that. Both
-readers were language models. Intervals: 95 % (Wilson).
+which it is silent, two of those on a token that it fires on elsewhere) and said which five fire; once with firings from
+the top of its range, once from its middle. *Right*: at least {right} of ten, which guessing reaches for 10 % of units.
+Both readers were language models. Intervals: 95 % (Wilson).
 
 {shares}
 

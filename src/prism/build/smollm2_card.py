@@ -104,7 +104,8 @@ def labels_card(scores: pd.DataFrame) -> str:
 each with what would refute it, written by a language model that read windows from the top, the middle and the low end
 of the feature's range. Another one, who saw only the label and ten other windows, said in which five the feature fires:
 for {n} labels drawn by a seed, {right.mean() / 10:.0%} of the answers were right (guessing: 50 %), and
-{(right >= 8).mean():.0%} of the labels got eight of ten or more (guessing: 5 %). [docs/features.md](../../docs/features.md)
+{(right >= 8).mean():.0%} of the labels got eight of ten or more (guessing: 10 %).
+[docs/features.md](../../docs/features.md)
 does the same for features, neurons and features of the random twin, drawn by a seed rather than chosen.
 """
 
