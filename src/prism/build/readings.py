@@ -236,7 +236,8 @@ They wrote what the windows share, or 'no reading', and whether that is one toke
 second reader saw the readings and, for each, ten windows from other documents (five in which the unit fires, five in
 which it is silent, two of those on a token that it fires on elsewhere) and said which five fire; once with firings from
 the top of its range, once from its middle. *Right*: at least {right} of ten, which guessing reaches for 10 % of units.
-Both readers were language models. Intervals: 95 % (Wilson).
+Both readers were language models. Intervals: 95 % (Wilson). A neuron fires on about half of all tokens, so the
+middle of its range is a weak activation; its negative half was not read.
 
 {shares}
 
