@@ -196,7 +196,7 @@ def test_no_free_port_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> No
 
 
 def test_unknown_names_are_one_line(capsys) -> None:
-    assert cli.main(["app", "--no-browser", "--sae", "2-ress"]) == 2
+    assert cli.main(["app", "--no-browser", "--model", "mini", "--sae", "2-ress"]) == 2
     error = capsys.readouterr().err
     assert "2-res" in error and error.count("\n") == 1
 

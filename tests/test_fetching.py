@@ -301,18 +301,11 @@ class TestCommand:
 
 
 class TestDefault:
-    def test_mini_as_long_as_the_real_model_has_no_sae(self, monkeypatch):
-        monkeypatch.delenv("PRISM_MODEL", raising=False)
-        monkeypatch.setattr("prism.models.registry.is_fetched", lambda wheel: True)
-        assert models.get_spec().name == "mini"
-
     @pytest.mark.parametrize(("there", "name"), [(True, "smollm2"), (False, "mini")])
-    def test_the_real_model_once_it_is_there(self, there, name, monkeypatch, tmp_path, capsys):
+    def test_the_real_model_once_it_is_there(self, there, name, monkeypatch, capsys):
         from prism.models import registry
 
         monkeypatch.delenv("PRISM_MODEL", raising=False)
-        sae = replace(models.SMOLLM2.sae(), folder=tmp_path)
-        monkeypatch.setattr(registry, "SMOLLM2", replace(models.SMOLLM2, saes={sae.name: sae}))
         monkeypatch.setattr(registry, "is_fetched", lambda wheel: there)
         registry._say_once.cache_clear()
         assert models.get_spec().name == models.get_spec().name == name

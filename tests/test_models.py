@@ -16,10 +16,6 @@ EMBEDDED = list(models.MINI.saes)
 
 
 class TestRegistry:
-    def test_default_is_mini(self, monkeypatch):
-        monkeypatch.delenv("PRISM_MODEL", raising=False)
-        assert get_spec().name == "mini"
-
     def test_environment_variable_chooses(self, monkeypatch):
         monkeypatch.setenv("PRISM_MODEL", "gpt2-small")
         assert get_spec().name == "gpt2-small"

