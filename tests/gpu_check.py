@@ -13,7 +13,7 @@ from prism import data, models, training
 from prism import evaluation as ev
 from prism import interventions as iv
 from prism.models import get_spec, is_fetched, load_model, load_sae
-from prism.sae import SaeConfig
+from prism.sae import ARCHITECTURES, SaeConfig
 
 FAILED: list[str] = []
 
@@ -118,7 +118,7 @@ def main() -> int:
     for hook in ("blocks.2.hook_resid_pre", "blocks.3.mlp.hook_post", "blocks.1.attn.hook_z"):
         compare(f"harvest {hook}", lambda hook=hook: harvest(hook), 1e-3, 1e-2)
     compare("evaluate", evaluate, 2e-3)
-    for architecture in ("relu", "topk", "batch_topk", "gated", "jumprelu", "matryoshka"):
+    for architecture in ARCHITECTURES:
         compare(f"training losses, {architecture}", lambda a=architecture: losses(a), 2e-2)
     compare("steering, log-probabilities", steered, 1e-2, 1e-2)
     speeds()

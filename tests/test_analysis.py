@@ -1,7 +1,5 @@
 """Rankings, specialists and their controls, concepts, co-activation: by hand, and against dense arithmetic."""
 
-import doctest
-import importlib
 import itertools
 import json
 import pkgutil
@@ -445,11 +443,6 @@ def test_claim_card_prints_and_escapes(capsys):
     assert "not supported" in str(ClaimCard("c", "e", "i", "n", "r", supported=False))
     with pytest.raises(TypeError, match="True or False"):
         ClaimCard("c", "e", "i", "n", "r", supported="False")
-
-
-@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(analysis.__path__)])
-def test_doctests(module):
-    assert doctest.testmod(importlib.import_module(f"prism.analysis.{module}")).failed == 0
 
 
 def test_the_package_offers_the_functions_and_no_module_hides_one():

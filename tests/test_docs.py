@@ -1,7 +1,9 @@
-"""The glossary is in order and its links, like those of the other documents, lead somewhere."""
+"""The glossary is in order, links lead somewhere, and what documents and docstrings say of the code is true."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import inspect
 import json
 import re
@@ -52,6 +54,17 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("module", sorted((ROOT / "src" / "prism").glob("[!_]*")), ids=lambda path: path.stem)
 def test_readme_names_every_module(module: Path) -> None:
     assert f"| `{module.stem}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _with_examples() -> list[str]:
+    paths = sorted((ROOT / "src" / "prism").rglob("*.py"))
+    shown = [path for path in paths if ">>> " in path.read_text(encoding="utf-8")]
+    return [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in shown]
+
+
+@pytest.mark.parametrize("module", _with_examples())
+def test_examples_in_docstrings_are_right(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_templates_are_shipped() -> None:

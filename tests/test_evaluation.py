@@ -16,6 +16,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from prism import evaluation as ev
 from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
+from prism.evaluation.results import RATIOS
 from prism.models import get_spec, harvest, load_sae
 from prism.sae import SaeConfig
 from prism.training import TrainConfig, train
@@ -266,7 +267,7 @@ class TestIntervals:
         assert 1 - sums["residual"] / sums["total"] == pytest.approx(found.explained_variance, abs=1e-9)
         assert (sums["nats_sae"] - sums["nats_clean"]) / sums["predictions"] == pytest.approx(found.delta_ce)
 
-    @pytest.mark.parametrize("measure", ["l0", "mse", "explained_variance", "delta_ce", "mean_ablation_cost"])
+    @pytest.mark.parametrize("measure", RATIOS)
     def test_interval_holds_its_measure(self, found, measure):
         low, high = found.interval(measure)
         assert low < getattr(found, measure) < high
@@ -274,10 +275,10 @@ class TestIntervals:
     def test_interval_of_delta_ce_is_the_one_in_the_result(self, found):
         assert found.interval("delta_ce") == pytest.approx(found.delta_ce_interval)
 
-    def test_by_hand(self):
+    def test_by_hand(self, found):
         """Two sequences of one token, L0 0 and 4: a resample has mean 0, 2 or 4, the extremes a quarter each."""
         sums = pd.DataFrame({"tokens": [1.0, 1.0], "active": [0.0, 4.0]})
-        found = ev.Evaluation(2, 4, 2.0, 0.0, 1.0, 1.0, 1.0, 0, np.ones(4), per_sequence=sums)
+        found = replace(found, n_tokens=2, l0=2.0, per_sequence=sums)
         assert found.interval("l0") == (0.0, 4.0)
         assert ev.paired_difference(found, found, "l0") == (0.0, 0.0, 0.0)
 

@@ -91,11 +91,13 @@ def taken(monkeypatch):
 class TestSparseGradients:
     """`fast.sparse_gradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
 
+    def test_every_architecture_has_its_rule(self):
+        assert set(RULES) == set(ARCHITECTURES), "see RULES in fast/entries.py"
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize("n_dead", [0, 1, 15])
     @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied relu"])
     def test_equal_to_autograd(self, architecture, n_dead, dtype):
-        assert set(RULES) == set(ARCHITECTURES)
         near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-9}
         for seed, (k, batch, sparsity) in enumerate([(4, 12, 0.3), (1, 1, 1.0), (40, 7, 0.0), (9, 5, 0.7), (2, 30, 2)]):
             sae = random_sae(architecture.split()[-1], seed, k=k, tied=architecture.startswith("tied")).to(dtype)

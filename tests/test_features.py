@@ -1,6 +1,5 @@
 """FeatureMatrix agrees with dense arithmetic, survives bad files and full disks, and stays small."""
 
-import doctest
 import errno
 from types import SimpleNamespace
 
@@ -476,7 +475,3 @@ def test_a_million_tokens_fit_in_a_gigabyte():
     assert matrix.l0() == 50
     assert 10 * (arrays + int(matrix.table.memory_usage(deep=True).sum())) < 450e6
     assert matrix.text_max().shape == (1000, 24_576)
-
-
-def test_doctests():
-    assert doctest.testmod(features).failed == 0

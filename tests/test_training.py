@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from test_sae import random_sae
 from torch.utils.data import DataLoader, TensorDataset
 
-from prism.sae import ARCHITECTURES, SaeConfig, make_sae
+from prism.sae import ARCHITECTURES, SaeConfig, SparseAutoencoder, make_sae
 from prism.training import Monitor, TrainConfig, Trainer, train
 from prism.training.loop import calibrate, resample, update
 from prism.training.monitor import COLUMNS
@@ -32,7 +32,6 @@ def mixtures(n: int, seed: int = 0, d_in: int = 16, d_true: int = 24):
     return (codes @ directions).astype(np.float32), directions
 
 
-K_FAMILY = ("topk", "batch_topk", "matryoshka")
 SMALL = TrainConfig(tokens=150_000, batch=256, lr=3e-3, dead_after=10_000)
 
 
@@ -67,7 +66,8 @@ class TestTraining:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_every_architecture_finds_the_directions_at_the_l0_asked_for(self, architecture):
         x, directions = mixtures(20_000)
-        target = None if SaeConfig(16, 32, architecture, k=2).architecture in K_FAMILY else 2.5
+        k_decides = ARCHITECTURES[architecture].penalty is SparseAutoencoder.penalty
+        target = None if k_decides else 2.5
         config = replace(SMALL, tokens=200_000, resample_every=20_000, target_l0=target)
         sae = train(x, SaeConfig(16, 32, architecture, k=2, sparsity=0.1), config)
         part = torch.from_numpy(x[:2_000])

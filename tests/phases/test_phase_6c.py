@@ -1,7 +1,5 @@
 """Features across layers: pairs, assignments, chains and their controls, on cases whose answer is known."""
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -260,7 +258,3 @@ class TestFigures:
 
 def test_the_package_exports_what_the_notebook_uses():
     assert methods.decoder_pairs is decoder_pairs and methods.tilted is tilted
-
-
-def test_doctests():
-    assert doctest.testmod(methods).failed == 0

@@ -19,28 +19,35 @@ RATIOS = {  # measure -> sums over sequences whose ratio it is (explained varian
 }
 
 
+def _measure(unit: str, **settings):
+    """A field of `Evaluation` that its table shows, with its unit."""
+    return field(metadata={"unit": unit}, **settings)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured. Nats per token for the cross-entropies; None where it was not asked for."""
 
-    n_tokens: int
-    d_sae: int
-    l0: float
-    mse: float
-    explained_variance: float
-    cosine: float
-    relative_reconstruction_bias: float
-    dead: int  # features that never fired on these tokens
+    n_tokens: int = _measure("tokens")
+    d_sae: int = _measure("features")
+    l0: float = _measure("features per token")
+    mse: float = _measure("squared units per token")
+    explained_variance: float = _measure("share")
+    cosine: float = _measure("")
+    relative_reconstruction_bias: float = _measure("1 is unbiased")
+    dead: int = _measure("features")  # features that never fired on these tokens
     density: Float[np.ndarray, " d_sae"] = field(repr=False)
-    massive: int | None = None  # tokens that were left out (see `models.massive`); None where no token is
-    ce_clean: float | None = None
-    delta_ce: float | None = None
-    delta_ce_interval: tuple[float, float] | None = None
-    mean_ablation_cost: float | None = None  # what replacing the activation by its mean costs: all there is to recover
-    mean_ablation_interval: tuple[float, float] | None = None
-    ce_recovered_mean: float | None = None
-    ce_recovered_zero: float | None = None
-    kl: float | None = None
+    # tokens that were left out (see `models.massive`); None where no token is
+    massive: int | None = _measure("tokens left out", default=None)
+    ce_clean: float | None = _measure("nats per token", default=None)
+    delta_ce: float | None = _measure("nats per token", default=None)
+    delta_ce_interval: tuple[float, float] | None = _measure("95 %, bootstrap over sequences", default=None)
+    # what replacing the activation by its mean costs: all there is to recover
+    mean_ablation_cost: float | None = _measure("nats per token", default=None)
+    mean_ablation_interval: tuple[float, float] | None = _measure("95 %, bootstrap over sequences", default=None)
+    ce_recovered_mean: float | None = _measure("against mean-ablation", default=None)
+    ce_recovered_zero: float | None = _measure("against zero-ablation", default=None)
+    kl: float | None = _measure("nats per token", default=None)
     per_sequence: pd.DataFrame | None = field(default=None, repr=False)  # sums, one row a sequence: for resampling
 
     @property
@@ -50,7 +57,7 @@ class Evaluation:
         return int((self.density[seen] < 1e-6).sum()) if self.n_tokens > 1e6 else None
 
     def interval(self, measure: str, n: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval over sequences of one of l0, mse, explained_variance, delta_ce, mean_ablation_cost.
+        """95 % bootstrap interval over sequences of a measure that `RATIOS` lists.
 
         (For explained variance the mean activation stays that of the whole sample.)
 
@@ -62,30 +69,11 @@ class Evaluation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a measure, with its value and unit; densities are left out."""
-        units = {
-            "n_tokens": "tokens",
-            "massive": "tokens left out",
-            "d_sae": "features",
-            "l0": "features per token",
-            "mse": "squared units per token",
-            "explained_variance": "share",
-            "cosine": "",
-            "relative_reconstruction_bias": "1 is unbiased",
-            "dead": "features",
-            "ce_clean": "nats per token",
-            "delta_ce": "nats per token",
-            "delta_ce_interval": "95 %, bootstrap over sequences",
-            "mean_ablation_cost": "nats per token",
-            "mean_ablation_interval": "95 %, bootstrap over sequences",
-            "ce_recovered_mean": "against mean-ablation",
-            "ce_recovered_zero": "against zero-ablation",
-            "kl": "nats per token",
-        }
         rows = []
-        for name in (f.name for f in fields(self) if f.name in units):
-            value = getattr(self, name)
-            if value is not None:
-                rows.append((name, _show(value), units[name]))
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if "unit" in one.metadata and value is not None:
+                rows.append((one.name, _show(value), one.metadata["unit"]))
         return pd.DataFrame(rows, columns=["measure", "value", "unit"]).set_index("measure")
 
 

@@ -1,4 +1,4 @@
-"""Sparse autoencoders from scratch: six architectures behind one interface, and their exchange with SAELens."""
+"""Sparse autoencoders from scratch: architectures behind one interface, and their exchange with SAELens."""
 
 from prism.sae.architectures import ARCHITECTURES, BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK, make_sae
 from prism.sae.base import SaeConfig, SparseAutoencoder, dense_gradients, fold_scale

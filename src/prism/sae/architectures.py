@@ -1,4 +1,4 @@
-"""The six architectures, each as its paper writes it: ReLU + L1, TopK, BatchTopK, Matryoshka, Gated and JumpReLU.
+"""The architectures, each as its paper writes it: ReLU + L1, TopK, BatchTopK, Matryoshka, Gated and JumpReLU.
 
 `x` is an activation, `f` its features, `z = W_enc (x − b_dec) + b_enc` the pre-activations; `x̂ = f W_dec + b_dec`. Some
 papers leave `b_dec` out of `z`, or name it `b_pre`; here it is in `z` always.
