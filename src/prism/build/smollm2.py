@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,12 +184,12 @@ class Build:
             )
         return pd.DataFrame(found)
 
-    def measure_once(self, name: str, saes: Mapping[str, object], *batches: TokenBatch) -> pd.DataFrame:
-        """`measure`, kept in `work`: a card that was interrupted goes on there."""
-        path = self.work / f"measured-{name}.json"
+    def once(self, name: str, make: Callable[[], object]):
+        """What `make` gives, as JSON kept in `work`: a card that was interrupted goes on there."""
+        path = self.work / f"{name}.json"
         if not path.is_file():
-            write(path, self.measure(saes, *batches).to_json(orient="records"))
-        return pd.read_json(path, orient="records")
+            write(path, json.dumps(make()))
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def default(self) -> None:
         """The default SAE, and the family beside it on the same stream."""
@@ -283,10 +283,17 @@ class Build:
             corpus_batch(corpus, model.tokenizer, self.spec.context, rows * 200)
             for rows in (self.plan.corpus_rows, self.plan.corpus_ce_rows)
         ]
-        tables = {"real": self.measure_once("real", saes), "corpus": self.measure_once("corpus", saes, *batches)}
+        tables = {
+            name: pd.DataFrame(
+                self.once(f"measured-{name}", lambda some=some: self.measure(saes, *some).to_dict("records"))
+            )
+            for name, some in (("real", ()), ("corpus", batches))
+        }
         specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
-        bits = {name: kind_bits(*_plain(spec), self.text, self.plan.bits_bytes) for name, spec in specs.items()}
-        own = {name: _text_bits(spec) for name, spec in specs.items()}
+        bits, own, size = {}, {}, self.plan.bits_bytes
+        for name, spec in specs.items():
+            bits[name] = self.once(f"bits-{name}", lambda spec=spec: kind_bits(*_plain(spec), self.text, size))
+            own[name] = self.once(f"own-bits-{name}", lambda spec=spec: _text_bits(spec))
         dropped = json.loads((self.out / "corpus.json").read_text(encoding="utf-8"))
         read = {
             name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
