@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_matrix, random_array
-from scipy.stats import binom, fisher_exact
+from scipy.stats import binom, fisher_exact, norm, ttest_1samp, ttest_ind
 
 from prism import analysis
 from prism.analysis import (
     ClaimCard,
     Null,
-    bootstrap_interval,
     coactivation,
     coactivation_edges,
     composite_score,
+    confidence_interval,
     confirm,
+    difference_interval,
     find_features_for_concept,
     holm,
     most_frequent,
@@ -409,30 +410,84 @@ def test_coactivation_refuses_bad_choices():
 # intervals and claims
 
 
-def test_bootstrap_interval_matches_the_normal_one_and_its_seed():
+def test_an_interval_of_many_samples_matches_the_normal_one_and_its_seed():
     values = np.random.default_rng(0).normal(3, 2, 400)
-    low, high = bootstrap_interval(values)
+    low, high = confidence_interval(values)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-    assert (low, high) == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
-    narrow = bootstrap_interval(values, level=0.5)
+    assert (low, high) == confidence_interval(values) != confidence_interval(values, seed=1)
+    narrow = confidence_interval(values, level=0.5)
     assert low < narrow[0] < narrow[1] < high
-    paired = bootstrap_interval(np.stack([values, values + 1], 1), lambda x: (x[:, 1] - x[:, 0]).mean())
+    paired = confidence_interval(np.stack([values, values + 1], 1), lambda x: (x[:, 1] - x[:, 0]).mean())
     assert paired == pytest.approx((1, 1))
-    assert bootstrap_interval([2.0]) == (2, 2)
+
+
+def test_a_mean_of_few_samples_has_a_t_interval():
+    """Of 1, 2, 3: the mean 2, the standard error 1/√3, and t = 4.303 at two degrees of freedom."""
+    assert confidence_interval([1, 2, 3]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    values = np.random.default_rng(1).exponential(size=19)
+    assert confidence_interval(values, level=0.9) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.9))
+    assert confidence_interval(values) == confidence_interval(values, seed=1)
+    assert confidence_interval([2.0, 2.0]) == (2, 2) and np.isnan(confidence_interval([2.0])).all()
+
+
+def test_a_difference_of_means_of_few_samples_has_welchs_interval():
+    rng = np.random.default_rng(2)
+    for few, many in ((2, 2), (5, 7), (19, 300), (300, 3)):
+        a, b = rng.normal(1, 3, few), rng.exponential(size=many)
+        welch = ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+        assert difference_interval(a, b, "mean", level=0.9) == pytest.approx(welch)
+    assert difference_interval([3.0, 3.0], [1.0, 1.0], "mean") == (2, 2)
+    assert difference_interval([3.0, 3.0], [1.0, 3.0], "mean")[0] == pytest.approx(1 - 12.7062, abs=1e-4)  # t at 1
+
+
+@pytest.mark.parametrize("size", [5, 7, 10, 15])
+def test_few_samples_are_covered_as_often_as_is_said(size):
+    """2,000 draws of normal data: 93 % or more, where the plain percentile interval covers 83, 88, 89 and 91 %."""
+    rng, covered, apart = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        a, b = rng.normal(3, 2, size), rng.normal(1, 1, size)
+        low, high = confidence_interval(a)
+        covered += low <= 3 <= high
+        low, high = difference_interval(a, b, "mean")
+        apart += low <= 2 <= high
+    assert 0.93 <= covered / 2000 <= 0.97 and 0.93 <= apart / 2000 <= 0.97
+
+
+def test_other_statistics_of_few_samples_reach_further_out():
+    """At 10 samples t is 2.262, and the ends are the quantiles Φ(∓2.262 √(10/9)) = 0.0085 and 0.9915."""
+    x, rng = np.random.default_rng(3).normal(size=(10, 2)), np.random.default_rng(0)
+    drawn = [np.median(x[rng.integers(10, size=10)]) for _ in range(2000)]
+    ends = np.quantile(drawn, [norm.cdf(-2.26216 * (10 / 9) ** 0.5), norm.cdf(2.26216 * (10 / 9) ** 0.5)])
+    assert confidence_interval(x, np.median) == pytest.approx(ends, abs=1e-3)
+
+
+def test_a_ratio_of_few_samples_is_covered_nearly_as_often():
+    """150 draws of 7: about 92 % (2,000 draws: 92.7), where the plain percentile interval covers 86 %."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(150):
+        weight = rng.uniform(5, 15, 7)
+        rows = np.stack([weight * (1 + 0.3 * rng.normal(size=7)), weight], 1)
+        low, high = confidence_interval(rows, lambda r: r[:, 0].sum() / r[:, 1].sum(), n=200)
+        covered += low <= 1 <= high
+    assert covered / 150 >= 0.88
 
 
 @settings(max_examples=30)
-@given(hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-1e3, 1e3)))
-def test_bootstrap_interval_stays_within_the_data(values):
-    low, high = bootstrap_interval(values, n=50)
+@given(hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(-1e3, 1e3)))
+def test_intervals_hold_their_mean_and_a_bootstrap_stays_within_the_data(values):
+    low, high = confidence_interval(values, np.median, n=50)
     assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+    low, high = confidence_interval(values[:19])
+    assert low - 1e-9 <= values[:19].mean() <= high + 1e-9
+    low, high = difference_interval(values, values[:2], "mean", n=50)
+    assert np.isfinite([low, high]).all() and low <= high
 
 
 @pytest.mark.parametrize("values, level", [([], 0.95), ([1, np.nan], 0.95), ([1.0], 1.0), ([1.0], 95)])
-def test_bootstrap_interval_refuses_bad_input(values, level):
+def test_an_interval_refuses_bad_input(values, level):
     with pytest.raises(ValueError, match="needs at least one|between 0 and 1"):
-        bootstrap_interval(values, level=level)
+        confidence_interval(values, level=level)
 
 
 def test_claim_card_prints_and_escapes(capsys):
