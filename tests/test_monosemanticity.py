@@ -29,6 +29,7 @@ from prism.analysis import (
     score_differences,
     windows,
 )
+from prism.analysis.matching import swap_within
 from prism.data import corpus_batch, corpus_documents, load_corpus, token_table, tokenize
 from prism.features import FeatureMatrix, encode_features, neuron_features
 from prism.models import get_spec, load_sae
@@ -300,7 +301,7 @@ def test_difference_interval_matches_the_normal_one():
     middle = a.mean() - b.mean()
     assert difference_interval(a, b, "mean") == pytest.approx((middle - half, middle + half), abs=0.05)
     assert difference_interval(a, b) == difference_interval(a, b) != difference_interval(a, b, seed=1)
-    assert difference_interval([2.0], [1.0]) == (1, 1)
+    assert np.isnan(difference_interval([2.0], [1.0, 3.0])).all()
     for bad in (([], [1.0]), ([1.0], [np.nan]), ([1.0], [1.0], "mode"), ([1.0], [1.0], "mean", 10, 95)):
         with pytest.raises(ValueError, match="at least one sample|choose 'median'|between 0 and 1"):
             difference_interval(*bad)
@@ -367,6 +368,23 @@ def test_a_control_within_tokens_keeps_what_the_token_explains():
     frame = match_activations(csr_matrix(a), csr_matrix(a), groups=ids)
     assert frame["control"].to_numpy() == pytest.approx(np.ones(5))
     assert (match_activations(csr_matrix(a), csr_matrix(a))["control"] < 0.2).all()
+
+
+@given(hnp.arrays(np.int64, st.integers(0, 40), elements=st.integers(0, 12)), st.integers(0, 5))
+def test_a_swap_moves_every_token_that_is_not_alone_in_its_group(groups, seed):
+    order, alone = swap_within(groups, seed), np.bincount(groups, minlength=13)[groups] == 1
+    assert sorted(order) == list(range(len(groups))) and (groups[order] == groups).all()
+    assert ((order == np.arange(len(groups))) == alone).all()
+
+
+def test_a_swap_follows_its_seed_and_the_control_leaves_no_occurrence_in_place(monkeypatch):
+    """Two units that fire on the same one of each word's two occurrences: nothing is left of that in the control."""
+    assert (swap_within(np.arange(500) % 30) != swap_within(np.arange(500) % 30, 1)).any()
+    ids = np.repeat(np.arange(200), 2)
+    first = csr_matrix((np.arange(400) % 2 == 0).astype(float)[:, None])
+    frame = match_activations(first, first, groups=ids)
+    assert frame["correlation"].item() == pytest.approx(1) and frame["control"].item() == pytest.approx(-1)
+    assert (swap_within(np.zeros(9)) != np.arange(9)).all()
 
 
 def test_matching_refuses_other_tokens():

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from prism.analysis import match_activations
+from prism.analysis.matching import swap_within
 from prism.phases.phase_6c import figures, methods
 from prism.phases.phase_6c.methods import (
     activation_pairs,
@@ -24,7 +25,6 @@ from prism.phases.phase_6c.methods import (
     pairs_by_measure,
     persistence,
     random_like,
-    swap_within,
     tilted,
 )
 
@@ -152,19 +152,6 @@ class TestChains:
 
 
 class TestControls:
-    def test_a_swap_moves_every_token_within_its_group(self):
-        groups = np.random.default_rng(1).integers(0, 30, 500)
-        for seed in range(3):
-            order = swap_within(groups, seed)
-            assert (order != np.arange(500)).all() and sorted(order) == list(range(500))
-            assert (groups[order] == groups).all()
-        assert (swap_within(groups, 0) != swap_within(groups, 1)).any()
-
-    @pytest.mark.parametrize("groups", [np.array([1, 1, 2]), np.array([], dtype=int)])
-    def test_a_group_of_one_has_nobody_to_swap_with(self, groups):
-        with pytest.raises(ValueError, match="one token only"):
-            swap_within(groups)
-
     def test_a_swap_keeps_what_the_token_explains_and_breaks_the_rest(self):
         rng = np.random.default_rng(2)
         ids = rng.integers(0, 10, 4000)

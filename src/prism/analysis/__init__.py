@@ -7,7 +7,7 @@ A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` 
 """
 
 from prism.analysis.alignment import ModelUnits, aligned_rows, frequent, match_models, token_ends
-from prism.analysis.claims import ClaimCard, bootstrap_interval, difference_interval
+from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
 from prism.analysis.cofiring import coactivation, coactivation_edges
 from prism.analysis.concepts import composite_score, find_features_for_concept
 from prism.analysis.examples import (

@@ -90,7 +90,7 @@ def match_models(a: ModelUnits, b: ModelUnits, least: int = 20, seed: int = 0) -
 
     Args:
         least: tokens that a feature must fire on.
-        seed: of the control's shuffle.
+        seed: of the control's swap.
 
     Returns:
         'features' and each name in both models' `signed` -> the rows of `match_activations`, without constant units;

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.sparse import csr_matrix, issparse
 
 BLOCK_BYTES = 2**26  # of one block of the units × units products: bounds the memory
@@ -24,19 +24,20 @@ def match_activations(
 
     Bricken et al. 2023 ('Towards Monosemanticity', on universality) match the features of two models in this way, and
     report them to be more alike than the models' neurons. The largest of many correlations is above zero even for
-    noise, and more so for units that rarely fire, so the same search is run on `b` with its tokens shuffled. Shuffled
-    within groups, such as the token ids, the control keeps what the group alone explains: two units that both know
-    one word, and no more, correlate as well there.
+    noise, and more so for units that rarely fire, so the same search is run on `b` with its tokens swapped
+    (`swap_within`). Swapped within groups, such as the token ids, the control keeps what the group alone explains: two
+    units that both know one word, and no more, correlate as well there. A token that is alone in its group stays in
+    place; where many are, leave them out of `a` and `b`, or the control is too high.
 
     Args:
         a: activations of some units (`FeatureMatrix.values`, or dense and of any sign).
         b: activations of others on the same tokens: another seed's SAE, another model's neurons.
         groups: the control swaps only tokens with the same value here; all tokens when not given.
-        seed: of the shuffle.
+        seed: of the swap.
 
     Returns:
         One row a unit of `a`: unit, partner (unit of `b`), correlation, control (the largest correlation with the
-        shuffled `b`). A unit that is constant here has partner −1 and NaN. Two units of `a` may share a partner.
+        swapped `b`). A unit that is constant here has partner −1 and NaN. Two units of `a` may share a partner.
 
     Raises:
         ValueError: different numbers of tokens, fewer than two, no units, or groups of another length.
@@ -45,23 +46,32 @@ def match_activations(
         raise ValueError(f"{a.shape[0]:,} tokens against {b.shape[0]:,}; both must be computed on the same tokens")
     if a.shape[0] < 2 or not a.shape[1] or not b.shape[1]:
         raise ValueError(f"activations of shape {a.shape} and {b.shape}; need at least two tokens and one unit each")
-    order = _shuffle(a.shape[0], groups, np.random.default_rng(seed))
+    groups = np.zeros(a.shape[0]) if groups is None else np.asarray(groups)
+    if groups.shape != (a.shape[0],):
+        raise ValueError(f"groups of shape {groups.shape} for {a.shape[0]:,} tokens; give one for each")
     partner, correlation = _best_partner(a, b)
-    control = _best_partner(a, b[order])[1]
+    control = _best_partner(a, b[swap_within(groups, seed)])[1]
     return pd.DataFrame(
         {"unit": np.arange(a.shape[1]), "partner": partner, "correlation": correlation, "control": control}
     )
 
 
-def _shuffle(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """A random order of the tokens, or one that leaves every token in the place of one of its group."""
-    if groups is None:
-        return rng.permutation(n)
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"groups of shape {groups.shape} for {n:,} tokens; give one for each")
-    codes, order = np.unique(groups, return_inverse=True)[1], np.empty(n, dtype=np.int64)
-    order[np.lexsort((rng.random(n), codes))] = np.lexsort((rng.random(n), codes))
+def swap_within(groups: Shaped[np.ndarray, " tokens"], seed: int = 0) -> Int[np.ndarray, " tokens"]:
+    """An order of the tokens in which each stands in the place of *another* one of its group: a control.
+
+    What the group alone explains survives it. No token keeps its place but one that is alone in its group. (A plain
+    shuffle leaves one token a group in place on average, which for a rare word is most of them.)
+
+    >>> swap_within(np.array([7, 7, 5])).tolist()
+    [1, 0, 2]
+    """
+    codes = np.unique(groups, return_inverse=True)[1]
+    mixed = np.lexsort((np.random.default_rng(seed).random(len(codes)), codes))  # group by group, each one mixed
+    counts = np.bincount(codes)
+    last, following = np.cumsum(counts) - 1, np.roll(mixed, -1)
+    following[last] = mixed[last - counts + 1]  # the last of each group takes its first
+    order = np.empty(len(codes), dtype=np.int64)
+    order[mixed] = following
     return order
 
 

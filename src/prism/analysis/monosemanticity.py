@@ -157,7 +157,7 @@ def _check_same_tokens(a: FeatureMatrix, b: FeatureMatrix) -> None:
 def score_differences(
     frame: pd.DataFrame, statistic: str = "median", n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Features against neurons, score by score, with bootstrap intervals over the units.
+    """Features against neurons, score by score, with intervals over the units.
 
     The texts are held fixed: the interval is about other units of these kinds, not about other texts.
 
@@ -170,7 +170,7 @@ def score_differences(
     Returns:
         One row a score (those that were computed): score, neuron, feature, control (the statistic of each),
         difference (feature − neuron), low, high (its interval), purer ('feature', 'neuron', or 'neither' where the
-        interval holds 0).
+        interval holds 0, or there is none).
 
     Raises:
         ValueError: an unknown statistic.
@@ -180,7 +180,8 @@ def score_differences(
         by_kind = [frame.loc[frame["kind"] == kind, score].to_numpy(float) for kind in KINDS]
         low, high = difference_interval(by_kind[1], by_kind[0], statistic, n, level, seed)
         middle = [float(getattr(np, statistic)(values)) for values in by_kind]
-        better = "neither" if low <= 0 <= high else FEATURE if (low > 0) == SCORES[score] else NEURON
+        apart = low > 0 or high < 0  # not so where a kind has one unit, and no interval
+        better = (FEATURE if (low > 0) == SCORES[score] else NEURON) if apart else "neither"
         rows.append([score, *middle, middle[1] - middle[0], low, high, better])
     names = ["score", NEURON, FEATURE, "control", "difference", "low", "high", "purer"]
     return pd.DataFrame(rows, columns=names)

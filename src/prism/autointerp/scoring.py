@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from prism.analysis import bootstrap_interval
+from prism.analysis import confidence_interval
 from prism.autointerp.examples import (
     FIRING,
     OUTSIDE,
@@ -251,7 +251,7 @@ def study(
 
 
 def summarise(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
-    """The mean of every score in each population, with a bootstrap interval over its units.
+    """The mean of every score in each population, with a 95 % interval over its units.
 
     Args:
         tables: population -> its table from `score_units`.
@@ -266,7 +266,7 @@ def summarise(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame
         for name in SCORES:
             part = table.dropna(subset=[name])
             if len(part) > 1:
-                low, high = bootstrap_interval(part[name].to_numpy(), seed=seed)
+                low, high = confidence_interval(part[name].to_numpy(), seed=seed)
                 rows.append(
                     (population, name, len(part), part[name].mean(), low, high, part[f"shuffled_{name}"].mean())
                 )

@@ -173,6 +173,8 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """95 % interval of `Σ difference / Σ weight`, whole sequences resampled with replacement.
 
+    Give it 20 sequences or more: of 10 it covers 89 %.
+
     Args:
         difference: summed over each sequence's tokens (nats); weight: its number of tokens.
         n: resamples.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from prism.analysis import bootstrap_interval
+from prism.analysis import confidence_interval
 
 ERROR = -1  # stands for a feature's number in the node of an SAE's error
 METHODS = ("gradient × activation", "integrated gradients", "size alone")  # ways to guess a node's effect
@@ -223,12 +223,12 @@ def agreement_table(effects: Sequence[pd.DataFrame], method: str) -> pd.DataFram
 
 
 def mean_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval, NaN left out; NaN throughout where nothing is left."""
+    """Mean and 95 % interval (`analysis.confidence_interval`), NaN left out; NaN throughout where nothing is left."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    return float(values.mean()), *bootstrap_interval(values, seed=seed)
+    return float(values.mean()), *confidence_interval(values, seed=seed)
 
 
 def mean_intervals(rows: pd.DataFrame, by: Sequence[str], panels: Sequence[str], seed: int = 0) -> pd.DataFrame:

@@ -185,7 +185,7 @@ def swap_figure(
     fig.add_vline(x=0, line=dict(color=GREY, dash="dot"))
     fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
     fig.update_xaxes(title="effect of the swap (nats; above 0: the stereotype's direction)")
-    return finish(fig, title, 150 + 62 * len(names), "points: templates; diamonds: mean with 95 % bootstrap interval")
+    return finish(fig, title, 150 + 62 * len(names), "points: templates; diamonds: mean with 95 % interval")
 
 
 def ablation_figure(
@@ -215,7 +215,7 @@ def ablation_figure(
     fig.add_hline(y=0, line=dict(color=GREY, dash="dot"))
     fig.update_xaxes(title="collateral: cost on ordinary text (nats per token)")
     fig.update_yaxes(title="how much the gap shrinks (nats)")
-    return finish(fig, title, 430, "held-out templates; bars: 95 % bootstrap over templates and over sequences")
+    return finish(fig, title, 430, "held-out templates; bars: 95 % over templates and over sequences")
 
 
 def edit_figure(costs: pd.DataFrame, target: str, title: str = "What an edit costs on each kind of text") -> go.Figure:
@@ -248,6 +248,6 @@ def edit_figure(costs: pd.DataFrame, target: str, title: str = "What an edit cos
         fig,
         title,
         660,
-        "→: what the edit is meant for; held-out texts; bars: 95 % bootstrap over texts",
+        "→: what the edit is meant for; held-out texts; bars: 95 % over texts",
         margin=dict(t=150),
     )

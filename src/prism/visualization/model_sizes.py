@@ -116,7 +116,7 @@ def match_curves(
         fig,
         title,
         470,
-        "dashed: partners shuffled among equal tokens",
+        "dashed: partners swapped among equal tokens",
         margin=dict(r=230),
         legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix, csr_matrix, vstack
 from scipy.sparse.csgraph import connected_components
@@ -211,32 +211,6 @@ def fates(table: Int[np.ndarray, "chains layers"]) -> pd.DataFrame:
     present = table >= 0
     spans = pd.DataFrame({"born": present.argmax(1), "last": table.shape[1] - 1 - present[:, ::-1].argmax(1)})
     return spans.value_counts(sort=False).rename("features").reset_index().sort_values(["born", "last"])
-
-
-def swap_within(groups: Shaped[np.ndarray, " tokens"], seed: int = 0) -> Int[np.ndarray, " tokens"]:
-    """An order of the tokens in which each stands in the place of *another* one of its group: a control.
-
-    What the group alone explains survives it. With token ids as groups, two features that both know a word, and no
-    more, correlate as well after it. (`match_activations` shuffles, so that some tokens stay; of a rare word most do.)
-
-    Args:
-        groups: each token's group; every group must have two tokens or more.
-        seed: of the order.
-
-    Raises:
-        ValueError: a group of one token, which has no other to change places with.
-    """
-    groups = np.asarray(groups)
-    counts = np.unique(groups, return_counts=True)[1]
-    if not len(groups) or counts.min() < 2:
-        raise ValueError(f"{(counts < 2).sum():,} groups have one token only; leave those tokens out of the comparison")
-    mixed = np.lexsort((np.random.default_rng(seed).random(len(groups)), groups))  # groups in order, each one mixed
-    last = np.cumsum(counts) - 1
-    following = mixed[np.minimum(np.arange(len(groups)) + 1, len(groups) - 1)]
-    following[last] = mixed[last - counts + 1]  # the last of each group takes its first
-    order = np.empty(len(groups), dtype=np.int64)
-    order[mixed] = following
-    return order
 
 
 def random_like(rows: Float[np.ndarray, "units d_in"], seed: int = 0) -> Float[np.ndarray, "units d_in"]:
