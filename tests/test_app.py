@@ -19,6 +19,7 @@ import uvicorn
 
 from prism import cli
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, app, guard, markup
+from prism.visualization.tokens import shaded
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> {{value}} ${7*7} \" ' &"
 
@@ -287,6 +288,7 @@ def test_what_nobody_foresaw_is_logged_and_said(page: app.Page, capsys) -> None:
 
 def test_everything_shown_is_escaped(explorer: Explorer) -> None:
     name = explorer.default
+    hostile = [{"feature": 7, "numbers": [NASTY], "window": shaded([NASTY], [1.0])}]
     parts = [
         *answers.read_text(explorer, NASTY, name),
         answers.read_token(explorer, NASTY, 1, name),
@@ -294,7 +296,7 @@ def test_everything_shown_is_escaped(explorer: Explorer) -> None:
         *answers.compare(explorer, NASTY, [name]),
         answers.write(explorer, NASTY, 667, "add", 0.5, 2, 0.7, 0, name),
         app.problem(ValueError(NASTY)),
-        markup.table(answers.search(explorer, "number", "7").table.assign(fires_on=NASTY), name, NASTY, NASTY),
+        markup.fragment("rows", hostile, name, NASTY, NASTY, True),
         markup.frame(NASTY, NASTY),
     ]
     for part in parts:

@@ -116,7 +116,8 @@ def test_a_sentence_leads_to_a_token_and_a_page(page) -> None:
 
 
 def test_frequent_features_are_shown_when_asked_for(page) -> None:
-    cells = "[...document.querySelectorAll('#found td:last-child')].map((cell) => parseFloat(cell.innerText))"
+    said = "cell.innerText.match(/fires on ([0-9.]+)%/)[1]"
+    cells = f"[...document.querySelectorAll('#found .prism-numbers')].map((cell) => parseFloat({said}))"
     assert all(density <= 1 for density in page.evaluate(cells)) and page.evaluate(cells)
     page.get_by_label("rare features only").uncheck()
     page.wait_for_function(f"{cells}.some((density) => density > 1)")

@@ -22,6 +22,8 @@ from prism.explorer import (
     search,
     steer,
 )
+from prism.explorer.markup import fragment
+from prism.explorer.rows import rows
 from prism.explorer.sample import Sample
 from prism.explorer.search import chance_scores
 from prism.explorer.steer import Continuation
@@ -77,6 +79,21 @@ def test_features_are_described_by_their_strongest_tokens(small):
     assert small.fires_on(3) == "nothing in the sample"
     frame = small.describe(pd.DataFrame({"feature": [2, 0]}))
     assert frame["density"].tolist() == [4 / 32, 16 / 32] and frame["fires_on"].tolist()[1] == "·The  the"
+
+
+def test_a_row_shows_number_measures_and_the_strongest_window(small):
+    table = by_token(small, "the").table.assign(activation=[1.5, 1.0, 4.0], of_maximum=[0.75, 1.0, np.nan])
+    first, _, last = rows(small, table)
+    assert first["feature"] == 0 and first["numbers"][:2] == ["activation 1.5", "75% of its maximum"]
+    assert first["numbers"][-1] == "fires on 50.00% of tokens" and "F1 1.00" in first["numbers"]
+    assert last["numbers"][1] == "maximum unknown"
+    assert [(token, value) for token, value, *_ in last["window"]] == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)]
+    assert [share for *_, share, _ in last["window"]] == [0.25, 0.5, 0.75, 1], "of one text, shaded by its maximum"
+    html = fragment("row", last)
+    assert '<b title="↵ · activation 4.000 · position 4"' in html and "> The<" in html, "as it is read"
+    assert small.window(3) == [] and "silent in the sample" in fragment(
+        "row", rows(small, pd.DataFrame({"feature": [3]}))[0]
+    )
 
 
 def test_search_by_token_ranks_by_f1_over_both_cases_and_with_or_without_a_space(small):

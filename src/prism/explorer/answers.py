@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from prism.explorer import markup
+from prism.explorer.rows import rows
 from prism.explorer.search import by_category, categories, search
 from prism.explorer.session import Explorer, Reading
 from prism.explorer.steer import steer
@@ -44,7 +45,7 @@ def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tup
     buttons = markup.fragment("tokens", [*shares], sae, digest(text))
     note = "Shade: how near a rare feature comes to its maximum in the sample."
     found = explorer.in_text(matrix, STRONGEST, sae, rare)
-    return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
+    return buttons + markup.sentence(note), _features(explorer, found, sae, "Strongest anywhere in the text", rare)
 
 
 def digest(text: str) -> str:
@@ -52,9 +53,12 @@ def digest(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _features(found: pd.DataFrame, sae: str | None, title: str, rare: bool) -> str:
-    """A table of features; where there are none, that is said."""
-    return markup.table(found, sae, title=title, empty=f"No {'rare ' * rare}feature fires here.")
+def _features(
+    explorer: Explorer, found: pd.DataFrame, sae: str, title: str, rare: bool = False, buttons: bool = True
+) -> str:
+    """A row for each feature; where there are none, that is said."""
+    some = rows(explorer.reading(sae), found)
+    return markup.fragment("rows", some, sae, title, f"No {'rare ' * rare}feature fires here.", buttons)
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
@@ -72,7 +76,7 @@ def read_token(explorer: Explorer, text: str, row: int, sae: str, rare: bool = T
     matrix = explorer.texts([text], sae)
     found = explorer.at_token(matrix, row, STRONGEST, sae, rare)
     token = marked(matrix.table["token"].astype(str).iloc[row])
-    return _features(found, sae, f"On token {row + 1}, {token}", rare)
+    return _features(explorer, found, sae, f"On token {row + 1}, {token}", rare)
 
 
 def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:
@@ -93,7 +97,8 @@ def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = 
 def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
     """The table of what a search found, under its note: what the measures mean, and what chance reaches."""
     found = search(explorer, way, query, sae)
-    return markup.sentence(found.note[:1].upper() + found.note[1:] + ".", "note") + markup.table(found.table, sae)
+    note = markup.sentence(found.note[:1].upper() + found.note[1:] + ".", "note")
+    return note + _features(explorer, found.table, sae, "")
 
 
 def write(
@@ -134,17 +139,17 @@ def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool =
     Args:
         buttons: features are buttons that open their pages; else plain numbers.
     """
-    rows = explorer.compare(text, names)
+    measures = explorer.compare(text, names)
     note = (
         "Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
         "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
         "many."
     )
-    html = markup.table(rows, note=note)
-    for name in rows["sae"]:
+    html = markup.table(measures, note)
+    for name in measures["sae"]:
         yield html + markup.sentence(f"Reading the sample with {name} …")
-        found = explorer.in_text(explorer.texts([text], name), 5, name, rare=True).drop(columns="density")
-        html += _features(found, name if buttons else None, f"Strongest rare features in the text: {name}", True)
+        found = explorer.in_text(explorer.texts([text], name), 5, name, rare=True)
+        html += _features(explorer, found, name, f"Strongest rare features in the text: {name}", True, buttons)
     yield html
 
 

@@ -323,7 +323,7 @@ def application(explorer: Explorer) -> FastAPI:
         enable_monitoring=False,
         mcp_server=False,
         theme=theme,
-        css=asset("app.css"),
+        css=asset("rows.css") + asset("app.css"),
     )
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])

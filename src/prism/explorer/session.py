@@ -20,13 +20,14 @@ from prism.explorer.sample import PageFacts, Sample, explanations, read_dictiona
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
 from prism.models import SaeSpec, get_spec, load_model, load_sae
-from prism.visualization.tokens import marked
+from prism.visualization.tokens import marked, shaded_rows, window
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
 ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
 RARE = 0.01  # share of the sample's tokens; a feature that fires on more of them says little about one token
 COMMON = 0.25  # share of the sample's texts; a feature that fires on more of them is no concept's
 SHOWN_TOKENS = 3  # different tokens that a feature is described by
+AROUND = 9  # tokens either side of a feature's strongest one that a row shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,14 @@ class Reading:
         rows = self.statistics.top_rows[feature]
         tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
         return "  ".join(map(marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
+
+    def window(self, feature: int) -> list[tuple[str, float, float, int]]:
+        """Where in the sample the feature is strongest, its tokens as `visualization.tokens.shaded` has them."""
+        top, peak = int(self.statistics.top_rows[feature, 0]), float(self.statistics.maxima[feature])
+        if not peak:
+            return []
+        around = window(self.matrix, top, AROUND)
+        return shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""

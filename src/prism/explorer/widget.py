@@ -72,7 +72,7 @@ class ExplorerWidget(widgets.VBox):
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
         wrap = WRAP | {"align_items": "flex-start", "grid_gap": "8px"}
-        style = widgets.HTML(f"<style>{asset('widget.css')}</style>", layout={"display": "none"})
+        style = widgets.HTML(f"<style>{asset('rows.css')}{asset('widget.css')}</style>", layout={"display": "none"})
         super().__init__(
             [
                 style,
