@@ -288,7 +288,9 @@ def test_what_nobody_foresaw_is_logged_and_said(page: app.Page, capsys) -> None:
 
 def test_everything_shown_is_escaped(explorer: Explorer) -> None:
     name = explorer.default
-    hostile = [{"feature": 7, "numbers": [NASTY], "window": shaded([NASTY], [1.0])}]
+    hostile = [
+        {"feature": 7, "label": {"by": NASTY, "text": NASTY}, "numbers": [NASTY], "window": shaded([NASTY], [1.0])}
+    ]
     parts = [
         *answers.read_text(explorer, NASTY, name),
         answers.read_token(explorer, NASTY, 1, name),

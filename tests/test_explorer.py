@@ -22,6 +22,7 @@ from prism.explorer import (
     search,
     steer,
 )
+from prism.explorer.labels import Label
 from prism.explorer.markup import fragment
 from prism.explorer.rows import rows
 from prism.explorer.sample import Sample
@@ -70,7 +71,10 @@ def small() -> Reading:
         }
     )
     matrix = FeatureMatrix(sp.csr_matrix(dense), table)
-    return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), None)
+    known = SimpleNamespace(
+        labels={0: Label("2-res", 0, "the word 'the'", "Ada", "2025-03-31", "hypothesis", "a 'the'")}
+    )
+    return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), known)
 
 
 def test_features_are_described_by_their_strongest_tokens(small):
@@ -79,6 +83,14 @@ def test_features_are_described_by_their_strongest_tokens(small):
     assert small.fires_on(3) == "nothing in the sample"
     frame = small.describe(pd.DataFrame({"feature": [2, 0]}))
     assert frame["density"].tolist() == [4 / 32, 16 / 32] and frame["fires_on"].tolist()[1] == "·The  the"
+
+
+def test_a_label_is_somebodys_hypothesis_or_what_counting_found(small):
+    assert small.label(0) == {"by": "hypothesis by Ada", "text": "the word 'the'"}
+    assert small.label(1) == {"by": "automatic", "text": small.sample.explained(1).brief()}
+    assert small.label(3) == {}, "it never fires"
+    html = fragment("row", rows(small, pd.DataFrame({"feature": [0]}))[0])
+    assert "hypothesis by Ada:</span> <bdi>the word &#39;the&#39;</bdi>" in html
 
 
 def test_a_row_shows_number_measures_and_the_strongest_window(small):

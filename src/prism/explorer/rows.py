@@ -26,10 +26,11 @@ NUMBERS = {  # column of a table -> what a row says of it
 
 
 def rows(reading: Reading, frame: pd.DataFrame) -> list[dict[str, object]]:
-    """What the macro `row` shows of each feature of a table: its number, its window, and the table's measures."""
+    """What the macro `row` shows of each feature of a table: its label, its window, and the table's measures."""
     return [
         {
             "feature": int(row["feature"]),
+            "label": reading.label(int(row["feature"])),
             "numbers": [_number(name, row[name]) for name in NUMBERS if name in row],
             "window": reading.window(int(row["feature"])),
         }

@@ -16,10 +16,10 @@ from scipy.sparse import csr_matrix
 from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
 from prism.explorer.pages import feature_in_short, feature_page
-from prism.explorer.sample import PageFacts, Sample, explanations, read_dictionary, read_sample
+from prism.explorer.sample import PageFacts, Sample, read_dictionary, read_sample
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
-from prism.models import SaeSpec, get_spec, load_model, load_sae
+from prism.models import ModelSpec, SaeSpec, get_spec, load_model, load_sae
 from prism.visualization.tokens import marked, shaded_rows, window
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
@@ -47,6 +47,15 @@ class Reading:
     sae: object
     sample: Sample
     dictionary: PageFacts
+
+    @classmethod
+    def of(cls, spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Reading:
+        """An SAE of a model, both loaded, on the model's sample; the first time, some seconds or minutes.
+
+        Raises:
+            ValueError: the model's context is too short for the sample, or the file of labels is damaged.
+        """
+        return cls(sae_spec, model, sae, read_sample(spec, model, sae), read_dictionary(spec, sae_spec, model, sae))
 
     @property
     def matrix(self) -> FeatureMatrix:
@@ -81,6 +90,31 @@ class Reading:
             return []
         around = window(self.matrix, top, AROUND)
         return shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
+
+    def label(self, feature: int) -> dict[str, str]:
+        """What a list says of a feature, and who says so: a written hypothesis, or what counting found."""
+        if label := self.dictionary.labels.get(feature):
+            return {"by": f"hypothesis by {label.author}", "text": label.label}
+        explanation = self.sample.explained(feature)
+        return {"by": "automatic", "text": explanation.brief()} if explanation else {}
+
+    def facts(self, feature: int) -> dict[str, object]:
+        """What a page says of a feature, whole or in short, as arguments of `pages.feature_page`.
+
+        Raises:
+            IndexError: no such feature; the message gives the valid range and the nearest choice.
+        """
+        feature, known = self.matrix.check_feature(feature), self.dictionary
+        explanation = self.sample.explained(feature)
+        return {
+            "matrix": self.matrix,
+            "decoder": known.decoder,
+            "unembed": known.unembed,
+            "vocabulary": known.vocabulary,
+            "explanation": explanation.sentence if explanation else "",
+            "scores": self.sample.scores(feature),
+            "hypothesis": known.labels.get(feature),
+        }
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
@@ -124,10 +158,7 @@ class Explorer:
         spec = self.spec.sae(name or self.default)
         with self.lock:
             if spec.name not in self._readings:
-                model, sae = self._pair(spec.name)
-                sample = read_sample(self.spec, model, sae)
-                dictionary = read_dictionary(self.spec, spec, model, sae)
-                self._readings[spec.name] = Reading(spec, model, sae, sample, dictionary)
+                self._readings[spec.name] = Reading.of(self.spec, spec, *self._pair(spec.name))
             return self._readings[spec.name]
 
     def _pair(self, name: str | None):
@@ -221,7 +252,7 @@ class Explorer:
             title=reading.dictionary.title,
             link=reading.spec.feature_url(feature),
             link_to=link_to,
-            **_known(reading, feature),
+            **reading.facts(feature),
         )
 
     def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
@@ -230,7 +261,7 @@ class Explorer:
         Raises:
             IndexError: no such feature.
         """
-        return feature_in_short(feature, k=k, **_known(self.reading(name), feature))
+        return feature_in_short(feature, k=k, **self.reading(name).facts(feature))
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.
@@ -262,17 +293,3 @@ class Explorer:
                 }
             )
         return pd.DataFrame(rows)
-
-
-def _known(reading: Reading, feature: int) -> dict[str, object]:
-    """What a page says of a feature, whole or in short: sample, dictionary, explanation and its scores."""
-    feature, known = reading.matrix.check_feature(feature), reading.dictionary
-    sentence, scores = explanations(reading.sample, [feature])[feature]
-    return {
-        "matrix": reading.matrix,
-        "decoder": known.decoder,
-        "unembed": known.unembed,
-        "vocabulary": known.vocabulary,
-        "explanation": sentence,
-        "scores": scores,
-    }
