@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from prism.explorer.markup import fragment
-from prism.explorer.rows import rows
+from prism.explorer.rows import ORDERS, ordered, rows
 from prism.explorer.search import WAYS, categories, search
-from prism.explorer.session import ERRORS, RARE, Explorer
+from prism.explorer.session import ERRORS, Explorer
 from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked
 
@@ -119,20 +119,21 @@ class SentencePanel(widgets.VBox):
         self.colours.layout.display = "none"
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
-        self.rare = widgets.Checkbox(
-            True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)", indent=False, layout=WIDE
-        )
-        self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
+        self.order = widgets.Dropdown(options=[*ORDERS.items()], tooltip="order of the features", layout=WIDE)
+        self.hide = widgets.Checkbox(True, description="hide features of one token", indent=False, layout=WIDE)
+        for choice in (self.order, self.hide):
+            choice.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
         bar = widgets.HBox([self.button, self.shade], layout=WRAP)
+        self.how = widgets.HBox([self.order, self.hide], layout=WRAP)
         super().__init__(
-            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above, self.rows]
+            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.how, self.above, self.rows]
         )
 
     def read(self, sae: str | None = None) -> None:
         """Send the text through an SAE, by default the one before."""
         self.sae, self.matrix, self.note.value = sae or self.sae, None, ""
         attempt(self.note, self._read)
-        for part in (self.tokens, self.legend, self.rare, self.above, self.rows):
+        for part in (self.tokens, self.legend, self.how, self.above, self.rows):
             part.layout.visibility = "visible" if self.matrix is not None else "hidden"
 
     def _read(self) -> None:
@@ -161,18 +162,12 @@ class SentencePanel(widgets.VBox):
         return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
 
     def _token(self, change: dict) -> None:
-        row, rare = (change["new"] or 0) - 1, self.rare.value
-        kind = "rare features" if rare else "features"
-        if row < 0:
-            table = self.explorer.in_text(self.matrix, ROWS, self.sae, rare)
-            said = f"The strongest {kind} of the text, each with its strongest place in the sample:"
-        else:
-            table = self.explorer.at_token(self.matrix, row, self.matrix.d_sae, self.sae, rare)
-            n, token = len(table), marked(self.matrix.table["token"].iloc[row])
-            said = f"On {token} {n} {kind} fire" + (f", the {ROWS} strongest:" if n > ROWS else ":")
-        table = table.head(ROWS)
-        self.above.value = words(said if len(table) else f"No {'rare ' * rare}feature fires here.")
-        self.rows.fill(rows(self.explorer.reading(self.sae), table))
+        row, reading = change["new"] - 1 if change["new"] else None, self.explorer.reading(self.sae)
+        firing = reading.firing(self.matrix, row)
+        found, rule = ordered(reading, firing, self.order.value, self.hide.value)
+        place = "In this text" if row is None else f"On {marked(self.matrix.table['token'].iloc[row])}"
+        self.above.value = words(f"{place} {len(firing)} features fire. {rule}")
+        self.rows.fill(rows(reading, found.head(ROWS)))
         self.rows.mark(self.feature)
 
     def _values(self, by: str) -> Float[np.ndarray, " tokens"]:

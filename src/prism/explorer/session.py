@@ -10,8 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from jaxtyping import Bool, Int
-from scipy.sparse import csr_matrix
+from jaxtyping import Bool, Float
 
 from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
@@ -68,6 +67,22 @@ class Reading:
         return self.matrix.statistics(k=20)
 
     @cached_property
+    def density(self) -> Float[np.ndarray, " d_sae"]:
+        """The share of the sample's tokens on which each feature fires."""
+        return self.statistics.counts / max(self.matrix.n_tokens - self.matrix.massive, 1)
+
+    @cached_property
+    def one_token(self) -> Bool[np.ndarray, " d_sae"]:
+        """True for features whose 20 strongest firings (all, of fewer; two at least) fall on one and the same token.
+
+        Upper or lower case and white space around it make no other token.
+        """
+        table, rows = self.matrix.table, self.statistics.top_rows
+        names = np.array([name.strip().lower() or name for name in table["token"].astype(str)], dtype=object)
+        found = np.where(rows >= 0, np.unique(names, return_inverse=True)[1][rows], -1)
+        return (rows[:, 1] >= 0) & ((found == found[:, :1]) | (found < 0)).all(1)
+
+    @cached_property
     def common(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on more than a quarter of the sample's texts."""
         return self.matrix.text_max().getnnz(axis=0) > COMMON * self.matrix.n_texts
@@ -75,7 +90,7 @@ class Reading:
     @cached_property
     def rare(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on at most 1 % of the sample's tokens."""
-        return self.statistics.counts <= RARE * (self.matrix.n_tokens - self.matrix.massive)
+        return self.density <= RARE
 
     def fires_on(self, feature: int) -> str:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
@@ -116,11 +131,35 @@ class Reading:
             "hypothesis": known.labels.get(feature),
         }
 
+    def firing(self, matrix: FeatureMatrix, row: int | None = None) -> pd.DataFrame:
+        """The features that fire in a text, or on one token of it, strongest first.
+
+        Returns:
+            Columns feature, activation (its largest there), in a text token (where that is), of_maximum (share of its
+            largest activation in the sample; NaN where it never fires in that), density (in the sample).
+
+        Raises:
+            IndexError: no such token.
+        """
+        if row is not None and not 0 <= row < matrix.n_tokens:
+            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
+        active = (matrix.values if row is None else matrix.values[[row]]).tocoo()
+        place, column = active.coords
+        order = np.argsort(-active.data, kind="stable")
+        _, first = np.unique(column[order], return_index=True)
+        best = order[np.sort(first)]
+        features, activation = column[best], active.data[best]
+        peaks = self.statistics.maxima[features]
+        share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
+        found = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
+        if row is None:
+            found.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[place[best]])
+        return found.assign(density=self.density[features])
+
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
-        density = self.statistics.counts / max(self.matrix.n_tokens - self.matrix.massive, 1)
         features = frame["feature"].astype(int)
-        return frame.assign(density=density[features], fires_on=[self.fires_on(f) for f in features])
+        return frame.assign(density=self.density[features], fires_on=[self.fires_on(f) for f in features])
 
 
 class Explorer:
@@ -198,15 +237,12 @@ class Explorer:
                 raise ValueError(f"The text has {n} tokens; {self.spec.name} reads at most {longest}: shorten it.")
         return tokenize(texts, tokenizer, self.spec.context)
 
-    def at_token(
-        self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None, rare: bool = False
-    ) -> pd.DataFrame:
+    def at_token(self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that fire on one token of a text, strongest first.
 
         Args:
             matrix: from `texts`.
             row: of the token in it, from 0.
-            rare: leave out the features that fire on more than 1 % of the sample's tokens.
 
         Returns:
             Columns feature, activation, of_maximum (share of its largest activation in the sample), density, fires_on.
@@ -214,31 +250,11 @@ class Explorer:
         Raises:
             IndexError: no such token.
         """
-        if not 0 <= row < matrix.n_tokens:
-            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
-        return self._strongest(matrix.values[[row]], k, name, rare)[0]
+        return self.reading(name).describe(self.reading(name).firing(matrix, row).head(k))
 
-    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None, rare: bool = False) -> pd.DataFrame:
+    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
-        frame, rows = self._strongest(matrix.values, k, name, rare)
-        frame.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[rows])
-        return frame
-
-    def _strongest(
-        self, values: csr_matrix, k: int, name: str | None, rare: bool
-    ) -> tuple[pd.DataFrame, Int[np.ndarray, " features"]]:
-        """The table of the features that are strongest in `values`, and the row where each is."""
-        reading, active = self.reading(name), values.tocoo()
-        row, column = active.coords
-        order = np.argsort(-active.data, kind="stable")
-        order = order[reading.rare[column[order]]] if rare else order
-        _, first = np.unique(column[order], return_index=True)
-        best = order[np.sort(first)][:k]
-        features, activation = column[best], active.data[best]
-        peaks = reading.statistics.maxima[features]
-        share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
-        frame = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
-        return reading.describe(frame), row[best]
+        return self.reading(name).describe(self.reading(name).firing(matrix).head(k))
 
     def page(self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None) -> str:
         """The feature's whole page, a document of its own, as the gallery writes it.
