@@ -19,6 +19,7 @@ import uvicorn
 
 from prism import cli
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, app, guard, markup
+from prism.visualization.tokens import shaded
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> {{value}} ${7*7} \" ' &"
 
@@ -48,10 +49,10 @@ def client(explorer: Explorer) -> Iterator[httpx.Client]:
 
 def _ask(client: httpx.Client, element: str, event: str, data: list, event_data: dict | None = None) -> dict:
     """What the server makes of an event that a browser, or somebody in its place, reports."""
-    session = uuid.uuid4().hex
-    response = _join(client, element, event, data, event_data, session)
+    session, until = uuid.uuid4().hex, time.monotonic() + 120  # heartbeats come all the while
+    while (response := _join(client, element, event, data, event_data, session)).status_code == 503:
+        time.sleep(0.2)  # the queue is full of another test's questions
     assert response.status_code == 200, response.text
-    until = time.monotonic() + 120  # heartbeats come all the while
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
         for line in stream.iter_lines():
             assert time.monotonic() < until, "no answer in two minutes"
@@ -80,7 +81,7 @@ def _join(client: httpx.Client, element: str, event: str, data: list, event_data
 
 
 def test_it_answers_through_its_queue(client: httpx.Client) -> None:
-    message = _ask(client, "read", "click", ["Hello there, world", "2-res", True])
+    message = _ask(client, "read", "click", ["Hello there, world", "2-res", "special", True])
     assert message["success"]
     tokens, table = message["output"]["data"][:2]
     assert ">·world<" in tokens and 'data-row="1"' in tokens and "data-feature=" in table
@@ -146,7 +147,7 @@ def test_uploads_and_large_questions_are_refused(client: httpx.Client) -> None:
     endless = client.post("/gradio_api/queue/join", content=(b"x" for _ in range(3)))
     assert endless.status_code == 413
     assert client.delete("/").status_code == 405
-    assert _ask(client, "read", "click", ["still here", "2-res", True])["success"]
+    assert _ask(client, "read", "click", ["still here", "2-res", "special", True])["success"]
 
 
 def test_a_length_beside_chunks_is_refused(client: httpx.Client) -> None:
@@ -203,12 +204,14 @@ def test_unknown_names_are_one_line(capsys) -> None:
 
 def test_a_full_queue_says_so_and_empties(client: httpx.Client, explorer: Explorer) -> None:
     with explorer.lock:  # the first question waits for this
-        answered = [_join(client, "read", "click", [f"number {i}", "2-res", True]) for i in range(app.QUEUE + 3)]
+        answered = [
+            _join(client, "read", "click", [f"number {i}", "2-res", "special", True]) for i in range(app.QUEUE + 3)
+        ]
     codes = [response.status_code for response in answered]
     assert codes.count(200) in (app.QUEUE, app.QUEUE + 1) and codes[-1] == 503
     assert "full" in answered[-1].json()["detail"].lower()
     until = time.monotonic() + 30
-    while _join(client, "read", "click", ["again", "2-res", True]).status_code != 200:
+    while _join(client, "read", "click", ["again", "2-res", "special", True]).status_code != 200:
         assert time.monotonic() < until, "the queue stays full"
         time.sleep(0.2)
 
@@ -216,9 +219,9 @@ def test_a_full_queue_says_so_and_empties(client: httpx.Client, explorer: Explor
 @pytest.mark.parametrize(
     ("element", "data", "says"),
     [
-        ("read", ["", "2-res", True], "no text yet"),
-        ("read", ["x" * (MAX_CHARACTERS + 1), "2-res", True], "at most 1,000"),
-        ("read", ["a b " * 240, "2-res", True], "tokens"),
+        ("read", ["", "2-res", "special", True], "no text yet"),
+        ("read", ["x" * (MAX_CHARACTERS + 1), "2-res", "special", True], "at most 1,000"),
+        ("read", ["a b " * 240, "2-res", "special", True], "tokens"),
         ("search", ["number", "one", "2-res"], "no number"),
         ("search", ["number", "999999", "2-res"], "3071"),
         ("search", ["category", "Pyton code", "2-res"], "Python code"),
@@ -242,6 +245,7 @@ def test_errors_are_sentences_of_the_page(client: httpx.Client, element: str, da
     ("element", "event", "data", "event_data"),
     [
         ("read", "click", ["Hello", "../../etc/passwd"], None),
+        ("read", "click", ["Hello", "2-res", "<b>loudest</b>", True], None),
         ("search", "click", ["files", "x", "2-res"], None),
         ("write", "click", ["Hello", 1, "add", 1e9, 5, 0.7, 0, "2-res"], None),
         ("write", "click", ["Hello", 1, "add", 1, 5, 0.7, -5, "2-res"], None),
@@ -256,7 +260,7 @@ def test_forged_values_are_refused_and_the_app_goes_on(client, element, event, d
     text = json.dumps(message)
     assert not message["success"] or 'role=\\"alert\\"' in text
     assert "root:x" not in text and "Traceback" not in text
-    assert _ask(client, "read", "click", ["still here", "2-res", True])["success"]
+    assert _ask(client, "read", "click", ["still here", "2-res", "special", True])["success"]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +291,9 @@ def test_what_nobody_foresaw_is_logged_and_said(page: app.Page, capsys) -> None:
 
 def test_everything_shown_is_escaped(explorer: Explorer) -> None:
     name = explorer.default
+    hostile = [
+        {"feature": 7, "label": {"by": NASTY, "text": NASTY}, "numbers": [NASTY], "window": shaded([NASTY], [1.0])}
+    ]
     parts = [
         *answers.read_text(explorer, NASTY, name),
         answers.read_token(explorer, NASTY, 1, name),
@@ -294,12 +301,21 @@ def test_everything_shown_is_escaped(explorer: Explorer) -> None:
         *answers.compare(explorer, NASTY, [name]),
         answers.write(explorer, NASTY, 667, "add", 0.5, 2, 0.7, 0, name),
         app.problem(ValueError(NASTY)),
-        markup.table(answers.search(explorer, "number", "7").table.assign(fires_on=NASTY), name, NASTY, NASTY),
+        markup.fragment("rows", hostile, name, NASTY, NASTY, True),
         markup.frame(NASTY, NASTY),
     ]
     for part in parts:
         assert "<script" not in part and "<img" not in part and "{{" not in part and "${" not in part
     assert "&lt;" in parts[0] and "&#123;" in parts[0]  # it is shown, not dropped
+
+
+def test_the_page_says_its_order_and_what_it_hides(explorer: Explorer) -> None:
+    _, listed = answers.read_text(explorer, answers.SENTENCE, "2-res")
+    assert "rarity" in listed and "Hidden: " in listed
+    _, strongest = answers.read_text(explorer, answers.SENTENCE, "2-res", "strongest", False)
+    assert "Order: activation." in strongest and "Hidden: " not in strongest and listed != strongest
+    with pytest.raises(IndexError, match="no token 99"):
+        answers.read_token(explorer, "Hi you", 99, "2-res")
 
 
 def test_a_page_in_its_frame_can_do_nothing(explorer: Explorer) -> None:
@@ -314,8 +330,8 @@ def test_a_click_on_the_tokens_of_another_sentence_is_left_alone(page: app.Page,
     tokens, _ = answers.read_text(explorer, "Hi you", "2-res")
     click = SimpleNamespace(_data={"row": "1", "read": answers.digest("Hi you")})
     assert click._data["read"] in tokens
-    assert "On token 2" in page._read_token(("Hi you", "2-res"), True, click)
-    assert page._read_token(("Some other sentence", "2-res"), True, click) == {"__type__": "update"}
+    assert "On token 2" in page._read_token(("Hi you", "2-res"), "special", True, click)
+    assert page._read_token(("Some other sentence", "2-res"), "special", True, click) == {"__type__": "update"}
 
 
 def test_a_bad_number_to_pin_is_said_where_it_would_be(page: app.Page) -> None:
@@ -325,7 +341,7 @@ def test_a_bad_number_to_pin_is_said_where_it_would_be(page: app.Page) -> None:
 
 
 def test_nothing_of_the_former_sae_stays(page: app.Page) -> None:
-    about, tokens, found, read, _ = page._changed("1-res", "", True)
+    about, tokens, found, read, _ = page._changed("1-res", "", "special", True)
     assert "1-res" in about and "no text yet" in tokens and found == "" and read == ("", "1-res")
 
 

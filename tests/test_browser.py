@@ -115,16 +115,18 @@ def test_a_sentence_leads_to_a_token_and_a_page(page) -> None:
     assert "Strongest texts" in frame.locator("body").inner_text()
 
 
-def test_frequent_features_are_shown_when_asked_for(page) -> None:
-    cells = "[...document.querySelectorAll('#found td:last-child')].map((cell) => parseFloat(cell.innerText))"
-    assert all(density <= 1 for density in page.evaluate(cells)) and page.evaluate(cells)
-    page.get_by_label("rare features only").uncheck()
-    page.wait_for_function(f"{cells}.some((density) => density > 1)")
-    page.click("#tokens button >> nth=1")
-    page.wait_for_selector("#found h3:has-text('On token 2')")
-    assert max(page.evaluate(cells)) > 1
-    page.get_by_label("rare features only").check()
-    page.wait_for_function(f"{cells}.every((density) => density <= 1)")
+def test_the_order_and_what_is_hidden_are_one_click_away(page) -> None:
+    said = "cell.innerText.match(/activation ([0-9.]+)/)[1]"
+    cells = f"[...document.querySelectorAll('#found .prism-numbers')].map((cell) => parseFloat({said}))"
+    falling = f"{cells}.every((value, place, all) => !place || value <= all[place - 1])"
+    assert len(page.evaluate(cells)) > 3 and not page.evaluate(falling)
+    assert "rarity" in page.inner_text("#found") and "Hidden: " in page.inner_text("#found")
+    page.get_by_label("strongest first").check()
+    page.wait_for_function(falling)
+    page.get_by_label("hide features of one token").uncheck()
+    page.wait_for_function("!document.querySelector('#found').innerText.includes('Hidden: ')")
+    page.get_by_label("special to it").check()
+    page.wait_for_selector("#found p:has-text('rarity')")
 
 
 def test_links_and_buttons_walk_through_features(page, command) -> None:

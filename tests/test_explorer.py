@@ -13,6 +13,7 @@ from prism.data import CATEGORIES, token_text
 from prism.explorer import (
     HOWS,
     MAX_CHARACTERS,
+    RARE,
     Explorer,
     Reading,
     by_category,
@@ -22,6 +23,9 @@ from prism.explorer import (
     search,
     steer,
 )
+from prism.explorer.labels import Label
+from prism.explorer.markup import fragment
+from prism.explorer.rows import LEAST, ordered, rows, special_order
 from prism.explorer.sample import Sample
 from prism.explorer.search import chance_scores
 from prism.explorer.steer import Continuation
@@ -68,7 +72,10 @@ def small() -> Reading:
         }
     )
     matrix = FeatureMatrix(sp.csr_matrix(dense), table)
-    return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), None)
+    known = SimpleNamespace(
+        labels={0: Label("2-res", 0, "the word 'the'", "Ada", "2025-03-31", "hypothesis", "a 'the'")}
+    )
+    return Reading(None, SimpleNamespace(tokenizer=Letters()), None, Sample(matrix, text < 6, text % 2 == 1), known)
 
 
 def test_features_are_described_by_their_strongest_tokens(small):
@@ -77,6 +84,50 @@ def test_features_are_described_by_their_strongest_tokens(small):
     assert small.fires_on(3) == "nothing in the sample"
     frame = small.describe(pd.DataFrame({"feature": [2, 0]}))
     assert frame["density"].tolist() == [4 / 32, 16 / 32] and frame["fires_on"].tolist()[1] == "·The  the"
+
+
+def test_a_label_is_somebodys_hypothesis_or_what_counting_found(small):
+    assert small.label(0) == {"by": "hypothesis by Ada", "text": "the word 'the'"}
+    assert small.label(1) == {"by": "automatic", "text": small.sample.explained(1).brief()}
+    assert small.label(3) == {}, "it never fires"
+    html = fragment("row", rows(small, pd.DataFrame({"feature": [0]}))[0])
+    assert "hypothesis by Ada:</span> <bdi>the word &#39;the&#39;</bdi>" in html
+
+
+def test_a_row_shows_number_measures_and_the_strongest_window(small):
+    table = by_token(small, "the").table.assign(activation=[1.5, 1.0, 4.0], of_maximum=[0.75, 1.0, np.nan])
+    first, _, last = rows(small, table)
+    assert first["feature"] == 0 and first["numbers"][:2] == ["activation 1.5", "75% of its maximum"]
+    assert first["numbers"][-1] == "fires on 50.00% of tokens" and "F1 1.00" in first["numbers"]
+    assert last["numbers"][1] == "maximum unknown"
+    assert [(token, value) for token, value, *_ in last["window"]] == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)]
+    assert [share for *_, share, _ in last["window"]] == [0.25, 0.5, 0.75, 1], "of one text, shaded by its maximum"
+    html = fragment("row", last)
+    assert '<b title="↵ · activation 4.000 · position 4"' in html and "> The<" in html, "as it is read"
+    assert small.window(3) == [] and "silent in the sample" in fragment(
+        "row", rows(small, pd.DataFrame({"feature": [3]}))[0]
+    )
+
+
+def test_the_order_by_hand():
+    """Share (at most 1) × −log10(density): 0.5 × 3, 1 × 1, 1 × 2, unknown; of the 20 of a rare one, 3 is the least."""
+    activation = np.array([10.0, 90.0, 20.0, 50.0, 2.9])
+    share = np.array([0.5, 1.0, 1.3, np.nan, 1.0])
+    density = np.array([0.001, 0.1, 0.01, 0.0, 0.0001])
+    assert special_order(activation, share, density).tolist() == [2, 0, 1, 3], "the last is 7.5: 15 % of 50, not of 90"
+    activation[3] = 20
+    assert special_order(activation, share, density).tolist() == [2, 0, 1, 3]
+    activation[4] = 3
+    assert special_order(activation, share, density).tolist() == [4, 2, 0, 1, 3]
+    assert special_order(activation[:2], share[:2], np.array([0.5, 0.5])).tolist() == [1, 0], "none is rare: all count"
+
+
+def test_features_of_one_token(small):
+    assert small.one_token.tolist() == [True, False, False, False], "' The' and 'the' are one; 3 never fires"
+    once = np.zeros((32, 4), np.float32)
+    once[0, 0] = once[2, 1] = once[6, 1] = once[3, 2] = 1
+    few = replace(small, sample=replace(small.sample, matrix=FeatureMatrix(sp.csr_matrix(once), small.matrix.table)))
+    assert few.one_token.tolist() == [False, True, False, False], "one firing says nothing, two may"
 
 
 def test_search_by_token_ranks_by_f1_over_both_cases_and_with_or_without_a_space(small):
@@ -174,16 +225,31 @@ def test_the_features_of_a_text_are_listed_once_at_their_peak(explorer):
     assert all(tokens[dense[:, f].argmax()] == token for f, token in zip(found["feature"], found["token"], strict=True))
 
 
-def test_frequent_features_can_be_left_out(explorer):
+def test_what_is_special_about_a_text_comes_first(explorer):
     matrix, reading = explorer.texts([SENTENCE]), explorer.reading()
-    counts = np.asarray((reading.matrix.values > 0).sum(0)).ravel()
-    for ask in (explorer.in_text, lambda m, **kw: explorer.at_token(m, 3, **kw)):
-        found, rare = (list(ask(matrix, k=1000, rare=rare)["feature"]) for rare in (False, True))
-        few = [f for f in found if counts[f] <= 0.01 * reading.matrix.n_tokens]
-        assert rare == few and 0 < len(rare) < len(found)
-    assert list(explorer.in_text(matrix, k=2, rare=True)["feature"]) == list(
-        explorer.in_text(matrix, k=1000, rare=True)["feature"][:2]
-    )
+    for firing in (reading.firing(matrix), reading.firing(matrix, 3)):
+        found, rule = ordered(reading, firing, "special", hide=False)
+        score = np.minimum(found["of_maximum"], 1) * -np.log10(found["density"])
+        assert score.is_monotonic_decreasing and 0 < len(found) < len(firing) and "rarity" in rule
+        left_out = firing[~firing["feature"].isin(found["feature"])]
+        rare = firing["activation"][firing["density"] <= RARE].max()
+        assert left_out["activation"].max() < LEAST * rare <= found["activation"].min()
+        assert ordered(reading, firing, "strongest", hide=False)[0].equals(firing)
+    with pytest.raises(ValueError, match="choose from special, strongest"):
+        ordered(reading, firing, "loudest", hide=False)
+
+
+def test_features_of_one_token_are_hidden_and_counted(explorer):
+    reading = explorer.reading()
+    firing = reading.firing(explorer.texts([SENTENCE]))
+    shown, rule = ordered(reading, firing, "strongest", hide=True)
+    hidden = set(firing["feature"]) - set(shown["feature"])
+    assert hidden == {f for f in firing["feature"] if reading.one_token[f]} and len(hidden) > 3
+    assert rule.endswith(f"Hidden: {len(hidden)} whose 20 strongest firings are all on one token.")
+    tokens = reading.matrix.table["token"].astype(str)
+    for feature in list(hidden)[:5]:
+        rows = reading.statistics.top_rows[feature]
+        assert len({tokens[row].strip().lower() for row in rows[rows >= 0]}) == 1
 
 
 @pytest.mark.parametrize(

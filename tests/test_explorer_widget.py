@@ -8,6 +8,8 @@ import ipywidgets as widgets
 import pytest
 
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore, sample
+from prism.explorer.markup import fragment
+from prism.explorer.rows import ordered, rows
 from prism.explorer.widget import framed
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> & so on"
@@ -33,7 +35,7 @@ def shared(explorer):
 @pytest.fixture
 def widget(shared):
     """One widget for all tests, at its beginning: the first sentence read, nothing pinned, one feature looked at."""
-    shared.sae.value, shared.sentence.rare.value = "2-res", True
+    shared.sae.value, shared.sentence.order.value, shared.sentence.hide.value = "2-res", "special", True
     shared.view.seen.clear()
     read(shared, TEXT)
     for pin in shared.pins.values():
@@ -66,9 +68,16 @@ def shown(page):
     return int(found[1]) if found else None
 
 
-def pick(rows, place):
-    rows.list.index = place
-    return rows.features[place]
+def pick(some, place):
+    some.buttons[place].click()
+    return some.features[place]
+
+
+def listed(explorer, sae, row=None):
+    """The features of the list of a text, or of one of its tokens, in the order that it begins with."""
+    reading = explorer.reading(sae)
+    found, _ = ordered(reading, reading.firing(explorer.texts([TEXT], sae), row), "special", hide=True)
+    return found["feature"].tolist()[:12]
 
 
 def token(widget, text):
@@ -85,7 +94,7 @@ def test_it_begins_with_a_feature_of_the_sentence(explorer):
     assert isinstance(widget, widgets.Widget)
     feature = shown(widget.view.page)
     assert widget.view.seen == [("2-res", feature)] and feature in widget.sentence.rows.features
-    assert not explorer.reading().common[feature], "a feature that fires nearly everywhere says nothing"
+    assert feature == widget.sentence.rows.features[0]
     assert widget.sae.value == explorer.default and "2-res is ready" in said(widget.status)
     assert [name for name, _ in widget.sentence.tokens.options][:3] == ["whole text", "The", "·court"]
 
@@ -118,8 +127,7 @@ def test_another_sae_keeps_the_sentence_and_the_search(explorer, widget):
     widget.sae.value = "2-res-x4"
     assert "Loading 2-res-x4 …" in told[0] and "2-res-x4 is ready" in told[-1]
     assert widget.sentence.tokens.options == token_names and widget.sentence.text.value == TEXT
-    matrix = explorer.texts([TEXT], "2-res-x4")
-    assert widget.sentence.rows.features == list(explorer.in_text(matrix, 12, "2-res-x4", rare=True)["feature"])
+    assert widget.sentence.rows.features == listed(explorer, "2-res-x4")
     assert widget.search.rows.features != before and len(widget.search.rows.features) == 12
     assert widget.view.seen[-1] == ("2-res-x4", shown(widget.view.page))
     widget.view.back.click()
@@ -146,22 +154,20 @@ def test_nothing_of_the_former_sae_stays(explorer, widget, monkeypatch):
 def test_a_token_shows_its_features(explorer, widget):
     token(widget, "·shall")
     row = widget.sentence.tokens.index - 1
-    rare = explorer.at_token(explorer.texts([TEXT]), row, 12, rare=True)
-    assert widget.sentence.rows.features == list(rare["feature"])
-    assert said(widget.sentence.above) == f"On ·shall {len(rare)} rare features fire:"
-    widget.sentence.rare.value = False
+    special = listed(explorer, "2-res", row)
+    assert widget.sentence.rows.features == special
+    widget.sentence.order.value, widget.sentence.hide.value = "strongest", False
     expected = explorer.at_token(explorer.texts([TEXT]), row, 12)
-    assert widget.sentence.rows.features == list(expected["feature"]) != list(rare["feature"])
-    line = widget.sentence.rows.list.options[1][0].split()
+    assert widget.sentence.rows.features == list(expected["feature"]) != special
     second = expected.iloc[1]
-    assert line[:4] == [
-        str(second["feature"]),
-        f"{second['activation']:.1f}",
-        f"{second['of_maximum']:.0%}",
-        f"{second['density']:.2%}",
-    ]
+    assert widget.sentence.rows.buttons[1].description == str(int(second["feature"]))
+    assert widget.sentence.rows.shown[1].value == fragment("row", rows(explorer.reading(), expected)[1])
+    assert f"{second['of_maximum']:.0%} of its maximum" in said(widget.sentence.rows.shown[1])
     n = explorer.texts([TEXT]).values[row].nnz
-    assert said(widget.sentence.above) == f"On ·shall {n} features fire, the 12 strongest:"
+    assert said(widget.sentence.above) == f"On ·shall {n} features fire. Order: activation."
+    widget.sentence.hide.value = True
+    assert "Hidden: " in said(widget.sentence.above)
+    widget.sentence.hide.value = False
     widget.sentence.tokens.index = 0
     assert widget.sentence.rows.features == list(explorer.in_text(explorer.texts([TEXT]), 12)["feature"])
 
@@ -170,6 +176,8 @@ def test_a_feature_of_the_list_shows_its_page_and_shades_the_sentence(explorer, 
     token(widget, "·shall")
     row, feature = widget.sentence.tokens.index - 1, pick(widget.sentence.rows, 1)
     assert shown(widget.view.page) == feature and widget.sentence.shade.label == f"feature {feature}"
+    marked = ["prism-chosen" in box._dom_classes for box in widget.sentence.rows.children]
+    assert marked.index(True) == 1 and sum(marked) == 1
     column = explorer.texts([TEXT]).column(feature)
     shaded = {int(place) - 2 for place in re.findall(r"nth-of-type\((\d+)\)", widget.sentence.colours.value)}
     assert shaded == set(column.nonzero()[0]) and row in shaded
@@ -192,7 +200,7 @@ def test_html_and_script_in_a_sentence_are_text(widget):
     for place in range(len(widget.sentence.tokens.options)):
         widget.sentence.tokens.index = place
         told = "".join(part.value for part in walk(widget.sentence) if isinstance(part, widgets.HTML))
-        assert set(re.findall(r"<([a-z0-9]+)", told)) <= {"div", "pre", "style"}, told
+        assert set(re.findall(r"<([a-z0-9]+)", told)) <= {"div", "style", "span", "b", "bdi"}, told
     token(widget, "<")
     assert "On &lt; " in widget.sentence.above.value
 
@@ -229,8 +237,9 @@ def test_a_number_goes_to_its_page(widget):
 )
 def test_each_search_lists_features_to_pick(widget, way, query):
     note = ask(widget, way, query)
-    assert len(widget.search.rows.list.options) == len(widget.search.rows.features) > 1
-    assert widget.search.rows.list.index is None and shown(widget.view.page) == 12, "nothing is picked unasked"
+    listed = [box for box in widget.search.rows.children if box.layout.display is None]
+    assert len(listed) == len(widget.search.rows.features) > 1
+    assert shown(widget.view.page) == 12, "nothing is picked unasked"
     assert {"token": "precision", "category": "score", "concept": "composite score"}[way] in note
     feature = pick(widget.search.rows, 1)
     assert shown(widget.view.page) == feature
@@ -337,7 +346,7 @@ def test_saes_are_compared(explorer, widget):
         box.value = box.description in ("2-res", "2-res-x4")
     panel.text.value = NASTY
     panel.button.click()
-    assert re.findall("<h3>Strongest rare features in the text: (.*?)</h3>", panel.shown.value) == ["2-res", "2-res-x4"]
+    assert re.findall("<h3>Special to the text: (.*?)</h3>", panel.shown.value) == ["2-res", "2-res-x4"]
     assert f"{explorer.compare(NASTY, ['2-res'])['explained_variance'].iloc[0]:.1%}" in panel.shown.value
     assert not re.search("<(button|script|img)", panel.shown.value)
     for box in panel.boxes:

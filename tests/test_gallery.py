@@ -108,15 +108,20 @@ def test_pages_link_only_to_pages_that_are_there(written):
 
 
 def test_features_are_explained_where_they_can_be(sample):
-    """No feature of the small sample fires in enough different contexts; a wider one does, and is scored."""
-    assert texts.explanations(sample, [0]) == {0: (texts.NOT_EXPLAINED, {})}
+    """All that fire are explained; those that fire in enough different contexts are scored."""
+    assert sample.explained(0).sentence and sample.scores(0) == {}
+    assert sample.explained(39) is None and sample.scores(39) == {}, "it never fires"
+    alone = replace(sample, held=sample.matrix.table["text"].to_numpy() < 4, _explained={})
+    assert not alone._counter.examples.fires(0).any()
+    assert alone.explained(0) is not None, "silent but in the held-out texts: counted on all"
     dense, text = np.zeros((4000, 1), np.float32), np.repeat(np.arange(80), 50)
     ids = np.random.default_rng(0).integers(1, 50, 4000)
     dense[ids == 7] = 1
     table = pd.DataFrame({"text": text, "position": np.tile(np.arange(1, 51), 80), "token_id": ids})
     wide = FeatureMatrix(sp.csr_matrix(dense), table.assign(token=[f" {'abcdefg'[i % 7]}{i}" for i in ids]))
-    sentence, scores = texts.explanations(texts.Sample(wide, text < 0, text % 2 == 1), [0])[0]
-    assert sentence.startswith('Fires on " a7"')
+    wide = texts.Sample(wide, text < 0, text % 2 == 1)
+    assert wide.explained(0).sentence.startswith('Fires on " a7"') and wide.explained(0) is wide.explained(0)
+    scores = wide.scores(0)
     assert scores["detection"] > 0.95 and scores["fuzzing"] > 0.95
 
 

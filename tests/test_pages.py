@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from prism import explorer
 from prism import visualization as viz
 from prism.explorer.gallery import gallery_index
+from prism.explorer.labels import Label
 from prism.explorer.markup import asset
 from prism.features import FeatureMatrix
 
@@ -182,8 +183,20 @@ def test_ordinary_links_are_links():
 def test_explanation_shows_the_scores_it_has(matrix):
     scored = Checker(page_of(matrix, explanation="Fires on x.", scores={"detection": 0.914, "fuzzing": np.nan})).text
     assert "Fires on x." in scored and "detection0.91" in scored and "fuzzing" not in scored
-    assert "<p>automatic, not scored</p>" in page_of(matrix, explanation="Fires on x.")
+    assert "<p>automatic, not scored: it fires in too few places of these texts, or in too many</p>" in page_of(
+        matrix, explanation="Fires on x."
+    )
     assert "Explanation</h2>" not in page_of(matrix)
+
+
+def test_a_hypothesis_stands_with_its_author_and_what_would_refute_it(matrix):
+    label = Label("2-res", 0, HOSTILE[0], HOSTILE[1], "2025-03-31", "hypothesis", HOSTILE[2])
+    decoder, unembed = np.zeros((4, 7)), np.zeros((7, 7))
+    short = explorer.feature_in_short(0, matrix, decoder, unembed, HOSTILE, hypothesis=label).data
+    for page in (page_of(matrix, hypothesis=label), short):
+        text = Checker(page).text
+        assert f"Hypothesisby {HOSTILE[1]}, 2025-03-31{HOSTILE[0]}It would be refuted by: {HOSTILE[2]}" in text
+    assert "Hypothesis" not in page_of(matrix)
 
 
 def test_quoted_tokens_of_another_script_leave_their_neighbourhood_in_order(matrix):
@@ -222,7 +235,7 @@ def test_index_is_balanced_and_escaped():
             "density": [0.5, 1e-4],
             "tokens": [HOSTILE, [" the"]],
             "category": ["math", HOSTILE[1]],
-            "explanation": [HOSTILE[1], "Fires."],
+            "label": [{"by": HOSTILE[0], "text": HOSTILE[1]}, {"by": "automatic", "text": "Fires."}],
             "score": [0.75, np.nan],
         }
     )

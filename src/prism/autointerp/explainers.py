@@ -96,6 +96,10 @@ class Explanation:
             raise ValueError("this explanation is a sentence without a rule; a ModelJudge must judge it")
         return self._rates(windows.ids, *_bits(windows.ids, windows.tokens))
 
+    def brief(self, conditions: int = 2) -> str:
+        """The sentence with fewer of the rule's conditions; one without a rule as it is."""
+        return sentence_of(self.terms, self.base, self.cut, conditions) if self.terms else self.sentence
+
     def _rates(self, ids: np.ndarray, bits: np.ndarray, near: np.ndarray) -> np.ndarray:
         before = _shifted(ids, 1)
         rates = np.full(ids.shape, self.base)
@@ -163,6 +167,7 @@ class TokenStatistics:
         bits, near = _bits(ids, strings)
         self._ids, self._before = ids[self._place], _shifted(ids, 1)[self._place]
         self._bits, self._near = bits[self._place], near[self._place]
+        self._in_class = {"class": _members(self._bits), "near": _members(self._near)}
         self._order = np.argsort(self._ids, kind="stable")
         self._sorted = self._ids[self._order]
         self._counts = np.bincount(self._ids)
@@ -216,11 +221,10 @@ class TokenStatistics:
         """Terms of a class of tokens, this one's or those before it."""
         terms = []
         for kind, bits in (("class", self._bits), ("near", self._near)):
-            for group in range(len(CLASSES)):
-                inside = bits >> group & 1 == 1
-                rate = (fires[inside].sum() + PRIOR * base) / (inside.sum() + PRIOR)
-                if rate > 2 * base:
-                    terms.append(self._term(kind, OUTSIDE, OUTSIDE, group, rate, inside.sum()))
+            counts = self._in_class[kind]
+            rates = (_members(bits[fires]) + PRIOR * base) / (counts + PRIOR)
+            for group in np.flatnonzero(rates > 2 * base):
+                terms.append(self._term(kind, OUTSIDE, OUTSIDE, group, rates[group], counts[group]))
         return terms
 
     def _refined(self, tokens: list[Term], fires: np.ndarray) -> list[Term]:
@@ -262,6 +266,11 @@ class TokenStatistics:
         return best_cut(rule.rates(windows).max(1), (drawn["kind"] == FIRING).to_numpy())
 
 
+def _members(bits: np.ndarray) -> np.ndarray:
+    """How many of some tokens each class has."""
+    return np.array([np.count_nonzero(bits & 1 << group) for group in range(len(CLASSES))])
+
+
 def best_cut(scores: Float[np.ndarray, " windows"], truth: Bool[np.ndarray, " windows"]) -> float:
     """The cut between two scores that tells the true from the false best, by balanced accuracy (ties: the middle one).
 
@@ -281,7 +290,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def sentence_of(terms: Iterable[Term], base: float, cut: float) -> str:
+def sentence_of(terms: Iterable[Term], base: float, cut: float, shown: int = SHOWN) -> str:
     """The rule in a sentence: the conditions above the cut that cover most firings, and the exceptions to them.
 
     A token in a context is named only where the token alone stays below the cut.
@@ -294,8 +303,9 @@ def sentence_of(terms: Iterable[Term], base: float, cut: float) -> str:
     above.sort(key=lambda t: -(t.rate - base) * t.count)
     if not above:
         return f"No token, pair or class of tokens stands out: it fires on {base:.1%} of all tokens."
-    named = ", ".join(f"{t.words} ({t.rate:.0%})" for t in above[:SHOWN])
-    more = f", and {len(above) - SHOWN} more conditions" if len(above) > SHOWN else ""
-    but = [t for t in refined if t.rate <= cut and t.token in {a.token for a in above[:SHOWN]} & sure]
+    named = ", ".join(f"{t.words} ({t.rate:.0%})" for t in above[:shown])
+    left = len(above) - shown
+    more = f", and {left} more condition{'s' * (left > 1)}" if left > 0 else ""
+    but = [t for t in refined if t.rate <= cut and t.token in {a.token for a in above[:shown]} & sure]
     but.sort(key=lambda t: -(tokens[t.token].rate - t.rate) * t.count)
     return f"Fires on {named}{more}{'; but not on ' * bool(but)}{' or '.join(t.words for t in but[:2])}."

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from prism.explorer import markup
+from prism.explorer.rows import ordered, rows
 from prism.explorer.search import by_category, categories, search
 from prism.explorer.session import Explorer, Reading
 from prism.explorer.steer import steer
@@ -19,7 +19,7 @@ from prism.visualization.tokens import marked, shaded
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
 PROMPT = "Once upon a time, there was"
-STRONGEST = 8  # features shown of a token or a text
+LISTED = 8  # features shown of a token or a text
 EXAMPLES = {  # a question for each way of searching, right for every model
     "number": "12",
     "category": "Python code",
@@ -33,18 +33,17 @@ HELP = {  # a tab of the web page -> what it is for
     "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
     "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
     "and with a control of the same kind.",
-    "compare": "What each SAE keeps of the same sentence, and which of its features are strongest there.",
+    "compare": "What each SAE keeps of the same sentence, and which of its features are special to it.",
 }
 
 
-def read_text(explorer: Explorer, text: str, sae: str, rare: bool = True) -> tuple[str, str]:
-    """A text as shaded buttons, and the table of its strongest features, all of them or the rare ones only."""
+def read_text(explorer: Explorer, text: str, sae: str, order: str = "special", hide: bool = True) -> tuple[str, str]:
+    """A text as shaded buttons, and its features in one of `rows.ORDERS`, those of one token hidden or not."""
     matrix = explorer.texts([text], sae)
     shares = zip(matrix.table["token"].astype(str), _shares(explorer.reading(sae), matrix), strict=True)
     buttons = markup.fragment("tokens", [*shares], sae, digest(text))
     note = "Shade: how near a rare feature comes to its maximum in the sample."
-    found = explorer.in_text(matrix, STRONGEST, sae, rare)
-    return buttons + markup.sentence(note), _features(found, sae, "Strongest anywhere in the text", rare)
+    return buttons + markup.sentence(note), _firing(explorer, matrix, sae, "In this text", order, hide)
 
 
 def digest(text: str) -> str:
@@ -52,9 +51,22 @@ def digest(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _features(found: pd.DataFrame, sae: str | None, title: str, rare: bool) -> str:
-    """A table of features; where there are none, that is said."""
-    return markup.table(found, sae, title=title, empty=f"No {'rare ' * rare}feature fires here.")
+def _firing(
+    explorer: Explorer,
+    matrix: FeatureMatrix,
+    sae: str,
+    title: str,
+    order: str = "special",
+    hide: bool = True,
+    k: int = LISTED,
+    buttons: bool = True,
+    row: int | None = None,
+) -> str:
+    """A row for each feature that fires in a text or on a token of it, under a title and the rule of their order."""
+    reading = explorer.reading(sae)
+    found, rule = ordered(reading, reading.firing(matrix, row), order, hide)
+    title = title if row is None else f"On token {row + 1}, {marked(matrix.table['token'].iloc[row])}"
+    return markup.fragment("rows", rows(reading, found.head(k)), sae, title, rule, buttons)
 
 
 def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
@@ -67,12 +79,9 @@ def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " toke
     return np.minimum(shares, 1)
 
 
-def read_token(explorer: Explorer, text: str, row: int, sae: str, rare: bool = True) -> str:
-    """The table of one token's features, all of them or the rare ones only."""
-    matrix = explorer.texts([text], sae)
-    found = explorer.at_token(matrix, row, STRONGEST, sae, rare)
-    token = marked(matrix.table["token"].astype(str).iloc[row])
-    return _features(found, sae, f"On token {row + 1}, {token}", rare)
+def read_token(explorer: Explorer, text: str, row: int, sae: str, order: str = "special", hide: bool = True) -> str:
+    """One token's features, as `read_text` has a text's."""
+    return _firing(explorer, explorer.texts([text], sae), sae, "", order, hide, row=row)
 
 
 def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:
@@ -93,7 +102,8 @@ def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = 
 def search_features(explorer: Explorer, way: str, query: str, sae: str) -> str:
     """The table of what a search found, under its note: what the measures mean, and what chance reaches."""
     found = search(explorer, way, query, sae)
-    return markup.sentence(found.note[:1].upper() + found.note[1:] + ".", "note") + markup.table(found.table, sae)
+    note = found.note[:1].upper() + found.note[1:] + "."
+    return markup.fragment("rows", rows(explorer.reading(sae), found.table), sae, "", note)
 
 
 def write(
@@ -129,22 +139,22 @@ def write(
 
 
 def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool = True) -> Iterator[str]:
-    """What each SAE keeps of a text, then, one SAE after another, its strongest features there.
+    """What each SAE keeps of a text, then, one SAE after another, the features that are special to it.
 
     Args:
         buttons: features are buttons that open their pages; else plain numbers.
     """
-    rows = explorer.compare(text, names)
+    measures = explorer.compare(text, names)
     note = (
         "Nats lost: how much worse the model predicts the text from the SAE's reconstruction than from the "
         "activation itself; beside it, from the activation's mean. One text is few tokens: phase 3 compares on "
         "many."
     )
-    html = markup.table(rows, note=note)
-    for name in rows["sae"]:
+    html = markup.table(measures, note)
+    for name in measures["sae"]:
         yield html + markup.sentence(f"Reading the sample with {name} …")
-        found = explorer.in_text(explorer.texts([text], name), 5, name, rare=True).drop(columns="density")
-        html += _features(found, name if buttons else None, f"Strongest rare features in the text: {name}", True)
+        title, matrix = f"Special to the text: {name}", explorer.texts([text], name)
+        html += _firing(explorer, matrix, name, title, k=5, buttons=buttons)
     yield html
 
 

@@ -19,8 +19,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from prism.explorer import answers
 from prism.explorer.guard import HOST, Guard, listen
 from prism.explorer.markup import asset, fragment, sentence
+from prism.explorer.rows import ORDERS
 from prism.explorer.search import WAYS, categories
-from prism.explorer.session import ERRORS, MAX_CHARACTERS, RARE, Explorer
+from prism.explorer.session import ERRORS, MAX_CHARACTERS, Explorer
 from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
 
 QUEUE = 16  # questions that may wait; one is answered at a time
@@ -92,12 +93,11 @@ class Page:
     def _sentence(self) -> None:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
         self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
-        self.rare = gr.Checkbox(
-            True,
-            label=f"rare features only (on at most {RARE:.0%} of the sample's tokens)",
-            container=False,
-            elem_id="rare",
-        )
+        with gr.Row(elem_classes="prism-row prism-how"):
+            self.order = gr.Radio([*ORDERS.items()], value="special", container=False, elem_id="order", min_width=300)
+            self.hide = gr.Checkbox(
+                True, label="hide features of one token", container=False, elem_id="hide", min_width=240
+            )
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=asset("pick.js"), elem_id="tokens")
         self.found = self._pickable(strongest, "found")
@@ -171,12 +171,12 @@ class Page:
             return gr.on(triggers, safely(function, len(outputs)), inputs, outputs, **ask)
 
         answer(
-            [self.go.click, self.text.submit, self.rare.input],
+            [self.go.click, self.text.submit, self.order.input, self.hide.input],
             self._read_text,
-            [self.text, self.sae, self.rare],
+            [self.text, self.sae, self.order, self.hide],
             [self.tokens, self.found, self.read],
         )
-        answer([self.tokens.select], self._read_token, [self.read, self.rare], [self.found])
+        answer([self.tokens.select], self._read_token, [self.read, self.order, self.hide], [self.found])
         shown = [self.number, self.sae, self.read, self.visited], [self.page, self.history, self.visited]
         answer([self.show.click, self.number.submit], self._show, *shown)
         for button, step in ((self.back, -1), (self.on, 1)):
@@ -217,19 +217,19 @@ class Page:
         wait = "Loading {}: some seconds the first time …"
         self.sae.input(lambda sae: sentence(wait.format(sae)), self.sae, self.about, api_visibility="private").then(
             safely(self._changed, 5),
-            [self.sae, self.text, self.rare],
+            [self.sae, self.text, self.order, self.hide],
             [self.about, self.tokens, self.found, self.read, self.page],
             **ask,
         )
 
-    def _read_text(self, text: str, sae: str, rare: bool) -> tuple:
-        return *answers.read_text(self.explorer, text, sae, rare), (text, sae)
+    def _read_text(self, text: str, sae: str, order: str, hide: bool) -> tuple:
+        return *answers.read_text(self.explorer, text, sae, order, hide), (text, sae)
 
-    def _read_token(self, read: tuple[str, str], rare: bool, event: gr.EventData):
+    def _read_token(self, read: tuple[str, str], order: str, hide: bool, event: gr.EventData):
         text, sae = read
         if event._data.get("read") != answers.digest(text):  # another sentence has been read meanwhile
             return gr.skip()
-        return answers.read_token(self.explorer, text, _whole(event._data.get("row")), sae, rare)
+        return answers.read_token(self.explorer, text, _whole(event._data.get("row")), sae, order, hide)
 
     def _show(self, feature: int | None, sae: str, read: tuple[str, str], visited: list) -> tuple:
         page = answers.read_feature(self.explorer, feature, sae, read[0])
@@ -280,11 +280,11 @@ class Page:
         value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
         return gr.Textbox(value=value, label=label[way])
 
-    def _changed(self, sae: str, text: str, rare: bool) -> tuple:
+    def _changed(self, sae: str, text: str, order: str, hide: bool) -> tuple:
         about = answers.about(self.explorer, sae)
         words = sentence(f"Choose a feature of {sae}: type its number above.")
         try:
-            shown = self._read_text(text, sae, rare)
+            shown = self._read_text(text, sae, order, hide)
         except Exception as error:  # nothing of the former SAE stays
             shown = problem(error), "", ("", sae)
         return about, *shown, words
@@ -323,7 +323,7 @@ def application(explorer: Explorer) -> FastAPI:
         enable_monitoring=False,
         mcp_server=False,
         theme=theme,
-        css=asset("app.css"),
+        css=asset("rows.css") + asset("app.css"),
     )
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])

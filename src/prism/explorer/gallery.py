@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from prism.analysis import most_frequent, specialists
 from prism.analysis.feature import summarise_feature
 from prism.explorer.pages import Section, compose, feature_page
-from prism.explorer.sample import CORPUS, PageFacts, Sample, explanations, read_dictionary, read_sample
+from prism.explorer.sample import CORPUS, Sample
+from prism.explorer.session import Reading
 from prism.features import FeatureMatrix
 from prism.files import write_text
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
@@ -49,12 +50,11 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder '{out}' ({error.strerror}); choose another one") from None
-    model = load_model(spec, sae)
-    sample, dictionary = read_sample(spec, model, sae), read_dictionary(spec, sae_spec, model, sae)
-    chosen = choose_features(sample, n)
-    rows = write_pages(spec, sae_spec, sample, dictionary, chosen, out)
-    n_tokens = f"{sample.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
-    write_text(out / "index.html", gallery_index(rows, f"{dictionary.title}; {n_tokens}", rules(chosen)))
+    reading = Reading.of(spec, sae_spec, load_model(spec, sae), sae)
+    chosen = choose_features(reading.sample, n)
+    rows = write_pages(spec, reading, chosen, out)
+    n_tokens = f"{reading.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
+    write_text(out / "index.html", gallery_index(rows, f"{reading.dictionary.title}; {n_tokens}", rules(chosen)))
     return out / "index.html"
 
 
@@ -119,39 +119,31 @@ def rules(chosen: dict[int, str]) -> list[str]:
     return [f"{kinds.count(kind)} {text}." for kind, text in words.items() if kind in kinds]
 
 
-def write_pages(
-    spec: ModelSpec, sae_spec: SaeSpec, sample: Sample, dictionary: PageFacts, chosen: dict[int, str], out: Path
-) -> pd.DataFrame:
+def write_pages(spec: ModelSpec, reading: Reading, chosen: dict[int, str], out: Path) -> pd.DataFrame:
     """A page for each chosen feature; returns the rows that the index shows."""
-    matrix, explained = sample.matrix, explanations(sample, chosen)
     rows = []
     for feature, rule in tqdm(chosen.items(), desc="pages", unit="page"):
-        sentence, scores = explained[feature]
+        facts = reading.facts(feature)
         text = feature_page(
             feature,
-            matrix,
-            dictionary.decoder,
-            dictionary.unembed,
-            dictionary.vocabulary,
-            dictionary.title,
-            sae_spec.feature_url(feature),
+            title=reading.dictionary.title,
+            link=reading.spec.feature_url(feature),
             index="index.html",
-            explanation=sentence,
-            scores=scores,
-            link_to=lambda other: page_name(spec, sae_spec, other) if other in chosen else None,
+            link_to=lambda other: page_name(spec, reading.spec, other) if other in chosen else None,
+            **facts,
         )
-        write_text(out / page_name(spec, sae_spec, feature), text)
-        summary = summarise_feature(matrix, feature, 20)
+        write_text(out / page_name(spec, reading.spec, feature), text)
+        summary = summarise_feature(reading.matrix, feature, 20)
         rows.append(
             {
                 "feature": feature,
-                "page": page_name(spec, sae_spec, feature),
+                "page": page_name(spec, reading.spec, feature),
                 "chosen": rule,
                 "density": summary.density,
                 "tokens": list(dict.fromkeys(summary.examples["token"].astype(str)))[:3],
                 "category": _category(summary.categories),
-                "explanation": sentence,
-                "score": scores.get("detection", np.nan),
+                "label": reading.label(feature),
+                "score": facts["scores"].get("detection", np.nan),
             }
         )
     return pd.DataFrame(rows)
@@ -176,8 +168,8 @@ def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
 
     Args:
         rows: columns feature, page (address of its page), chosen (by which rule), density (share of tokens), tokens
-            (a list of strings), category (in words), explanation, score (balanced accuracy of detection; NaN where
-            there is none).
+            (a list of strings), category (in words), label (`Reading.label`), score (balanced accuracy of detection by
+            the automatic label; NaN where there is none).
         title: where the features come from, plain text.
         rules: sentences, plain text.
 
@@ -185,8 +177,9 @@ def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
         A complete HTML document.
     """
     note = (
-        "Density: share of the tokens on which the feature fires. Detection: how well the explanation tells, on "
-        "held-out text, where the feature fires (balanced accuracy; 1 is perfect, 0.5 a guess)."
+        "Density: share of the tokens on which the feature fires. Label: what somebody takes the feature to mean, "
+        "a hypothesis; else what counting found. Detection: how well the latter tells, on held-out text, where the "
+        "feature fires (balanced accuracy; 1 is perfect, 0.5 a guess)."
     )
     scores = [f"{score:.2f}" if np.isfinite(score) else "not scored" for score in rows["score"]]
     table = rows.assign(score=scores, density=rows["density"].map("{:.3%}".format)).to_dict("records")

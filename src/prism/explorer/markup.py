@@ -4,44 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from prism.visualization.tokens import marked, templates
+from prism.visualization.tokens import templates
 
 FOLDER = Path(__file__).with_name("templates")
 # A page in a frame may neither run scripts nor load anything; what it links to elsewhere opens beside the app.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SANDBOX = "allow-same-origin allow-popups allow-popups-to-escape-sandbox"  # same origin: the app follows its links
 
-HEADS = {
-    "of_maximum": "of its maximum",
-    "fires_on": "fires on",
-    "composite_score": "score",
-    "mean_activation": "mean",
-    "l0": "active a token",
-    "explained_variance": "variance explained",
-    "nats_lost": "nats lost a token",
-    "nats_lost_by_mean": "… by the mean",
-    "background_share": "texts of the sample",
-    "f1": "F1",
-    "sae": "SAE",
-    "token": "peaks on",
-}
-FORMATS = {
-    "of_maximum": "{:.0%}",
-    "share": "{:.0%}",
-    "precision": "{:.0%}",
-    "recall": "{:.0%}",
-    "density": "{:.2%}",
-    "background_share": "{:.2%}",
-    "explained_variance": "{:.1%}",
-    "l0": "{:.1f}",
-    "nats_lost": "{:+.2f}",
-    "nats_lost_by_mean": "{:+.2f}",
-    "composite_score": "{:,.0f}",
-    "score": "{:g}",
-    "feature": "{:d}",
+COLUMNS = {  # of the table of SAEs: heading, and how a number is written
+    "sae": ("SAE", "{}"),
+    "features": ("features", "{:,}"),
+    "l0": ("active a token", "{:.1f}"),
+    "explained_variance": ("variance explained", "{:.1%}"),
+    "nats_lost": ("nats lost a token", "{:+.2f}"),
+    "nats_lost_by_mean": ("… by the mean", "{:+.2f}"),
 }
 
 
@@ -66,29 +44,10 @@ def sentence(text: str, kind: str = "note") -> str:
     return fragment("line", text, kind, "alert" if kind == "problem" else "")
 
 
-def table(frame: pd.DataFrame, sae: str | None = None, note: str = "", title: str = "", empty: str = "") -> str:
-    """A table with a note under it, or what is said of an empty one; features are buttons if `sae` says whose."""
-    lead = [name for name in ("feature", "token", "fires_on") if name in frame]  # what a narrow screen shows
-    frame = frame[lead + [name for name in frame if name not in lead]]
-    heads = [HEADS.get(name, name.replace("_", " ")) for name in frame]
-    rows = [[_cell(name, value, sae) for name, value in row.items()] for row in frame.to_dict("records")]
-    return fragment("table", heads, rows, sae, title, note, empty)
-
-
-def _cell(name: str, value: object, sae: str | None) -> tuple[str, str]:
-    """What a cell is (of which class), and its text."""
-    if not isinstance(value, (int, float, np.number)):
-        return "words", marked(value) if name == "token" else str(value)
-    return "pick" if name == "feature" and sae is not None else "number", shown(name, value)
-
-
-def shown(name: str, value: float) -> str:
-    """A number as a column of that name shows it."""
-    if value != value:
-        return "–"
-    if name in FORMATS:
-        return FORMATS[name].format(value)
-    return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.2f}"
+def table(frame: pd.DataFrame, note: str) -> str:
+    """The measures of some SAEs, with a note under them."""
+    rows = [[COLUMNS[name][1].format(value) for name, value in row.items()] for row in frame.to_dict("records")]
+    return fragment("table", [COLUMNS[name][0] for name in frame], rows, note)
 
 
 def frame(page: str, title: str) -> str:

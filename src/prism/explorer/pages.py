@@ -12,6 +12,7 @@ from IPython.display import HTML
 from jaxtyping import Float
 
 from prism.analysis.feature import FeatureSummary, co_active, decoder_neighbours, summarise_feature, top_logits
+from prism.explorer.labels import Label
 from prism.explorer.markup import render
 from prism.features import FeatureMatrix
 from prism.visualization.style import WINDOW, category_colours, category_title
@@ -97,6 +98,7 @@ def feature_page(
     explanation: str = "",
     scores: Mapping[str, float] | None = None,
     index: str | None = None,
+    hypothesis: Label | None = None,
 ) -> str:
     """A page about one feature that needs no network and no scripts.
 
@@ -113,6 +115,7 @@ def feature_page(
         explanation: a sentence about when the feature fires.
         scores: how well the sentence tells where it fires: name -> balanced accuracy, 0.5 a guess; NaN is left out.
         index: address of the page that lists all pages.
+        hypothesis: what somebody takes the feature to mean.
 
     Returns:
         A complete HTML document.
@@ -142,7 +145,7 @@ def feature_page(
     return compose(
         "document.html",
         f"Feature {feature}",
-        [_explanation(explanation, scores)],
+        [_hypothesis(hypothesis), _explanation(explanation, scores)],
         panels,
         [_strongest(matrix, summary, listed=True), _across(matrix, column)],
         about=title,
@@ -162,6 +165,7 @@ def feature_in_short(
     k: int = 5,
     explanation: str = "",
     scores: Mapping[str, float] | None = None,
+    hypothesis: Label | None = None,
 ) -> HTML:
     """The page's most telling parts, for a notebook's cell: explanation, histogram, logits, co-active, quantiles.
 
@@ -173,7 +177,7 @@ def feature_in_short(
         compose(
             "short.html",
             f"Feature {feature}",
-            [_explanation(explanation, scores)],
+            [_hypothesis(hypothesis), _explanation(explanation, scores)],
             panels,
             [_across(matrix, column, each=1, listed=False)],
             stats=_stats(summary),
@@ -193,12 +197,18 @@ def _stats(summary: FeatureSummary) -> dict[str, str] | str:
     }
 
 
+def _hypothesis(label: Label | None) -> Section:
+    data = {"label": label.label, "refuted_by": label.refuted_by} if label else {}
+    return Section("hypothesis", "Hypothesis", f"by {label.author}, {label.date}" if label else "", data)
+
+
 def _explanation(sentence: str, scores: Mapping[str, float] | None) -> Section:
     shown = {name: f"{score:.2f}" for name, score in (scores or {}).items() if np.isfinite(score)}
     scored = "; scores: balanced accuracy on text that it was not made from, 1 is perfect and 0.5 a guess"
+    unscored = ", not scored: it fires in too few places of these texts, or in too many"
     parts = re.split('(".*?")', sentence)  # every second one is a quoted token
     data = {"parts": parts, "scores": shown} if sentence else {}
-    return Section("explanation", "Explanation", f"automatic{scored if shown else ', not scored'}", data)
+    return Section("explanation", "Explanation", f"automatic{scored if shown else unscored}", data)
 
 
 def _activations(column: Float[np.ndarray, " tokens"]) -> Section:

@@ -9,33 +9,18 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
-from prism.explorer.markup import fragment, shown
+from prism.explorer.markup import fragment
+from prism.explorer.rows import ORDERS, ordered, rows
 from prism.explorer.search import WAYS, categories, search
-from prism.explorer.session import ERRORS, RARE, Explorer
+from prism.explorer.session import ERRORS, Explorer
 from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked
 
 WIDE, WRAP = {"width": "auto"}, {"flex_flow": "row wrap"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
-COLUMNS = {  # of a list: heading, width in letters
-    "feature": ("feature", 7),
-    "activation": ("activ.", 7),
-    "of_maximum": ("of max", 7),
-    "inside": ("inside", 8),
-    "outside": ("outside", 9),
-    "precision": ("precis.", 9),
-    "recall": ("recall", 8),
-    "f1": ("f1", 6),
-    "share": ("share", 7),
-    "composite_score": ("score", 8),
-    "density": ("density", 8),
-    "token": ("  token   ", 0),
-    "fires_on": ("  fires on", 0),
-}
 ASKED = {
     "number": "A feature's number, then Enter.",
     "category": "The features that fire on most of a category's labelled texts and on fewest of the others.",
@@ -81,41 +66,32 @@ def button(
 
 
 class Rows(widgets.VBox):
-    """Features to pick from, one a row: buttons, since JupyterLab keeps the arrow keys that a list would need."""
+    """Features to pick from, at most `ROWS`: a button with the number of each, and beside it what a row shows."""
 
     def __init__(self, pick: Callable[[int], None]) -> None:
-        self.pick, self.features = pick, []
-        self.heading = widgets.HTML()
-        self.list = widgets.ToggleButtons(options=[], style={"button_width": "100%"})
-        self.list.add_class("prism-rows")
-        self.list.observe(self._picked, "index")
-        super().__init__([self.heading, self.list])
-        self.fill(pd.DataFrame({"feature": []}))
+        self.features: list[int] = []
+        self.buttons = [
+            button("", lambda place=place: pick(self.features[place]), "show its page", "62px") for place in range(ROWS)
+        ]
+        self.shown = [widgets.HTML(layout={"flex": "1", "min_width": "0"}) for _ in range(ROWS)]
+        super().__init__([widgets.HBox(pair) for pair in zip(self.buttons, self.shown, strict=True)])
+        for box in self.children:
+            box.add_class("prism-line")
+        self.fill([])
 
-    def fill(self, table: pd.DataFrame) -> None:
-        """Offer the features of a table."""
-        self.features = [int(feature) for feature in table["feature"]]
-        shown = [name for name in COLUMNS if name in table]
-        heads = "".join(COLUMNS[name][0].rjust(COLUMNS[name][1]) for name in shown)
-        lines = ["".join(_cell(name, row[name]) for name in shown) for row in table.to_dict("records")]
-        self.heading.value = fragment("line", heads, "heads", tag="pre")
-        quietly(self.list, self._picked, options=list(zip(lines, self.features, strict=True)), index=None)
-        self.layout.display = None if lines else "none"
+    def fill(self, some: list[dict]) -> None:
+        """Offer features, as `rows` has them."""
+        self.features = [one["feature"] for one in some]
+        for one, press, html in zip(some, self.buttons, self.shown, strict=False):
+            press.description, html.value = str(one["feature"]), fragment("row", one)
+        for place, box in enumerate(self.children):
+            box.layout.display = None if place < len(some) else "none"
 
     def mark(self, feature: int | None) -> None:
         """Show which feature is looked at, if it is among these."""
-        index = self.features.index(feature) if feature in self.features else None
-        quietly(self.list, self._picked, index=index)
-
-    def _picked(self, change: dict) -> None:
-        if change["new"] is not None:
-            self.pick(self.features[change["new"]])
-
-
-def _cell(name: str, value: object) -> str:
-    if name in ("token", "fires_on"):
-        return f"  {marked(value)[:8]:8}" if name == "token" else f"  {value[:24]}"
-    return (f"{value:.1f}" if name == "activation" else shown(name, value)).rjust(COLUMNS[name][1])
+        for place, box in enumerate(self.children):
+            chosen = self.features[place : place + 1] == [feature]
+            (box.add_class if chosen else box.remove_class)("prism-chosen")
 
 
 class SentencePanel(widgets.VBox):
@@ -143,20 +119,21 @@ class SentencePanel(widgets.VBox):
         self.colours.layout.display = "none"
         self.tokens.observe(self._token, "index")
         self.shade.observe(self._shaded, "index")
-        self.rare = widgets.Checkbox(
-            True, description=f"rare features only (on ≤ {RARE:.0%} of the sample's tokens)", indent=False, layout=WIDE
-        )
-        self.rare.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
+        self.order = widgets.Dropdown(options=[*ORDERS.items()], tooltip="order of the features", layout=WIDE)
+        self.hide = widgets.Checkbox(True, description="hide features of one token", indent=False, layout=WIDE)
+        for choice in (self.order, self.hide):
+            choice.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
         bar = widgets.HBox([self.button, self.shade], layout=WRAP)
+        self.how = widgets.HBox([self.order, self.hide], layout=WRAP)
         super().__init__(
-            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.rare, self.above, self.rows]
+            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.how, self.above, self.rows]
         )
 
     def read(self, sae: str | None = None) -> None:
         """Send the text through an SAE, by default the one before."""
         self.sae, self.matrix, self.note.value = sae or self.sae, None, ""
         attempt(self.note, self._read)
-        for part in (self.tokens, self.legend, self.rare, self.above, self.rows):
+        for part in (self.tokens, self.legend, self.how, self.above, self.rows):
             part.layout.visibility = "visible" if self.matrix is not None else "hidden"
 
     def _read(self) -> None:
@@ -185,18 +162,12 @@ class SentencePanel(widgets.VBox):
         return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
 
     def _token(self, change: dict) -> None:
-        row, rare = (change["new"] or 0) - 1, self.rare.value
-        kind = "rare features" if rare else "features"
-        if row < 0:
-            table = self.explorer.in_text(self.matrix, ROWS, self.sae, rare).drop(columns="of_maximum")
-            said = f"The strongest {kind} of the text, each with the token on which it peaks:"
-        else:
-            table = self.explorer.at_token(self.matrix, row, self.matrix.d_sae, self.sae, rare)
-            n, token = len(table), marked(self.matrix.table["token"].iloc[row])
-            said = f"On {token} {n} {kind} fire" + (f", the {ROWS} strongest:" if n > ROWS else ":")
-        table = table.head(ROWS)
-        self.above.value = words(said if len(table) else f"No {'rare ' * rare}feature fires here.")
-        self.rows.fill(table)
+        row, reading = change["new"] - 1 if change["new"] else None, self.explorer.reading(self.sae)
+        firing = reading.firing(self.matrix, row)
+        found, rule = ordered(reading, firing, self.order.value, self.hide.value)
+        place = "In this text" if row is None else f"On {marked(self.matrix.table['token'].iloc[row])}"
+        self.above.value = words(f"{place} {len(firing)} features fire. {rule}")
+        self.rows.fill(rows(reading, found.head(ROWS)))
         self.rows.mark(self.feature)
 
     def _values(self, by: str) -> Float[np.ndarray, " tokens"]:
@@ -282,11 +253,11 @@ class SearchPanel(widgets.VBox):
         self.found = attempt(self.note, self._search)
         self.last = question if self.found else None
         if not self.found:
-            self.rows.fill(pd.DataFrame({"feature": []}))
+            self.rows.fill([])
 
     def _search(self) -> None:
         found = search(self.explorer, self.way.value, self.queries[self.way.value].value or "", self.sae, ROWS)
-        self.rows.fill(found.table)
+        self.rows.fill(rows(self.explorer.reading(self.sae), found.table))
         self.note.value = words(found.note)
         if self.way.value == "number":
             self.pick(self.rows.features[0])
@@ -299,6 +270,6 @@ class SearchPanel(widgets.VBox):
         self.found, self.last = False, None
         self.asked.children = (self.queries[self.way.value],)
         self.note.value = words(ASKED[self.way.value])
-        self.rows.fill(pd.DataFrame({"feature": []}))
+        self.rows.fill([])
         if self.way.value == "category" and self.queries["category"].value:
             self.search()

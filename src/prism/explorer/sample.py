@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -26,12 +26,12 @@ from prism.data import (
     tokenize,
     training_documents,
 )
+from prism.explorer.labels import Label, read_labels
 from prism.features import FeatureMatrix, encode_features
 from prism.models import ModelSpec, SaeSpec
 
 EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS = 140, 80  # of the model's corpus, beside the labelled texts
 CORPUS = "Corpus documents"  # what the pages call the category of documents that have no label
-NOT_EXPLAINED = "Not explained: it fires in too few places of these texts, or in too many."
 EXPLAIN_SIZES = ai.Sizes(firing=40, silent=40)  # windows that an explanation's cut is fitted on
 
 
@@ -48,6 +48,40 @@ class Sample:
     matrix: FeatureMatrix
     labelled: Bool[np.ndarray, " tokens"]
     held: Bool[np.ndarray, " tokens"]
+    _explained: dict[int, ai.Explanation | None] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _counter(self) -> ai.TokenStatistics:
+        """Of the texts that explanations are made from."""
+        return ai.TokenStatistics(ai.Examples(self.matrix.select(~self.held), sizes=EXPLAIN_SIZES))
+
+    @cached_property
+    def _counter_of_all(self) -> ai.TokenStatistics:
+        return ai.TokenStatistics(ai.Examples(self.matrix, sizes=EXPLAIN_SIZES))
+
+    @cached_property
+    def _held_out(self) -> ai.Examples:
+        return ai.Examples(self.matrix.select(self.held))
+
+    def explained(self, feature: int) -> ai.Explanation | None:
+        """When a feature fires, by counting; None if it never does.
+
+        Made of the texts that are not held out, and of all where it is silent in those.
+        """
+        if feature not in self._explained:
+            counter = self._counter
+            if not counter.examples.fires(feature).any():
+                counter = self._counter_of_all
+            alive = counter.examples.fires(feature).any()
+            self._explained[feature] = counter.explain(feature) if alive else None
+        return self._explained[feature]
+
+    def scores(self, feature: int) -> dict[str, float]:
+        """How well that tells where the feature fires on the held-out texts; empty where it fires in too few places."""
+        if not (self._counter.examples.scorable(feature) and self._held_out.scorable(feature)):
+            return {}
+        found = ai.score(self.explained(feature), self._held_out, feature)
+        return {name.replace("_hard", ", same tokens"): found[name] for name in ai.SCORES if name in found}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +93,14 @@ class PageFacts:
         decoder: the SAE's.
         unembed: from the space that the SAE reads to logits; None where there is no direct way.
         vocabulary: tokens by id.
+        labels: what people take some of the features to mean.
     """
 
     title: str
     decoder: Float[np.ndarray, "d_sae d_in"]
     unembed: Float[np.ndarray, "d_in d_vocab"] | None
     vocabulary: list[str]
+    labels: dict[int, Label]
 
 
 def read_sample(spec: ModelSpec, model, sae) -> Sample:
@@ -123,29 +159,20 @@ def _fingerprint(module: torch.nn.Module) -> str:
 
 
 def read_dictionary(spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> PageFacts:
-    """What pages about the SAE's features say beyond the sample."""
-    title = f"{spec.title}, {sae_spec.name}: {sae_spec.title}"
+    """What pages about the SAE's features say beyond the sample.
+
+    Raises:
+        ValueError: the file of labels is damaged.
+    """
+    title, labels = f"{spec.title}, {sae_spec.name}: {sae_spec.title}", read_labels(sae_spec, sae.cfg.d_sae)
     vocabulary = [token_text(model.tokenizer, token) for token in range(model.cfg.d_vocab)]
-    return PageFacts(title, sae.W_dec.float().numpy(), _unembedding(model, sae), vocabulary)
+    return PageFacts(title, sae.W_dec.float().numpy(), _unembedding(model, sae), vocabulary, labels)
 
 
 def _joined(batches: list[TokenBatch]) -> TokenBatch:
     """Batches one below the other, padded at the end to the longest (with BOS, as each of them is)."""
     tokens, keep = ([row for batch in batches for row in getattr(batch, name)] for name in ("tokens", "keep"))
     return TokenBatch(pad_sequence(tokens, True, int(tokens[0][0])), pad_sequence(keep, True, False))
-
-
-def explanations(sample: Sample, features: Iterable[int]) -> dict[int, tuple[str, dict[str, float]]]:
-    """Feature -> its explanation by counting, and that explanation's scores on the held-out texts (empty if none)."""
-    explain = ai.Examples(sample.matrix.select(~sample.held), sizes=EXPLAIN_SIZES)
-    held = ai.Examples(sample.matrix.select(sample.held))
-    counter, found = ai.TokenStatistics(explain), {}
-    for feature in features:
-        explanation = counter.explain(feature) if explain.scorable(feature) else None
-        results = ai.score(explanation, held, feature) if explanation and held.scorable(feature) else {}
-        scores = {name.replace("_hard", ", same tokens"): results[name] for name in ai.SCORES if name in results}
-        found[feature] = (explanation.sentence if explanation else NOT_EXPLAINED, scores)
-    return found
 
 
 def _unembedding(model, sae) -> Float[np.ndarray, "d_in d_vocab"] | None:

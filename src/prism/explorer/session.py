@@ -10,23 +10,23 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from jaxtyping import Bool, Int
-from scipy.sparse import csr_matrix
+from jaxtyping import Bool, Float
 
 from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
 from prism.evaluation import evaluate
 from prism.explorer.pages import feature_in_short, feature_page
-from prism.explorer.sample import PageFacts, Sample, explanations, read_dictionary, read_sample
+from prism.explorer.sample import PageFacts, Sample, read_dictionary, read_sample
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
-from prism.models import SaeSpec, get_spec, load_model, load_sae
-from prism.visualization.tokens import marked
+from prism.models import ModelSpec, SaeSpec, get_spec, load_model, load_sae
+from prism.visualization.tokens import marked, shaded_rows, window
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
 ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
 RARE = 0.01  # share of the sample's tokens; a feature that fires on more of them says little about one token
 COMMON = 0.25  # share of the sample's texts; a feature that fires on more of them is no concept's
 SHOWN_TOKENS = 3  # different tokens that a feature is described by
+AROUND = 9  # tokens either side of a feature's strongest one that a row shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,15 @@ class Reading:
     sample: Sample
     dictionary: PageFacts
 
+    @classmethod
+    def of(cls, spec: ModelSpec, sae_spec: SaeSpec, model, sae) -> Reading:
+        """An SAE of a model, both loaded, on the model's sample; the first time, some seconds or minutes.
+
+        Raises:
+            ValueError: the model's context is too short for the sample, or the file of labels is damaged.
+        """
+        return cls(sae_spec, model, sae, read_sample(spec, model, sae), read_dictionary(spec, sae_spec, model, sae))
+
     @property
     def matrix(self) -> FeatureMatrix:
         """The sample's features."""
@@ -58,6 +67,22 @@ class Reading:
         return self.matrix.statistics(k=20)
 
     @cached_property
+    def density(self) -> Float[np.ndarray, " d_sae"]:
+        """The share of the sample's tokens on which each feature fires."""
+        return self.statistics.counts / max(self.matrix.n_tokens - self.matrix.massive, 1)
+
+    @cached_property
+    def one_token(self) -> Bool[np.ndarray, " d_sae"]:
+        """True for features whose 20 strongest firings (all, of fewer; two at least) fall on one and the same token.
+
+        Upper or lower case and white space around it make no other token.
+        """
+        table, rows = self.matrix.table, self.statistics.top_rows
+        names = np.array([name.strip().lower() or name for name in table["token"].astype(str)], dtype=object)
+        found = np.where(rows >= 0, np.unique(names, return_inverse=True)[1][rows], -1)
+        return (rows[:, 1] >= 0) & ((found == found[:, :1]) | (found < 0)).all(1)
+
+    @cached_property
     def common(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on more than a quarter of the sample's texts."""
         return self.matrix.text_max().getnnz(axis=0) > COMMON * self.matrix.n_texts
@@ -65,7 +90,7 @@ class Reading:
     @cached_property
     def rare(self) -> Bool[np.ndarray, " d_sae"]:
         """True for features that fire on at most 1 % of the sample's tokens."""
-        return self.statistics.counts <= RARE * (self.matrix.n_tokens - self.matrix.massive)
+        return self.density <= RARE
 
     def fires_on(self, feature: int) -> str:
         """The tokens of the feature's strongest firings in the sample, white space made visible."""
@@ -73,11 +98,68 @@ class Reading:
         tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
         return "  ".join(map(marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
 
+    def window(self, feature: int) -> list[tuple[str, float, float, int]]:
+        """Where in the sample the feature is strongest, its tokens as `visualization.tokens.shaded` has them."""
+        top, peak = int(self.statistics.top_rows[feature, 0]), float(self.statistics.maxima[feature])
+        if not peak:
+            return []
+        around = window(self.matrix, top, AROUND)
+        return shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
+
+    def label(self, feature: int) -> dict[str, str]:
+        """What a list says of a feature, and who says so: a written hypothesis, or what counting found."""
+        if label := self.dictionary.labels.get(feature):
+            return {"by": f"hypothesis by {label.author}", "text": label.label}
+        explanation = self.sample.explained(feature)
+        return {"by": "automatic", "text": explanation.brief()} if explanation else {}
+
+    def facts(self, feature: int) -> dict[str, object]:
+        """What a page says of a feature, whole or in short, as arguments of `pages.feature_page`.
+
+        Raises:
+            IndexError: no such feature; the message gives the valid range and the nearest choice.
+        """
+        feature, known = self.matrix.check_feature(feature), self.dictionary
+        explanation = self.sample.explained(feature)
+        return {
+            "matrix": self.matrix,
+            "decoder": known.decoder,
+            "unembed": known.unembed,
+            "vocabulary": known.vocabulary,
+            "explanation": explanation.sentence if explanation else "",
+            "scores": self.sample.scores(feature),
+            "hypothesis": known.labels.get(feature),
+        }
+
+    def firing(self, matrix: FeatureMatrix, row: int | None = None) -> pd.DataFrame:
+        """The features that fire in a text, or on one token of it, strongest first.
+
+        Returns:
+            Columns feature, activation (its largest there), in a text token (where that is), of_maximum (share of its
+            largest activation in the sample; NaN where it never fires in that), density (in the sample).
+
+        Raises:
+            IndexError: no such token.
+        """
+        if row is not None and not 0 <= row < matrix.n_tokens:
+            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
+        active = (matrix.values if row is None else matrix.values[[row]]).tocoo()
+        place, column = active.coords
+        order = np.argsort(-active.data, kind="stable")
+        _, first = np.unique(column[order], return_index=True)
+        best = order[np.sort(first)]
+        features, activation = column[best], active.data[best]
+        peaks = self.statistics.maxima[features]
+        share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
+        found = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
+        if row is None:
+            found.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[place[best]])
+        return found.assign(density=self.density[features])
+
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""
-        density = self.statistics.counts / max(self.matrix.n_tokens - self.matrix.massive, 1)
         features = frame["feature"].astype(int)
-        return frame.assign(density=density[features], fires_on=[self.fires_on(f) for f in features])
+        return frame.assign(density=self.density[features], fires_on=[self.fires_on(f) for f in features])
 
 
 class Explorer:
@@ -115,10 +197,7 @@ class Explorer:
         spec = self.spec.sae(name or self.default)
         with self.lock:
             if spec.name not in self._readings:
-                model, sae = self._pair(spec.name)
-                sample = read_sample(self.spec, model, sae)
-                dictionary = read_dictionary(self.spec, spec, model, sae)
-                self._readings[spec.name] = Reading(spec, model, sae, sample, dictionary)
+                self._readings[spec.name] = Reading.of(self.spec, spec, *self._pair(spec.name))
             return self._readings[spec.name]
 
     def _pair(self, name: str | None):
@@ -158,15 +237,12 @@ class Explorer:
                 raise ValueError(f"The text has {n} tokens; {self.spec.name} reads at most {longest}: shorten it.")
         return tokenize(texts, tokenizer, self.spec.context)
 
-    def at_token(
-        self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None, rare: bool = False
-    ) -> pd.DataFrame:
+    def at_token(self, matrix: FeatureMatrix, row: int, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that fire on one token of a text, strongest first.
 
         Args:
             matrix: from `texts`.
             row: of the token in it, from 0.
-            rare: leave out the features that fire on more than 1 % of the sample's tokens.
 
         Returns:
             Columns feature, activation, of_maximum (share of its largest activation in the sample), density, fires_on.
@@ -174,31 +250,11 @@ class Explorer:
         Raises:
             IndexError: no such token.
         """
-        if not 0 <= row < matrix.n_tokens:
-            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
-        return self._strongest(matrix.values[[row]], k, name, rare)[0]
+        return self.reading(name).describe(self.reading(name).firing(matrix, row).head(k))
 
-    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None, rare: bool = False) -> pd.DataFrame:
+    def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""
-        frame, rows = self._strongest(matrix.values, k, name, rare)
-        frame.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[rows])
-        return frame
-
-    def _strongest(
-        self, values: csr_matrix, k: int, name: str | None, rare: bool
-    ) -> tuple[pd.DataFrame, Int[np.ndarray, " features"]]:
-        """The table of the features that are strongest in `values`, and the row where each is."""
-        reading, active = self.reading(name), values.tocoo()
-        row, column = active.coords
-        order = np.argsort(-active.data, kind="stable")
-        order = order[reading.rare[column[order]]] if rare else order
-        _, first = np.unique(column[order], return_index=True)
-        best = order[np.sort(first)][:k]
-        features, activation = column[best], active.data[best]
-        peaks = reading.statistics.maxima[features]
-        share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
-        frame = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
-        return reading.describe(frame), row[best]
+        return self.reading(name).describe(self.reading(name).firing(matrix).head(k))
 
     def page(self, feature: int, name: str | None = None, link_to: Callable[[int], str | None] | None = None) -> str:
         """The feature's whole page, a document of its own, as the gallery writes it.
@@ -212,7 +268,7 @@ class Explorer:
             title=reading.dictionary.title,
             link=reading.spec.feature_url(feature),
             link_to=link_to,
-            **_known(reading, feature),
+            **reading.facts(feature),
         )
 
     def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
@@ -221,7 +277,7 @@ class Explorer:
         Raises:
             IndexError: no such feature.
         """
-        return feature_in_short(feature, k=k, **_known(self.reading(name), feature))
+        return feature_in_short(feature, k=k, **self.reading(name).facts(feature))
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.
@@ -253,17 +309,3 @@ class Explorer:
                 }
             )
         return pd.DataFrame(rows)
-
-
-def _known(reading: Reading, feature: int) -> dict[str, object]:
-    """What a page says of a feature, whole or in short: sample, dictionary, explanation and its scores."""
-    feature, known = reading.matrix.check_feature(feature), reading.dictionary
-    sentence, scores = explanations(reading.sample, [feature])[feature]
-    return {
-        "matrix": reading.matrix,
-        "decoder": known.decoder,
-        "unembed": known.unembed,
-        "vocabulary": known.vocabulary,
-        "explanation": sentence,
-        "scores": scores,
-    }

@@ -72,7 +72,7 @@ class ExplorerWidget(widgets.VBox):
         tabs.layout = {"flex": "3 1 340px", "min_width": "0"}
         self.view.layout.flex, self.view.layout.min_width = "4 1 350px", "0"
         wrap = WRAP | {"align_items": "flex-start", "grid_gap": "8px"}
-        style = widgets.HTML(f"<style>{asset('widget.css')}</style>", layout={"display": "none"})
+        style = widgets.HTML(f"<style>{asset('rows.css')}{asset('widget.css')}</style>", layout={"display": "none"})
         super().__init__(
             [
                 style,
@@ -124,15 +124,11 @@ class ExplorerWidget(widgets.VBox):
             quietly(self.sae, self._chosen, value=self.current)
 
     def _begin(self) -> None:
-        """Show the feature that is nearest to its maximum on the sentence, of those that no quarter of texts share."""
-        rows, reading = self.sentence.rows.features, self.explorer.reading(self.current)
-        if self.sentence.matrix is None or not rows:
-            if self.view.seen and (before := self.view.seen[self.view.at][0]) != self.current:
-                self.view.note.value = words(f"This page is still of {before}.")
-            return
-        table = self.explorer.in_text(self.sentence.matrix, len(rows), self.current)
-        rare = table[~reading.common[table["feature"]]]
-        self._picked(int((rare if len(rare) else table).sort_values("of_maximum", ascending=False)["feature"].iloc[0]))
+        """Show the first feature of the sentence's list."""
+        if self.sentence.matrix is not None and self.sentence.rows.features:
+            self._picked(self.sentence.rows.features[0])
+        elif self.view.seen and (before := self.view.seen[self.view.at][0]) != self.current:
+            self.view.note.value = words(f"This page is still of {before}.")
 
     def _pin(self, slot: str) -> None:
         self.pins[slot].put(*self.view.seen[self.view.at], self.view.page.value)

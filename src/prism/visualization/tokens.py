@@ -47,9 +47,9 @@ def link(address: str, text: str) -> str:
     return str(templates().get_template("tokens.html").module.link(address, text))
 
 
-def marked(token: str) -> str:
-    """A token with its white space made visible (· ↵ ⇥) and control characters replaced, as plain text."""
-    marks = {"\n": "↵", " ": "·", "\t": "⇥"}
+def marked(token: str, spaces: bool = True) -> str:
+    """A token with its white space (or all of it but spaces) made visible (· ↵ ⇥), control characters replaced."""
+    marks = {"\n": "↵", " ": "·" if spaces else " ", "\t": "⇥"}
     return "".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
 
 
@@ -103,10 +103,23 @@ def example(
         row: the token in the middle.
         listed: with a table of the activations, which opens without a mouse.
     """
+    around, table = window(matrix, row), matrix.table
+    category = category_title(table["category"].iloc[row]) if "category" in table else ""
+    tokens = shaded_rows(matrix, around, column[around], float(column.max()))
+    text = int(table["text"].iloc[row])
+    return {"activation": column[row], "text": text, "category": category, "tokens": tokens, "listed": listed}
+
+
+def window(matrix: FeatureMatrix, row: int, size: int = WINDOW) -> slice:
+    """The rows up to `size` tokens either side of one, within its text."""
     texts = matrix.table["text"].to_numpy()
-    window = np.arange(max(row - WINDOW, 0), min(row + WINDOW + 1, len(texts)))
-    window = window[texts[window] == texts[row]]
-    part = matrix.table.iloc[window]
-    tokens = shaded(part["token"].tolist(), column[window], float(column.max()), int(part["position"].iloc[0]))
-    category = category_title(part["category"].iloc[0]) if "category" in part else ""
-    return {"activation": column[row], "text": texts[row], "category": category, "tokens": tokens, "listed": listed}
+    first, last = (int(np.searchsorted(texts, texts[row], side)) for side in ("left", "right"))
+    return slice(max(row - size, first), min(row + size + 1, last))
+
+
+def shaded_rows(
+    matrix: FeatureMatrix, rows: slice, activations: Float[np.ndarray, " rows"], maximum: float
+) -> list[tuple[str, float, float, int]]:
+    """`shaded` for some rows of a matrix that follow each other."""
+    part = matrix.table.iloc[rows]
+    return shaded(part["token"].tolist(), activations, maximum, int(part["position"].iloc[0]))

@@ -1,0 +1,92 @@
+"""Lists of features, one a row, the same in the web app and in the notebook's widget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from prism.explorer.session import RARE, Reading
+from prism.visualization.tokens import marked
+
+NUMBERS = {  # column of a table -> what a row says of it
+    "activation": "activation {:.1f}",
+    "of_maximum": "{:.0%} of its maximum",
+    "token": "on {}",
+    "inside": "inside {:.0%}",
+    "outside": "outside {:.0%}",
+    "score": "score {:.2f}",
+    "precision": "precision {:.0%}",
+    "recall": "recall {:.0%}",
+    "f1": "F1 {:.2f}",
+    "share": "{:.0%} of your texts",
+    "mean_activation": "mean activation {:.1f}",
+    "background_share": "{:.1%} of the sample's texts",
+    "composite_score": "composite score {:,.0f}",
+    "density": "fires on {:.2%} of tokens",
+}
+
+LEAST = 0.15  # of the strongest rare feature; weaker ones are noise that happens to be rare
+ORDERS = {"special to it": "special", "strongest first": "strongest"}  # in words -> by name
+RULES = {
+    "special": "Order: share of its own maximum × rarity (−log10 of the share of tokens on which it fires), among the "
+    f"features that reach {LEAST:.0%} of the strongest rare one here.",
+    "strongest": "Order: activation.",
+}
+
+
+def special_order(
+    activation: Float[np.ndarray, " features"],
+    of_maximum: Float[np.ndarray, " features"],
+    density: Float[np.ndarray, " features"],
+) -> Int[np.ndarray, " some_features"]:
+    """What is special about a text, first: share of the feature's maximum (at most 1) × −log10 of its density.
+
+    Left out are features weaker than `LEAST` of the strongest one that is rare (`RARE`): some feature of every text is
+    a noise that never came before. Shares that are NaN (no firing in the sample) count as 0.
+
+    Args:
+        activation: in the text, in units that all features share (decoder rows have norm 1).
+        of_maximum: its share of the feature's largest activation in a sample.
+        density: share of the sample's tokens on which the feature fires.
+
+    Returns:
+        Places in these arrays, the most special first.
+    """
+    score = np.nan_to_num(np.minimum(of_maximum, 1)) * -np.log10(np.maximum(density, 1e-9))
+    order = np.argsort(-score, kind="stable")
+    return order[activation[order] >= LEAST * activation[density <= RARE].max(initial=0)]
+
+
+def ordered(reading: Reading, found: pd.DataFrame, order: str, hide: bool) -> tuple[pd.DataFrame, str]:
+    """`Reading.firing` in one of `ORDERS`, without features of one token if these are to be hidden; the rule in words.
+
+    Raises:
+        ValueError: no such order.
+    """
+    if order not in RULES:
+        raise ValueError(f"no order '{order}'; choose from {', '.join(RULES)}")
+    if order == "special":
+        found = found.iloc[special_order(*(found[name].to_numpy() for name in ("activation", "of_maximum", "density")))]
+    single = reading.one_token[found["feature"]]
+    said = f" Hidden: {single.sum()} whose 20 strongest firings are all on one token." if hide and single.any() else ""
+    return found[~(single & hide)], RULES[order] + said
+
+
+def rows(reading: Reading, frame: pd.DataFrame) -> list[dict[str, object]]:
+    """What the macro `row` shows of each feature of a table: its label, its window, and the table's measures."""
+    return [
+        {
+            "feature": int(row["feature"]),
+            "label": reading.label(int(row["feature"])),
+            "numbers": [_number(name, row[name]) for name in NUMBERS if name in row],
+            "window": reading.window(int(row["feature"])),
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _number(name: str, value: object) -> str:
+    if value != value:  # the feature never fires in the sample
+        return "maximum unknown"
+    return NUMBERS[name].format(marked(value) if name == "token" else value)
