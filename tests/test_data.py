@@ -75,7 +75,7 @@ class TestCorpus:
             assert mini.tokenizer.decode(row["tokens"]) == row["text"]
 
     def test_unknown_corpus_names_the_choices(self):
-        with pytest.raises(ValueError, match="choose from mini, tinystories"):
+        with pytest.raises(ValueError, match="choose from mini, smollm2, tinystories"):
             data.load_corpus("wikipedia")
 
     def test_corpus_documents_are_those_of_the_batch(self, mini):

@@ -74,15 +74,15 @@ HUB_CORPORA = {"tinystories": "roneneldan/TinyStories", "openwebtext": "stas/ope
 CACHED_DOCUMENTS = 5_000  # of a hub corpus, kept on disk after the first use
 
 
-EMBEDDED = {"mini": DATA / "corpus" / "sampled.parquet"}
+EMBEDDED = {"mini": DATA / "corpus" / "sampled.parquet", "smollm2": DATA / "smollm2" / "corpus.parquet"}
 
 
 def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Documents of an unlabelled corpus, shuffled.
 
     Args:
-        name: `mini` is embedded (sampled from the model itself); `tinystories` and `openwebtext` come from the
-            Hugging Face hub, once, and then from the cache.
+        name: `mini` and `smollm2` are embedded (each sampled from the model itself); `tinystories` and `openwebtext`
+            come from the Hugging Face hub, once, and then from the cache.
         n_documents: how many; all that there are when not given.
 
     Returns:

@@ -109,6 +109,11 @@ def _embedded(name: str, hook_name: str, title: str) -> SaeSpec:
     return SaeSpec(name=name, hook_name=hook_name, title=title, folder=DATA / "saes" / name)
 
 
+def _smollm2(name: str, site: str, title: str) -> SaeSpec:
+    hook = f"blocks.{name.split('-')[0]}.{site}"
+    return SaeSpec(name=name, hook_name=hook, title=title, folder=DATA / "smollm2" / "saes" / name)
+
+
 def _gpt2_res(layer: int, l0: float) -> SaeSpec:
     hook = f"blocks.{layer}.hook_resid_pre"
     return SaeSpec(
@@ -203,10 +208,19 @@ SMOLLM2 = ModelSpec(
     title="SmolLM2-135M-Instruct",
     context=256,
     default_sae="15-res",
-    corpus="mini",
+    corpus="smollm2",
     documents=32,
     folder=SMOLLM2_WHEEL.folder,
-    saes={"15-res": SaeSpec("15-res", "blocks.15.hook_resid_pre", "residual stream before block 15, trained here")},
+    saes={
+        spec.name: spec
+        for spec in (
+            _smollm2("15-res", "hook_resid_pre", "residual stream before block 15, 4,608 features"),
+            _smollm2("7-res", "hook_resid_pre", "residual stream before block 7, 4,608 features"),
+            _smollm2("23-res", "hook_resid_pre", "residual stream before block 23, 4,608 features"),
+            _smollm2("15-mlp-out", "hook_mlp_out", "MLP output of block 15, 4,608 features"),
+            _smollm2("15-mlp-post", "mlp.hook_post", "gated MLP neurons of block 15, 3,072 features"),
+        )
+    },
 )
 
 GPT2_SMALL = ModelSpec(
