@@ -71,7 +71,7 @@ def losses(architecture: str):
 def steered():
     model, sae, batch = setting()
     hook, prompts = sae.cfg.metadata.hook_name, batch[:4].tokens[:, :8]
-    changes = (None, iv.add(sae.W_dec[7], 20.0), iv.clamp(sae, 7, 30.0), iv.project_out(sae.W_dec[7]))
+    changes = (None, iv.add(sae.W_dec[7], 20.0), iv.clamp(sae, 7, 30.0), iv.project_out(sae.W_dec[7], mean=sae.b_dec))
     runs = (iv.generate(model, prompts, 12, hook if c else None, c, temperature=0.0) for c in changes)
     return torch.cat([run.log_probs for run in runs])
 

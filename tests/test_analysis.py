@@ -4,6 +4,7 @@ import doctest
 import importlib
 import itertools
 import json
+import math
 import pkgutil
 import time
 
@@ -141,7 +142,7 @@ def test_one_text():
     matrix = make([[2.0, 0.0]], ["math"])
     assert specialists(matrix)[["feature", "score"]].values.tolist() == [[0, 1]]
     assert permutation_null(matrix, 3).scores.tolist() == [[1]] * 3
-    assert confirm(specialists(matrix), matrix)["p_value"].tolist() == [1]
+    assert confirm(specialists(matrix), matrix)[["rate_difference", "fisher_p"]].values.tolist() == [[1, 1]]
 
 
 # specialists
@@ -152,6 +153,7 @@ def test_seven_inside_and_one_outside_score_six():
     python = found[found["category"] == "python"].iloc[0]
     assert (python["feature"], python["inside"], python["outside"], python["score"]) == (0, 7, 1, 6)
     assert python["mean_inside"] == pytest.approx(7 * 5 / 10)
+    assert python["rate_difference"] == pytest.approx(7 / 10 - 1 / 60)
     assert found.groupby("category", observed=True).size().max() == 5
     assert list(dict.fromkeys(found["category"])) == [c for c in CATEGORIES if c in set(found["category"])]
     best = specialists(make(planted(), SEVENTY), k=1)
@@ -177,6 +179,8 @@ def test_scores_equal_the_dense_ones_and_keep_their_bounds(case, threshold):
         assert (row.inside, row.outside) == ((fires & here).sum(), (fires & ~here).sum())
         assert -(~here).sum() <= row.score == row.inside - row.outside <= here.sum()
         assert row.mean_inside == pytest.approx(dense[here, row.feature].mean())
+        outside = fires[~here].mean() if (~here).any() else 0
+        assert -1 <= row.rate_difference == pytest.approx(fires[here].mean() - outside)
     found = specialists(make(*case), 2, threshold)
     assert not found["feature"].duplicated().any() and (found["score"] > 0).all()
 
@@ -269,21 +273,36 @@ def test_confirm_holds_the_planted_and_drops_the_lucky():
     assert frame["feature"].tolist() == found["feature"].tolist()
     assert frame["found_score"].tolist() == found["score"].tolist()
     assert set(frame["feature"][frame["held"]]) == {0, 1}
-    assert (frame["p_holm"] >= frame["p_value"]).all()
+    assert (frame["p_holm"] >= frame["fisher_p"]).all()
 
 
 @given(labelled())
 def test_confirm_is_fishers_exact_test(case):
     dense, names = case
     names, matrix = np.array(names), make(*case)
+    for frame in (confirm(specialist_scores(matrix), matrix), specialists(matrix)):
+        for row in frame.itertuples():
+            table = [
+                [row.inside, (names == row.category).sum() - row.inside],
+                [row.outside, (names != row.category).sum() - row.outside],
+            ]
+            assert 0 < row.fisher_p == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
     frame = confirm(specialist_scores(matrix), matrix)
-    for row in frame.itertuples():
-        table = [
-            [row.inside, (names == row.category).sum() - row.inside],
-            [row.outside, (names != row.category).sum() - row.outside],
-        ]
-        assert row.p_value == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
-    assert (frame["p_value"] > 0).all() and not frame["held"][frame["score"] <= 0].any()
+    assert (frame["held"] == (holm(frame["fisher_p"]) < 0.05)).all() and (
+        frame["rate_difference"][frame["held"]] > 0
+    ).all()
+
+
+def test_seven_of_ten_inside_hold_against_ten_of_sixty_outside():
+    """The score says −3, for it ignores that sixty texts are outside; the rates do not."""
+    dense = np.zeros((70, 1))
+    dense[:7] = dense[10::6] = 1
+    row = confirm(pd.DataFrame({"feature": [0], "category": ["python"]}), make(dense, SEVENTY)).iloc[0]
+    assert (row["inside"], row["outside"], row["score"]) == (7, 10, -3)
+    assert row["rate_difference"] == pytest.approx(0.7 - 10 / 60)
+    chance = sum(math.comb(10, k) * math.comb(60, 17 - k) for k in (7, 8, 9, 10)) / math.comb(70, 17)
+    assert row["fisher_p"] == row["p_holm"] == pytest.approx(chance) == pytest.approx(0.0012, abs=5e-5) and row["held"]
+    assert specialists(make(dense, SEVENTY)).empty
 
 
 def test_confirm_refuses_what_the_held_out_matrix_has_not():
@@ -293,7 +312,7 @@ def test_confirm_refuses_what_the_held_out_matrix_has_not():
     with pytest.raises(ValueError, match="no held-out text of category 'urls'"):
         confirm(pd.DataFrame({"feature": [0], "category": ["urls"]}), matrix)
     frame = confirm(pd.DataFrame({"feature": [0], "category": ["math"]}), matrix)
-    assert "found_score" not in frame and frame["p_value"].tolist() == [0.5]
+    assert "found_score" not in frame and frame["fisher_p"].tolist() == [0.5]
 
 
 @given(hnp.arrays(np.float64, st.integers(0, 12), elements=st.floats(0, 1)))

@@ -181,7 +181,12 @@ class TestAnotherDevice:
             model, sae, batch = setting()
             prompts = batch[:1].tokens[:, :6]
             out = []
-            for change in (None, iv.add(sae.W_dec[7], 20.0), iv.clamp(sae, 7, 30.0), iv.project_out(sae.W_dec[7])):
+            for change in (
+                None,
+                iv.add(sae.W_dec[7], 20.0),
+                iv.clamp(sae, 7, 30.0),
+                iv.project_out(sae.W_dec[7], mean=sae.b_dec),
+            ):
                 hook = HOOK if change else None
                 out += [iv.generate(model, prompts, 6, hook, change, cache=cache).tokens for cache in (True, False)]
             targets = torch.zeros(model.cfg.d_vocab, 1, dtype=torch.bool)

@@ -26,7 +26,17 @@ def batch(mini):
 def test_hand_cases():
     x = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
     assert add(torch.tensor([1.0, -1.0]), 2.0)(x).tolist() == [[3.0, 0.0], [2.0, -3.0]]
-    assert project_out(torch.tensor([0.0, 5.0]))(x).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert project_out(torch.tensor([0.0, 5.0]), mean=torch.zeros(2))(x).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_large_mean_stays_when_a_direction_is_projected_out():
+    """Around (100, 100): along (0, 1) all get the mean's 100. Uncentred, they would get 0 there."""
+    x = torch.tensor([[101.0, 103.0], [99.0, 97.0]])
+    change = project_out(torch.tensor([0.0, 2.0]), mean=torch.tensor([100.0, 100.0]))
+    assert change(x).tolist() == [[101.0, 100.0], [99.0, 100.0]]
+    assert change(torch.tensor([[100.0, 100.0]])).tolist() == [[100.0, 100.0]]
+    with pytest.raises(TypeError, match="mean"):
+        project_out(torch.tensor([0.0, 2.0]))
 
 
 class TestClamp:
@@ -52,11 +62,13 @@ class TestClamp:
 
 
 @given(st.integers(0, 100))
-def test_nothing_of_a_direction_is_left(seed):
-    x, direction = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).split([5, 1])
-    left = project_out(direction[0])(x)
-    assert (left @ direction[0]).abs().max() < 1e-5
-    assert torch.allclose(project_out(direction[0])(left), left, atol=1e-5)
+def test_nothing_of_a_direction_is_left_but_the_mean_of_it(seed):
+    x, direction = (torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)) * 3 + 2).split([5, 1])
+    mean, direction = x.mean(0), direction[0]
+    left = project_out(direction, mean=mean)(x)
+    assert torch.allclose(left @ direction, (mean @ direction).expand(5), atol=1e-3)
+    assert torch.allclose(left.mean(0), mean, atol=1e-4)
+    assert torch.allclose(project_out(direction, mean=mean)(left), left, atol=1e-4)
 
 
 def test_edited_is_splice_at_the_kept_positions(mini, batch):

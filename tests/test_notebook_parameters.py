@@ -306,6 +306,20 @@ def test_defaults_every_sae_and_every_seed_pass(phase, check):
             check(phase, **{name: sae})
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_guard_of_the_text_knows_every_parameter(phase, check, monkeypatch):
+    """It asserts on the notebook's own model at the defaults, where its text states results, and not after a tweak."""
+    names = check(phase)
+    observed = names["observed"]
+    assert parameters(phase) <= {*observed.parameters} | OF_ITS_OWN
+    if observed.told_of:
+        model = nbformat.read(NOTEBOOKS[phase], 4).metadata["prism"]["model"]
+        monkeypatch.setenv("PRISM_MODEL", model)
+        with pytest.raises(AssertionError):
+            check(phase)["observed"]({"one": (1, 2)})
+        assert observed.told_of.split()[0] == model
+
+
 @pytest.mark.parametrize(("phase", "change"), [(phase, one) for phase in PHASES for one in GOOD[phase]])
 def test_what_may_be_passes(phase, change, check):
     assert bound(change) <= parameters(phase) | {"name"}

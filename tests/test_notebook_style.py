@@ -123,6 +123,11 @@ def check_errors(notebook, path):
     return [f"cell {n}: {out.ename}" for n, out in _outputs(notebook) if out.output_type == "error"]
 
 
+def check_observed(notebook, path):
+    """What the text states was asserted in the run that is kept."""
+    return [f"cell {n}: {_text(out)}" for n, out in _outputs(notebook) if "Your settings differ" in _text(out)]
+
+
 def check_mime_types(notebook, path):
     found = {(n, mime) for n, out in _outputs(notebook) for mime in out.get("data", {})}
     return [f"cell {n}: output of type {mime}" for n, mime in sorted(found) if mime not in MIME_TYPES]
@@ -252,6 +257,11 @@ BAD = [
     ("execution", "not run", _set(4, execution_count=None)),
     ("execution", "out of order", _set(4, execution_count=7)),
     ("errors", "error output", _set(4, outputs=[ERROR])),
+    (
+        "observed",
+        "other settings",
+        _set(4, outputs=[nbformat.v4.new_output("stream", text="Your settings differ (…)")]),
+    ),
     ("mime_types", "script", _output(**{"application/javascript": "1"})),
     ("mime_types", "svg", _output(**{"image/svg+xml": "<svg/>"})),
     ("png", "figure alone", _output(**{PLOTLY: {"data": []}})),

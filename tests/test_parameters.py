@@ -1,6 +1,13 @@
-"""The check below a parameter cell: what may stand there passes, anything else is one sentence that names it."""
+"""The check below a parameter cell: what may stand there passes, anything else is one sentence that names it.
 
+And the guard of what a text states: it asserts at the text's own settings, and never elsewhere.
+"""
+
+import re
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,12 +31,12 @@ CELL = {"MODEL": "mini", "SAE": None, "SEED": 0}
 
 
 def check(value, rule):
-    return check_parameters({**CELL, "N": value}, N=rule)
+    return check_parameters({**CELL, "N": value}, N=rule)[0]
 
 
 def test_the_defaults_pass_and_give_the_model():
-    assert check_parameters(CELL).name == "mini"
-    assert check_parameters({"MODEL": "mini-llama", "SEED": 2**31 - 1}).name == "mini-llama"
+    assert check_parameters(CELL)[0].name == "mini"
+    assert check_parameters({"MODEL": "mini-llama", "SEED": 2**31 - 1})[0].name == "mini-llama"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,13 @@ def test_a_parameter_that_is_missing_is_named():
 
 
 def test_a_class_of_the_name_is_no_sae():
-    assert check_parameters(CELL | {"SAE": dict}).name == "mini"
+    assert check_parameters(CELL | {"SAE": dict})[0].name == "mini"
+
+
+def test_a_parameter_that_is_checked_further_down_must_still_be_there():
+    assert check_parameters(CELL | {"N": "anything"}, N=None)[0].name == "mini"
+    with pytest.raises(ValueError, match="N is missing from the parameter cell"):
+        check_parameters(CELL, N=None)
 
 
 def test_texts_must_fit_the_model():
@@ -147,3 +160,145 @@ def test_texts_must_fit_the_model():
     ):
         with pytest.raises(ValueError, match=says):
             check_lengths(spec, least, room, PROMPT=texts)
+
+
+# --- what the text states --------------------------------------------------------------------------------------------
+
+DEFAULTS = CELL | {"MODEL": None, "K": 5, "WORDS": ("one", "two")}
+RULES = {"K": whole(1), "WORDS": each(text)}
+
+
+def guard(told_of="mini", **changes):
+    """The guard of a notebook that was written at `DEFAULTS`, and whose parameters were changed since."""
+    with pytest.raises(ValueError, match="write told_of=") as told:
+        check_parameters(DEFAULTS, told_of, **RULES)[1]({})
+    mark = re.search(r'told_of="(.*)"', str(told.value))[1]
+    return check_parameters(DEFAULTS | changes, mark, **RULES)[1]
+
+
+@pytest.fixture(autouse=True)
+def _on_mini(monkeypatch):
+    monkeypatch.setenv("PRISM_MODEL", "mini")
+    monkeypatch.delenv("PRISM_DTYPE", raising=False)
+
+
+NAN = float("nan")
+SAME = [
+    (10, 10),
+    (np.int64(10), 10.0),
+    (torch.tensor(2876), 2876),
+    (0.5333, 0.53, 0.005),
+    (np.float32(-0.5333), -0.53, 0.005),
+    (" the", " the"),
+    (None, None),
+    (True, True),
+    ([2876, 12], (2876, 12)),
+    (np.array(["math", "python"]), ["math", "python"]),
+    (np.array([0.11, 0.22]), [0.1, 0.2], 0.03),
+    (NAN, NAN),
+    (NAN, NAN, 0.1),
+]
+OTHER = [
+    (7, 10),
+    (10.4, 10),
+    (0.5333, 0.53),
+    (0.536, 0.53, 0.005),
+    (" The", " the"),
+    ("10 texts", 10),
+    (None, 10),
+    ([12, 2876], [2876, 12]),
+    ([1, 1], 1),
+    ([], [1]),
+    (["math"], ["math", "python"]),
+    ([0.1, 0.24], [0.1, 0.2], 0.03),
+    (NAN, 10),
+    (NAN, 0.5, 0.1),
+    (0.5, NAN),
+    (float("inf"), 10, 0.1),
+]
+
+
+@pytest.mark.parametrize("entry", SAME)
+def test_what_is_as_stated_passes_without_a_word(entry, capsys):
+    guard()({"it": entry})
+    guard()(lambda: {"it": entry, "that": (1, 1)})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("entry", OTHER)
+def test_another_number_fails_at_the_defaults(entry):
+    with pytest.raises(AssertionError, match="^it is stated as .*, computed as "):
+        guard()({"that": (1, 1), "it": entry})
+
+
+def test_the_message_has_every_number_that_is_not_as_stated():
+    stated = {"texts inside": (7, 10), "texts outside": (3, 3), "explained variance": (0.9123, 0.93, 0.005)}
+    with pytest.raises(AssertionError) as told:
+        guard()(stated)
+    assert str(told.value).split("\n") == [
+        "texts inside is stated as 10, computed as 7",
+        "explained variance is stated as 0.93 (within 0.005), computed as 0.9123",
+        "These are the settings of the text: if no code or data changed, mend the sentence and its guard.",
+    ]
+
+
+def impossible():
+    raise KeyError("a feature that another SAE has not")
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "why"),
+    [
+        ({"K": 6}, {}, "a parameter was changed"),
+        ({"WORDS": ("one", "three")}, {}, "a parameter was changed"),
+        ({"SEED": 1}, {}, "a parameter was changed"),
+        ({"SAE": "1-res"}, {}, "a parameter was changed"),
+        ({"MODEL": "mini-llama"}, {}, "the model is mini-llama"),
+        ({}, {"PRISM_MODEL": "mini-small"}, "the model is mini-small"),
+        ({}, {"PRISM_DTYPE": "bfloat16"}, "PRISM_DTYPE is bfloat16"),
+    ],
+)
+def test_after_a_tweak_it_says_one_line_and_asserts_nothing(changes, environment, why, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    observed = guard(**changes)
+    for entry in SAME + OTHER:
+        observed({"it": entry, "that": (1, 2)})
+        assert (
+            capsys.readouterr().out
+            == f"Your settings differ ({why}); the text tells of mini at the notebook's defaults.\n"
+        )
+    observed(impossible)
+
+
+def test_a_change_after_the_check_counts_and_on_a_gpu_nothing_is_asserted(monkeypatch, capsys):
+    with pytest.raises(AssertionError):
+        guard()({"it": (1, 2)})
+    cell = dict(DEFAULTS)
+    observed = check_parameters(cell, guard().told_of, **RULES)[1]
+    cell["K"] = 6
+    observed({"it": (1, 2)})
+    monkeypatch.setattr("prism.parameters.device", lambda: torch.device("cuda"))
+    guard()({"it": (1, 2)})
+    assert "a parameter was changed" in (said := capsys.readouterr().out) and "the device is cuda" in said
+
+
+def test_the_defaults_may_be_named(monkeypatch):
+    monkeypatch.setenv("PRISM_DTYPE", "float32")
+    for changes in ({"MODEL": "mini"}, {"SAE": "2-res"}):
+        with pytest.raises(AssertionError):
+            guard(**changes)({"it": (1, 2)})
+
+
+def test_a_model_folder_of_that_name_is_another_model(llama, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mini").symlink_to(llama)
+    monkeypatch.setattr("prism.models.registry.local_spec", lambda folder: get_spec("mini-llama"))
+    guard(MODEL=str(tmp_path / "mini"))({"it": (1, 2)})
+    assert "the model is" in capsys.readouterr().out
+
+
+def test_who_forgot_the_mark_is_told_it():
+    with pytest.raises(ValueError, match='behind globals.., .* write told_of="mini [0-9a-f]{6}"'):
+        check_parameters(DEFAULTS, **RULES)[1]({"it": (1, 1)})
+    with pytest.raises(ValueError, match="did you mean 'smollm2'"):
+        check_parameters(DEFAULTS, "smollm 123456", **RULES)[1]({"it": (1, 1)})

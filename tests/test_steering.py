@@ -57,7 +57,7 @@ def four_changes(sae, x):
     f = sae.encode(x)
     feature = int((f > 0).sum(0).argmax())
     row, value = sae.W_dec[feature], 2 * float(f[:, feature].max())
-    made = (add(row, value), clamp(sae, feature, value), suppress(sae, feature), project_out(row))
+    made = (add(row, value), clamp(sae, feature, value), suppress(sae, feature), project_out(row, mean=x.mean(0)))
     return dict(zip(KINDS, made, strict=True))
 
 
@@ -82,7 +82,7 @@ class TestCache:
     def test_llama_style_model(self, llama, tokens, temperature):
         model = load_model(local_spec(llama))
         push = torch.randn(32, generator=torch.Generator().manual_seed(0))
-        for change in (add(push, 0.5), project_out(push)):
+        for change in (add(push, 0.5), project_out(push, mean=torch.zeros(32))):
             moved, _ = same_with_and_without_cache(
                 model, "blocks.1.hook_resid_pre", change, tokens[:3, :9], temperature
             )
@@ -92,7 +92,7 @@ class TestCache:
     def test_random_gpt2(self, tokens, temperature):
         model = random_model(get_spec("mini"))
         push = torch.randn(192, generator=torch.Generator().manual_seed(0))
-        for change in (add(push, 1.0), project_out(push)):
+        for change in (add(push, 1.0), project_out(push, mean=torch.zeros(192))):
             moved, _ = same_with_and_without_cache(model, HOOK, change, tokens[:3, :9], temperature)
             assert moved > 1e-3
 

@@ -1,33 +1,41 @@
-"""The check below a notebook's parameter cell: what may stand there, and one sentence where something else does."""
+"""The check below a notebook's parameter cell, and the guard of what its text says was observed."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from prism.data import readable, token_ids
+from prism.device import device
 from prism.models import ModelSpec, get_spec
 
 Rule = Callable[[str, object], None]  # raises a ValueError on a value that may not be; gets its name for the message
+Stated = Mapping[str, tuple]  # what it is, in words -> (computed, stated) or (computed, stated, within)
 LARGEST_SEED = 2**31 - 1
 
 
-def check_parameters(cell: Mapping[str, object], **rules: Rule) -> ModelSpec:
+def check_parameters(cell: Mapping[str, object], told_of: str = "", **rules: Rule | None) -> tuple[ModelSpec, Observed]:
     """Check a parameter cell before any work is done; MODEL, SAE and SEED need no rule of their own.
 
     Args:
         cell: the notebook's names, `globals()`.
-        rules: parameter -> what it may be, made by the functions below.
+        told_of: what the notebook's text tells of: a model's name and the mark of the defaults, "mini 1f3c9a".
+        rules: parameter -> what it may be, made by the functions below; None for one that is checked further down,
+            because the model sets its bounds.
 
     Returns:
-        The model's entry in the registry.
+        The model's entry in the registry, and the guard of what the text states.
 
     Raises:
         ValueError: the first parameter that may not be as it is; the message names it and says what it may be.
@@ -39,8 +47,78 @@ def check_parameters(cell: Mapping[str, object], **rules: Rule) -> ModelSpec:
         if not isinstance(cell[name], type):  # SAELens has a class of that name
             spec.sae(_name(name, cell[name]))
     for name, rule in {"SEED": whole(0, LARGEST_SEED), **rules}.items():
-        rule(name, cell[name])
-    return spec
+        if rule:
+            rule(name, cell[name])
+    return spec, Observed(cell, ("SEED", *rules), spec, told_of)
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Guards what a notebook's text states, `observed({"texts inside": (inside, 10)})`.
+
+    The text tells of one model at the notebook's defaults, which are known by a mark made of their values. Elsewhere
+    (another model, a changed parameter, a GPU, a PRISM_DTYPE of lower precision) nothing is asserted.
+    """
+
+    cell: Mapping[str, object]
+    parameters: tuple[str, ...]
+    spec: ModelSpec
+    told_of: str
+
+    def __call__(self, numbers: Stated | Callable[[], Stated]) -> None:
+        """Assert that numbers are as stated; where the settings are not those of the text, say so in a line instead.
+
+        Args:
+            numbers: what it is, in words -> (computed, stated), equal: for counts, features, words, lists of them; or
+                (computed, stated, within): numbers that differ by at most `within`, enough for another processor's
+                rounding and too little for another feature's number. A function that returns this, `lambda: {…}`, is
+                called at the defaults alone: for what other settings may not have.
+
+        Raises:
+            AssertionError: something is not as stated; the message has both.
+            ValueError: `told_of` is missing; the message has what to write.
+        """
+        model, _, mark = self.told_of.partition(" ")
+        told = f'told_of="{model or self.spec.name} {self._mark()}"'
+        require(mark, f"behind globals(), where the parameters are checked, write {told}")
+        if differs := self._differs(model, mark):
+            print(f"Your settings differ ({differs}); the text tells of {model} at the notebook's defaults.")
+            return
+        wrong = [
+            f"{what} is stated as {stated}{f' (within {within[0]:g})' if within else ''}, computed as {value}"
+            for what, (value, stated, *within) in (numbers() if callable(numbers) else numbers).items()
+            if not _same(value, stated, *within)
+        ]
+        if wrong:
+            advice = "These are the settings of the text: if no code or data changed, mend the sentence and its guard."
+            raise AssertionError("\n".join([*wrong, advice]))
+
+    def _differs(self, model: str, mark: str) -> str:
+        """What is not as the text has it; nothing where all is."""
+        low = os.environ.get("PRISM_DTYPE", "").strip().lower()
+        found = {
+            f"the model is {self.spec.name}": self.spec is not get_spec(model),
+            "a parameter was changed": self._mark() != mark,
+            f"PRISM_DTYPE is {low}": low not in ("", "auto", "float32"),
+            f"the device is {device().type}": device().type != "cpu",
+        }
+        return next((what for what, so in found.items() if so), "")
+
+    def _mark(self) -> str:
+        """Six digits that stand for the parameters' values, the default SAE by its name or as None."""
+        saes = [self.cell[name] for name in ("SAE", "SAE_NAME") if isinstance(self.cell.get(name), str)]
+        values = [(name, self.cell.get(name)) for name in sorted(self.parameters)]
+        other = [name for name in saes if name != self.spec.default_sae]
+        return hashlib.sha256(repr((other, values)).encode()).hexdigest()[:6]
+
+
+def _same(value: object, stated: object, within: float = 0.0) -> bool:
+    """Of one shape, and no number further off than `within`; NaN is as NaN alone."""
+    try:
+        a, b = np.asarray(value, dtype=float), np.asarray(stated, dtype=float)
+    except (TypeError, ValueError):  # words
+        return np.array_equal(np.asarray(value, dtype=object), np.asarray(stated, dtype=object))
+    return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=within, equal_nan=True)
 
 
 def require(holds: bool, sentence: str) -> None:

@@ -15,24 +15,44 @@ from prism.features import FeatureMatrix
 NULL_BYTES = 2**25  # size of one block of the permutation null: small enough to stay near the processor
 
 
+def fisher_p(
+    inside: Int[np.ndarray, "..."],
+    outside: Int[np.ndarray, "..."],
+    n_inside: Int[np.ndarray, "..."],
+    n_outside: Int[np.ndarray, "..."],
+) -> Float[np.ndarray, "..."]:
+    """Fisher's exact one-sided p: the chance of `inside` or more, had as many texts fired whatever their category.
+
+    The hypergeometric distribution: `inside + outside` of all texts fire, and `n_inside` of them are in the category.
+
+    >>> print(f"{7 / 10 - 10 / 60:+.3f}, p = {fisher_p(7, 10, 10, 60):.4f}")  # 7 of 10 inside, 10 of 60 outside
+    +0.533, p = 0.0012
+    """
+    return hypergeom.sf(np.asarray(inside) - 1, np.add(n_inside, n_outside), np.add(inside, outside), n_inside)
+
+
 def specialist_scores(matrix: FeatureMatrix, threshold: float = 0.0) -> pd.DataFrame:
     """Every feature's specialist score for every category.
 
-    score = (texts inside the category that fire) − (texts outside it that fire) = 2 inside − all that fire.
+    score = (texts inside the category that fire) − (texts outside it that fire) = 2 inside − all that fire. It ignores
+    how many texts there are of either; rate_difference, the share inside that fires − the share outside, does not.
 
     Args:
         threshold: a text fires if its activation is strictly above this (activation units, 0 or more).
 
     Returns:
-        One row per feature and category, feature by feature: feature, category, inside, outside, score (texts), and
-        mean_inside, the mean activation over all the category's texts, silent ones included.
+        One row per feature and category, feature by feature: feature, category, inside, outside, score (texts),
+        rate_difference (−1 to 1), and mean_inside, the mean activation over all the category's texts, silent ones
+        included.
     """
     names, codes = category_codes(matrix)
     peaks, indicator = matrix.text_max(), category_indicator(codes, len(names))
     fires = fires_above(peaks, threshold)
     inside = (indicator @ fires).toarray().T.astype(np.int64)  # [d_sae, categories]
     outside = inside.sum(1, keepdims=True) - inside
-    means = (indicator @ peaks).toarray().T / np.bincount(codes, minlength=len(names))
+    size = np.bincount(codes, minlength=len(names))
+    means = (indicator @ peaks).toarray().T / size
+    rates = inside / size - outside / np.maximum(len(codes) - size, 1)
     return pd.DataFrame(
         {
             "feature": np.repeat(np.arange(matrix.d_sae), len(names)),
@@ -40,6 +60,7 @@ def specialist_scores(matrix: FeatureMatrix, threshold: float = 0.0) -> pd.DataF
             "inside": inside.ravel(),
             "outside": outside.ravel(),
             "score": (inside - outside).ravel(),
+            "rate_difference": rates.ravel(),
             "mean_inside": means.ravel(),
         }
     )
@@ -57,13 +78,20 @@ def specialists(matrix: FeatureMatrix, k: int = 5, threshold: float = 0.0) -> pd
         threshold: see `specialist_scores`.
 
     Returns:
-        The rows of `specialist_scores`, category by category, best first.
+        The rows of `specialist_scores`, category by category, best first, with fisher_p: of a winner of a search it
+        is far too small, see `confirm`.
     """
     scores = specialist_scores(matrix, threshold)
     scores = scores[scores["score"] > 0]
     order = ["category", "score", "mean_inside", "feature"]
     scores = scores.sort_values(order, ascending=[True, False, False, True])
-    return scores.groupby("category", observed=True).head(k).reset_index(drop=True)
+    return _with_fisher(scores.groupby("category", observed=True).head(k).reset_index(drop=True), matrix)
+
+
+def _with_fisher(rows: pd.DataFrame, matrix: FeatureMatrix) -> pd.DataFrame:
+    """Rows of `specialist_scores` with Fisher's p. (All of them at once would take as long as the search.)"""
+    size = np.bincount(category_codes(matrix)[1])[rows["category"].cat.codes]
+    return rows.assign(fisher_p=fisher_p(rows["inside"], rows["outside"], size, matrix.n_texts - size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +182,7 @@ def survivors(found: pd.DataFrame, null: Null, alpha: float = 0.05) -> pd.DataFr
 def confirm(found: pd.DataFrame, matrix: FeatureMatrix, threshold: float = 0.0, alpha: float = 0.05) -> pd.DataFrame:
     """Test found specialists on texts that the search never saw.
 
-    Nothing is searched here, so each feature gets an exact one-sided p: with `N` texts, `n` of them in the category
-    and `K` on which the feature fires, the chance of `inside` or more by the hypergeometric distribution (Fisher's
-    exact test). Holm's correction covers the features tested.
+    Nothing is searched here, so Fisher's exact p is each feature's own. Holm's correction covers the rows of `found`.
 
     Args:
         found: from `specialists`, with the columns feature and category.
@@ -166,7 +192,8 @@ def confirm(found: pd.DataFrame, matrix: FeatureMatrix, threshold: float = 0.0, 
 
     Returns:
         In the order of `found`: feature, category, found_score (if `found` has a score); inside, outside, score,
-        mean_inside on the held-out texts; p_value, p_holm; held, True where p_holm < alpha and the score is above 0.
+        rate_difference, mean_inside, fisher_p on the held-out texts; p_holm; held, True where p_holm < alpha: the
+        feature fires on a larger share of the category's texts than of the others, whatever the score.
 
     Raises:
         IndexError: a feature that this matrix has not.
@@ -181,10 +208,9 @@ def confirm(found: pd.DataFrame, matrix: FeatureMatrix, threshold: float = 0.0, 
     out = scores.iloc[features * len(names) + codes].reset_index(drop=True)
     if "score" in found:
         out.insert(2, "found_score", found["score"].to_numpy())
-    size = np.bincount(category_codes(matrix)[1], minlength=len(names))[codes]
-    p = hypergeom.sf(out["inside"] - 1, matrix.n_texts, out["inside"] + out["outside"], size)
-    corrected = holm(p)
-    return out.assign(p_value=p, p_holm=corrected, held=(corrected < alpha) & (out["score"] > 0))
+    out = _with_fisher(out, matrix)
+    corrected = holm(out["fisher_p"])
+    return out.assign(p_holm=corrected, held=corrected < alpha)
 
 
 def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from prism.data import TokenBatch, token_table, token_text
+from prism.data import TokenBatch, corpus_batch, held_out_documents, token_table, token_text
 from prism.evaluation import Predictions
 from prism.explorer.session import Explorer, Reading
 from prism.features import encode_features
 from prism.interventions import Change, add, clamp, generate, project_out, suppress
+from prism.models import ModelSpec, kept_activations, ordinary
 
 HOWS = ("add", "clamp", "suppress", "project out")
 MAX_NEW_TOKENS = 60
 MAX_STRENGTH = 20.0  # of the feature's largest activation in the sample
+MEAN_DOCUMENTS = 20  # of the corpus; 'project out' leaves the mean activation on them as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +77,8 @@ def steer(
     if (room := explorer.spec.context - batch.tokens.shape[1]) < n_tokens:
         raise ValueError(f"Behind this prompt there is room for {max(room, 0)} tokens, not {n_tokens}: shorten it.")
     hook = reading.sae.cfg.metadata.hook_name
-    changes = {"unchanged": None} | _changes(reading, feature, how, strength, seed)
     with explorer.lock:
+        changes = {"unchanged": None} | _changes(explorer.spec, reading, feature, how, strength, seed)
         runs = [
             generate(reading.model, batch.tokens, n_tokens, change and hook, change, True, temperature, seed)
             for change in changes.values()
@@ -95,7 +98,9 @@ def _check(how: str, strength: float, n_tokens: int, temperature: float) -> None
             raise ValueError(f"The {name} is {value:g}; choose from {low:g} to {high:g}.")
 
 
-def _changes(reading: Reading, feature: int, how: str, strength: float, seed: int) -> dict[str, Change]:
+def _changes(
+    spec: ModelSpec, reading: Reading, feature: int, how: str, strength: float, seed: int
+) -> dict[str, Change]:
     """Label -> change: the feature's, and its control's."""
     sae, peak = reading.sae, float(reading.statistics.maxima[feature])
     if peak == 0:
@@ -105,15 +110,25 @@ def _changes(reading: Reading, feature: int, how: str, strength: float, seed: in
     noise = noise * direction.norm() / noise.norm()
     other, amount = _twin(reading, feature, seed), strength * peak
     random = "control: a random direction"
+    if how == "project out":
+        mean = _mean(spec, reading)
+        return {f"feature {feature}": project_out(direction, mean=mean), random: project_out(noise, mean=mean)}
     return {
         "add": {f"feature {feature}": add(direction, amount), random: add(noise, amount)},
-        "project out": {f"feature {feature}": project_out(direction), random: project_out(noise)},
         "clamp": {
             f"feature {feature}": clamp(sae, feature, amount),
             f"control: feature {other}": clamp(sae, other, amount),
         },
         "suppress": {f"feature {feature}": suppress(sae, feature), f"control: feature {other}": suppress(sae, other)},
     }[how]
+
+
+@lru_cache(maxsize=8)
+def _mean(spec: ModelSpec, reading: Reading) -> Float[torch.Tensor, " d_in"]:
+    """Mean of the activations that the SAE reads, on a few documents of the corpus."""
+    batch = corpus_batch(held_out_documents(spec.corpus).head(MEAN_DOCUMENTS), reading.model.tokenizer, spec.context)
+    hook_name = reading.sae.cfg.metadata.hook_name
+    return kept_activations(reading.model, hook_name, ordinary(reading.model, reading.sae, batch)).mean(0)
 
 
 def _twin(reading: Reading, feature: int, seed: int) -> int:

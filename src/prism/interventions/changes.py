@@ -60,10 +60,18 @@ def suppress(sae, features: int | Sequence[int]) -> Change:
     return clamp(sae, features, 0.0)
 
 
-def project_out(direction: Float[Tensor, " d_in"]) -> Change:
-    """Remove all of a direction from every activation, whether a feature put it there or not."""
+def project_out(direction: Float[Tensor, " d_in"], *, mean: Float[Tensor, " d_in"]) -> Change:
+    """Take a direction's variation out of every activation, whether a feature put it there or not.
+
+    `x − ((x − μ)·u) u` with `u` the unit direction: every activation gets the mean's part along it. Without `μ` the
+    change would also take the mean's part away, which in a stream that is mostly its mean is another blow.
+
+    Args:
+        mean: of the activations on ordinary text, massive tokens left out: `kept_activations(…).mean(0)`. (An SAE's
+            `b_dec` is none: on `mini` it lies a quarter of the mean's length away from it.)
+    """
     unit = direction / direction.norm()
-    return lambda x: x - (x @ unit.to(x))[:, None] * unit.to(x)
+    return lambda x: x - ((x - mean.to(x)) @ unit.to(x))[:, None] * unit.to(x)
 
 
 @contextmanager
