@@ -1,4 +1,4 @@
-"""Rankings, specialists and their controls, concepts, co-activation: by hand, and against dense arithmetic."""
+"""Rankings, specialists and their controls, concepts: by hand, and against dense arithmetic."""
 
 import itertools
 import json
@@ -18,9 +18,6 @@ from scipy.stats import binom, fisher_exact, norm, ttest_1samp, ttest_ind
 from prism import analysis
 from prism.analysis import (
     ClaimCard,
-    Null,
-    coactivation,
-    coactivation_edges,
     composite_score,
     confidence_interval,
     confirm,
@@ -36,6 +33,7 @@ from prism.analysis import (
     survivors,
 )
 from prism.analysis.claims import CARD
+from prism.analysis.specialist_search import Null
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 
@@ -128,8 +126,6 @@ def test_nothing_fires():
         most_selective(matrix),
         specialists(matrix),
         find_features_for_concept(matrix),
-        coactivation(matrix),
-        coactivation_edges(matrix),
     ):
         assert len(frame) == 0
     assert permutation_null(matrix, 5).scores.tolist() == [[0, 0]] * 5
@@ -355,56 +351,6 @@ def test_a_background_shows_up_what_fires_everywhere():
         find_features_for_concept(make(np.zeros((0, 2))))
 
 
-# co-activation
-
-
-def test_coactivation_by_hand():
-    matrix = make([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], ["math", "math", "python", "python"])
-    assert coactivation(matrix, [0, 1, 2]).values.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
-    conditional = coactivation(matrix, [0, 1], measure="conditional")
-    assert conditional.values == pytest.approx(np.array([[1, 2 / 3], [2 / 3, 1]]))
-    assert coactivation(matrix, [1, 0], "math").values.tolist() == [[1, 0.5], [0.5, 1]]
-    assert coactivation(matrix, [0, 1], threshold=1.0).values.tolist() == [[0, 0], [0, 0]]
-    assert list(coactivation(matrix).index) == [0, 1]
-
-
-def test_coactivation_by_text():
-    matrix = make([[1, 0], [0, 1], [1, 0], [0, 0]], tokens=2)  # together in a text, never on a token
-    assert coactivation(matrix, [0, 1]).loc[0, 1] == 0
-    assert coactivation(matrix, [0, 1], level="text").loc[0, 1] == 0.5
-
-
-@given(labelled())
-def test_coactivation_equals_the_dense_one_and_is_symmetric(case):
-    dense = case[0]
-    fires, names = dense > 0, list(range(dense.shape[1]))
-    both = (fires[:, :, None] & fires[:, None, :]).sum(0)
-    either = (fires[:, :, None] | fires[:, None, :]).sum(0)
-    frame = coactivation(make(*case), names)
-    assert np.array_equal(frame, frame.T)
-    assert frame.to_numpy() == pytest.approx(both / np.maximum(either, 1))
-    conditional = coactivation(make(*case), names, measure="conditional")
-    assert conditional.to_numpy() == pytest.approx(both / np.maximum(fires.sum(0), 1)[:, None])
-    edges = coactivation_edges(make(*case), names, minimum=0.3)
-    expected = {(i, j) for i, j in itertools.combinations(names, 2) if both[i, j] and frame.loc[i, j] >= 0.3}
-    assert set(zip(edges["source"], edges["target"], strict=True)) == expected
-    assert [frame.loc[e.source, e.target] for e in edges.itertuples()] == edges["jaccard"].tolist()
-    assert [both[e.source, e.target] for e in edges.itertuples()] == edges["count"].tolist()
-    assert edges["jaccard"].is_monotonic_decreasing
-
-
-def test_coactivation_refuses_bad_choices():
-    matrix = make([[1.0]], ["math"])
-    with pytest.raises(ValueError, match="choose 'token' or 'text'"):
-        coactivation(matrix, [0], level="word")
-    with pytest.raises(ValueError, match="choose 'jaccard' or 'conditional'"):
-        coactivation(matrix, [0], measure="cosine")
-    with pytest.raises(ValueError, match="choose from math"):
-        coactivation(matrix, [0], "urls")
-    with pytest.raises(IndexError, match="choose from 0 to 0"):
-        coactivation_edges(matrix, [1])
-
-
 # intervals and claims
 
 
@@ -522,4 +468,4 @@ def test_claim_card_prints_and_escapes(capsys):
 def test_the_package_offers_the_functions_and_no_module_hides_one():
     public = {name for name in vars(analysis) if not name.startswith("_")}
     modules = {module.name for module in pkgutil.iter_modules(analysis.__path__)}
-    assert {"coactivation", "specialists", "strongest", "ClaimCard"} <= public - modules
+    assert {"specialists", "strongest", "ClaimCard"} <= public - modules

@@ -63,7 +63,7 @@ def test_every_exercise_is_listed(tmp_path: Path) -> None:
         assert table.count(f"notebooks/{path.name})") == wanted, path.name
     folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb")
     row = documents.exercise_table(folder).splitlines()[-1]
-    assert "| 1 | easy | 5 | Write `f(a &#124; b)`: the sum. |" in row and "exercises/phase_1.py)" in row
+    assert "| 1 | easy | 5 | Write `f(a &#124; b)`: the sum. |" in row and "src/prism/phases/phase_1.py)" in row
     _notebook(tmp_path / "notebooks" / "phase_2_b.ipynb", prose="nothing")
     with pytest.raises(ValueError, match=r"phase_2_b\.ipynb"):
         documents.exercise_table(folder)

@@ -24,7 +24,14 @@ from scipy.sparse import csr_matrix
 
 from prism import data, features, models
 from prism.data import CATEGORIES, TokenBatch
-from prism.features import FeatureMatrix, channel_features, encode_activations, encode_features, word_features
+from prism.features import (
+    FeatureMatrix,
+    activation_reader,
+    channel_features,
+    encode_activations,
+    encode_features,
+    word_features,
+)
 
 HOOK = "blocks.1.hook_resid_pre"
 
@@ -289,6 +296,19 @@ def test_the_embedded_sae_encodes_as_one_dense_pass(mini):
         dense = sae.encode(x[batch.keep]).numpy()
     np.testing.assert_allclose(matrix.values.toarray(), dense, atol=1e-3)
     assert matrix.n_tokens == batch.n_tokens and 1 < matrix.l0() < sae.cfg.d_in
+
+
+def test_one_text_is_read_as_in_a_matrix_of_many(mini):
+    sae, texts = models.load_sae(models.get_spec("mini")), ["def add(a, b):\n    return a + b", "Where were you?"]
+    batch = data.tokenize(texts, mini.tokenizer, 64)
+    peaks = encode_features(mini, sae, batch, data.token_table(batch, mini.tokenizer)).text_max().toarray()
+    activation, silent = activation_reader(mini, sae, 64), int(peaks.max(0).argmin())
+    for text, row in zip(texts, peaks, strict=True):
+        assert activation(text, int(row.argmax())) == pytest.approx(row.max(), rel=1e-4)
+        assert activation(text, silent) == 0
+    for text, says in ((" ", "is empty"), ("word " * 99, "the longest that fits is 63")):
+        with pytest.raises(ValueError, match=says):
+            activation(text, 0)
 
 
 def saelens_sae(architecture, **settings):

@@ -13,7 +13,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-from prism.analysis import coactivation_edges, confirm, find_features_for_concept, permutation_null, specialists
+from prism.analysis import confirm, find_features_for_concept, permutation_null, specialists
 from prism.data import DATA, load_texts, token_table, tokenize
 from prism.features import encode_features
 from prism.models import harvest
@@ -43,7 +43,6 @@ found_on, held = matrix("discover"), matrix("confirm")
 found = specialists(found_on, k=3)
 null = permutation_null(found_on, n=1000)
 confirm(found, held)
-coactivation_edges(found_on, found["feature"].tolist(), minimum=0.05)
 find_features_for_concept(found_on.select((found_on.table["category"] == "math").to_numpy()), found_on)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"peak": peak, "l0": found_on.l0(), "d_sae": found_on.d_sae}))

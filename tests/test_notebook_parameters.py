@@ -61,14 +61,12 @@ GOOD = {
     "1": [
         "PROMPT = '東京'",
         "PROMPT = 'the ' * 200",
-        "CORPUS_DOCUMENTS, PER_CATEGORY, TOP_K = 4, 1, 1",
-        "CORPUS_DOCUMENTS, PER_CATEGORY, TOP_K = 1_000, 10, 100",
+        "READ, CORPUS_DOCUMENTS = [69, 0, 1], 4",
+        "READ, CORPUS_DOCUMENTS = tuple(range(10)), 1_000",
     ],
     "2": [
         "THRESHOLD, PERMUTATIONS = 229.5, 79",
-        "THRESHOLD, PER_CATEGORY = 1e9, 100",
-        "SAMPLE_TEXTS = [69]",
-        "SAMPLE_TEXTS = tuple(range(70))",
+        "THRESHOLD, PERMUTATIONS = 1e9, 100_000",
         "CONCEPT, OTHER = ['one'], ['two', 'two']",
     ],
     "3": [
@@ -139,13 +137,14 @@ BAD = {
     "1": [
         ("PROMPT = 'the ' * 240", "PROMPT holds a text of 24. tokens.*mini takes 1 to 225 here, for 30 more"),
         ("CORPUS_DOCUMENTS = 0", "CORPUS_DOCUMENTS is 0; .* from 4 to 1,000"),
-        ("TOP_K = 10.0", "TOP_K is 10.0"),
+        ("READ = (3, 52)", "number of values in READ is 2; .* from 3 to 10"),
+        ("READ = (3, 52, 70)", "a value in READ is 70; .* from 0 to 69"),
         ("PROMPT = 'half \\ud83d'", "PROMPT has half of a character"),
     ],
     "2": [
         ("PERMUTATIONS = 20", "PERMUTATIONS is 20; .* from 79 to 100,000: with fewer shuffles no p"),
         ("THRESHOLD = -0.1", "THRESHOLD is -0.1"),
-        ("SAMPLE_TEXTS = (0, 70)", "a value in SAMPLE_TEXTS is 70"),
+        ("PERMUTATIONS = 1e3", "PERMUTATIONS is 1000.0; .* a whole number"),
         ("CONCEPT = 'It cost 45 dollars.'", "CONCEPT is .* it must be several values"),
         ("OTHER = ['word ' * 300]", "OTHER holds a text of .* mini takes 1 to 255 here"),
         ("SAE_NAME = '2-rse'", "did you mean '2-res'"),

@@ -26,8 +26,8 @@ NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and t
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {
     "0": "GRID, RESTARTS, RUNS, SWEEP, TOP_TEXTS = 6, 4, 3, (1.0, 0.3, 0.05), 6",
-    "1": "CORPUS_DOCUMENTS, PER_CATEGORY, TOP_K, PROMPT = 24, 2, 5, 'The <b>law</b>'",
-    "2": "THRESHOLD, PERMUTATIONS, PER_CATEGORY, SAMPLE_TEXTS = 0.01, 200, 2, (3, 33)",
+    "1": "READ, CORPUS_DOCUMENTS, PROMPT = (0, 33, 69), 24, 'The <b>law</b>'",
+    "2": "THRESHOLD, PERMUTATIONS = 0.01, 200",
     "3": "N_TOKENS, FIT_TOKENS, PERMUTATIONS = 3_000, 8_000, 100",
     "4": "D_SAE, K, TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, UNITS = 1024, 16, 80_000, 20_000, 30_000, 60;"
     " MEMBERS = tuple(name for name in FAMILY if name != 'matryoshka')",

@@ -14,6 +14,7 @@ from prism.explorer.gallery import gallery_index
 from prism.explorer.labels import Label
 from prism.explorer.markup import asset
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import templates
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", '"><svg onload="x">', "<b>", "&amp;", "\x00", "' style='x", "\n"]
 VOID = {"meta", "br", "wbr", "img", "input", "link", "hr"}
@@ -170,14 +171,18 @@ def test_other_features_are_linked_where_they_have_a_page(matrix):
     assert "javascript" not in page_of(matrix, link_to=lambda other: f"java\nscript:alert({other})")
 
 
+def link(address, text):
+    return str(templates().get_template("tokens.html").module.link(address, text))
+
+
 @pytest.mark.parametrize("address", ["javascript:alert(1)", " JavaScript:x", "java\tscript:x", "data:text/html,x"])
 def test_links_that_could_run_code_are_text(address):
-    assert viz.link(address, "<i>") == "&lt;i&gt;"
+    assert link(address, "<i>") == "&lt;i&gt;"
 
 
 def test_ordinary_links_are_links():
     for address in ("page_1.html", "a/b.html#c:d", "https://example.org/x:y", "#top"):
-        assert viz.link(address, "x") == f'<a href="{address}">x</a>'
+        assert link(address, "x") == f'<a href="{address}">x</a>'
 
 
 def test_explanation_shows_the_scores_it_has(matrix):

@@ -1,21 +1,20 @@
-"""Figures carry the right data and titles, HTML is escaped, and the explorer answers to bad input."""
+"""Figures carry the right data and titles, and HTML is escaped."""
 
 import re
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 import scipy.sparse as sp
 import torch
+from figure_checks import titled
 
 from prism import explorer
 from prism import visualization as viz
-from prism.analysis import Null, feature
+from prism.analysis import feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
-from prism.visualization import coactivation
 
 SCRIPT = "<script>alert(1)</script>"
 DENSE = np.zeros((14 * 6, 9), np.float32)  # 14 texts (two a category) of 6 tokens; feature 7 is dead
@@ -37,17 +36,6 @@ def matrix():
         }
     )
     return FeatureMatrix(sp.csr_matrix(DENSE), table)
-
-
-def titled(fig: go.Figure, *axes: str) -> go.Figure:
-    """The figure, once it is known to be one with a title and with these axis titles."""
-    assert isinstance(fig, go.Figure)
-    assert fig.layout.title.text
-    assert fig.layout.width == viz.WIDTH and fig.layout.height >= 300
-    found = [getattr(fig.layout[axis].title, "text", None) for axis in fig.layout if re.match("[xy]axis", axis)]
-    for axis in axes:
-        assert any(axis in (text or "") for text in found), (axis, found)
-    return fig
 
 
 # style
@@ -78,93 +66,7 @@ def test_category_order_is_fixed_with_others_last():
     assert viz.category_order(["mine", *reversed(CATEGORIES), "math"]) == [*CATEGORIES, "mine"]
 
 
-# phase 1
-
-
-def test_dense_vs_sparse_computes_the_shares():
-    fig = titled(viz.dense_vs_sparse(np.array([1.0, -2.0, 3.0, 0.5]), np.array([0.0, 0.0, 0.0, 2.0])), "share", "value")
-    assert [a.text for a in fig.layout.annotations] == ["Activations: 100.00% non-zero", "Features: 25.00% non-zero"]
-    zeros = next(trace for trace in fig.data if trace.name == "Features: exactly 0")
-    assert zeros.y[0] == pytest.approx(0.75)
-    assert sum(sum(trace.y) for trace in fig.data if trace.name.startswith("Features")) == pytest.approx(1)
-
-
-def test_dense_vs_sparse_takes_silent_features_and_refuses_none_at_all():
-    assert "0.00%" in viz.dense_vs_sparse([1.0], np.zeros(5)).layout.annotations[1].text
-    with pytest.raises(ValueError, match="empty"):
-        viz.dense_vs_sparse([], [1.0])
-
-
-def test_density_histogram_counts_live_and_dead():
-    fig = titled(viz.density_histogram(np.array([0, 0, 1e-3, 1e-2, 0.5]), 10_000), "density", "features")
-    assert sum(fig.data[0].y) == 3
-    assert "2 of 5 features (40.0%) are dead" in fig.layout.title.subtitle.text
-    assert "10,000" in fig.layout.title.subtitle.text
-    assert [note.text for note in fig.layout.annotations] == ["one token in 10,000"]
-
-
-def test_density_histogram_starts_at_one_firing_and_marks_ultralow_where_it_can_be_seen():
-    density = np.arange(1, 400) / 10_000_000
-    fig = viz.density_histogram(density, 10_000_000)
-    assert [note.text.split(":")[0] for note in fig.layout.annotations] == ["one token in 10,000,000", "ultralow"]
-    assert fig.layout.xaxis.range[0] == pytest.approx(-7.3)
-    assert sum(fig.data[0].y) == len(density)
-    assert (np.asarray(fig.data[0].y)[:10] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
-
-
-def test_density_histogram_keeps_a_feature_that_always_fires_and_a_wholly_dead_sae():
-    assert sum(viz.density_histogram(np.array([1.0, 1e-4]), 10_000).data[0].y) == 2
-    assert sum(viz.density_histogram(np.zeros(4), 100).data[0].y) == 0
-
-
-def test_pooling_trap_draws_dots_on_a_log_axis_where_counts_differ_widely():
-    frame = pd.DataFrame(
-        {"variant": ["token by token", "mean-pooled first", "BOS position"], "active_features": [48.2, 1300.0, 3108.0]}
-    )
-    fig = titled(viz.pooling_trap_figure(frame, published_l0=51), "active features", "fed")
-    assert fig.layout.yaxis.type == "log" and "log" in fig.layout.yaxis.title.text
-    assert fig.data[0].type == "scatter" and fig.data[0].mode == "markers"  # no bar without a foot
-    assert list(fig.data[0].y) == [48.2, 1300.0, 3108.0]
-    texts = [note.text for note in fig.layout.annotations]
-    assert texts[:3] == ["48", "1,300", "3,108"] and "51" in texts[3]
-
-
-def test_pooling_trap_draws_bars_from_zero_where_counts_are_alike():
-    frame = pd.DataFrame({"variant": ["token by token", "BOS position"], "active_features": [30.0, 8.5]})
-    fig = titled(viz.pooling_trap_figure(frame), "active features")
-    assert fig.data[0].type == "bar" and fig.layout.yaxis.type is None and fig.layout.yaxis.range[0] == 0
-    assert [note.text for note in fig.layout.annotations] == ["30", "8.5"]
-    assert viz.pooling_trap_figure(frame.assign(active_features=0.0)).layout.yaxis.range[1] > 0
-
-
-# phase 2
-
-
-def test_top_features_bars_has_a_panel_per_text():
-    frames = {f"text {i} {SCRIPT}": pd.DataFrame({"feature": [i, 9], "activation": [5.0 + i, 1.0]}) for i in range(3)}
-    fig = titled(viz.top_features_bars(frames), "activation")
-    assert [trace.y[0] for trace in fig.data] == ["feature 0", "feature 1", "feature 2"]
-    assert [trace.x[0] for trace in fig.data] == [5.0, 6.0, 7.0]
-    assert not any("<script>" in note.text for note in fig.layout.annotations)
-
-
-@pytest.mark.parametrize("scale, expected", [("log1p", np.log1p(4.0)), ("feature", 1.0)])
-def test_category_heatmap_sorts_texts_into_the_fixed_order(scale, expected):
-    categories = ["conversational", "python", "math", "python"]
-    values = np.array([[0.0, 4.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
-    fig = titled(viz.category_heatmap(values, [11, 12], categories, scale), "texts", "feature")
-    assert fig.data[0].z[0, 0] == pytest.approx(expected)
-    assert [float(v) for v in fig.data[0].customdata[0]] == [4.0, 2.0, 1.0, 0.0]
-    bands = [note.text.replace("<br>", " ") for note in fig.layout.annotations]
-    assert bands == [CATEGORY_TITLES[name] for name in ("python", "math", "conversational")]
-    assert ("log" if scale == "log1p" else "maximum") in fig.data[0].colorbar.title.text
-
-
-def test_category_heatmap_says_what_is_wrong():
-    with pytest.raises(ValueError, match="'log1p' or 'feature'"):
-        viz.category_heatmap(np.ones((1, 1)), [0], ["math"], scale="log")
-    with pytest.raises(ValueError, match=r"\(features, texts\)"):
-        viz.category_heatmap(np.ones((2, 1)), [0], ["math"])
+# sentences
 
 
 def test_sentence_heatmap_shows_tokens_as_text():
@@ -175,103 +77,6 @@ def test_sentence_heatmap_shows_tokens_as_text():
     for tokens, labels in ((["a"], ["x"]), (["a", "b", "c"], ["x", "y"])):
         with pytest.raises(ValueError, match=r"\(features, tokens\)"):
             viz.sentence_heatmap(np.ones((1, 3)), tokens, labels)
-
-
-def test_category_bars_keep_the_order_whatever_the_columns():
-    frame = pd.DataFrame({name: [i, 2 * i] for i, name in enumerate(CATEGORIES)}, index=[30, 40])
-    frame = frame[list(reversed(CATEGORIES))]
-    fig = titled(viz.category_bars(frame, value="mean activation"), "mean activation")
-    assert [list(trace.y) for trace in fig.data] == [[CATEGORY_TITLES[name] for name in CATEGORIES]] * 2
-    assert list(fig.data[1].x) == [2 * i for i in range(7)]
-    assert list(fig.data[0].marker.color) == [viz.CATEGORY_COLOURS[name] for name in CATEGORIES]
-    assert [note.text for note in fig.layout.annotations] == ["feature 30", "feature 40"]
-
-
-def test_null_figure_shows_quantiles_and_the_observed():
-    names = tuple(reversed(CATEGORIES))  # the figure has its own order
-    null = Null(np.arange(101)[:, None] + 10 * np.arange(7)[::-1], names)
-    fig = titled(viz.null_figure(null, {"python": 9, "math": 120}), "specialist score", "category")
-    traces = {trace.name: trace for trace in fig.data}
-    assert list(traces["5th to 95th percentile"].x[:2]) == [5, 95]
-    assert list(traces["median"].x) == [50 + 10 * i for i in range(7)]
-    assert list(traces["median"].y) == list(CATEGORY_TITLES.values())
-    assert list(traces["observed best"].x) == [9, None, 120, None, None, None, None]
-
-
-def test_confirmation_figure_pairs_the_scores():
-    frame = pd.DataFrame(
-        [["math", 1, 5, 0], ["python", 2, 6, 6], ["python", 3, 9, 7]], columns=["category", "feature", "a", "b"]
-    )
-    fig = titled(viz.confirmation_figure(frame, "a", "b"), "specialist score", "feature")
-    assert list(fig.data[1].x) == [9, 6, 5] and list(fig.data[2].x) == [7, 6, 0]
-    assert not fig.data[3].showlegend
-    assert fig.layout.yaxis.ticktext == ("<b>Python code</b>  3", "2", "<b>Mathematical notation</b>  1")
-
-
-def test_confirmation_figure_marks_what_did_not_hold():
-    frame = pd.DataFrame(
-        {
-            "category": pd.Categorical(["math", "math"]),
-            "feature": [1, 2],
-            "found_score": [9, 8],
-            "score": [7, 0],
-            "held": [True, False],
-        }
-    )
-    fig = viz.confirmation_figure(frame)
-    marks = {trace.name: list(trace.x) for trace in fig.data if trace.mode == "markers"}
-    assert marks == {"texts searched": [9, 8], "held-out texts: held": [7], "held-out texts: did not hold": [0]}
-
-
-def test_coactivation_heatmap_blanks_the_diagonal_and_leaves_the_frame_alone():
-    frame = pd.DataFrame([[1.0, 0.2], [0.2, 1.0]], index=[3, 4], columns=[3, 4])
-    fig = titled(viz.coactivation_heatmap(frame), "feature")
-    assert np.isnan(fig.data[0].z[0, 0]) and fig.data[0].z[0, 1] == 0.2
-    assert frame.iloc[0, 0] == 1.0 and "diagonal" in fig.layout.title.subtitle.text
-    assert fig.layout.xaxis.ticktext == ("3", "4") and not fig.layout.shapes
-
-
-def test_coactivation_heatmap_writes_categories_and_parts_them():
-    frame = pd.DataFrame(np.eye(3), index=[3, 4, 5], columns=[3, 4, 5])
-    fig = viz.coactivation_heatmap(frame, ["math", "math", SCRIPT])
-    assert fig.layout.yaxis.ticktext[:2] == ("3 · math", "4 · math") and "<script>" not in fig.layout.yaxis.ticktext[2]
-    assert [(line.x0, line.y0) for line in fig.layout.shapes] == [(0, 1.5), (1.5, 0)]
-
-
-def test_coactivation_network_is_the_same_every_time():
-    nodes = pd.DataFrame({"feature": [1, 2, 3], "category": ["math", "python", "python"]})
-    edges = pd.DataFrame({"source": [1, 2], "target": [2, 3], "jaccard": [0.1, 0.9], "count": [4, 5000]})
-    fig = titled(viz.coactivation_network(edges, nodes, seed=1), "layout")
-    assert fig.to_json() == viz.coactivation_network(edges, nodes, seed=1).to_json()
-    named = {trace.name: trace for trace in fig.data}
-    assert list(named["Python code"].text) == ["2", "3"]
-    assert named["Python code"].marker.color == viz.CATEGORY_COLOURS["python"]
-    widths = [trace.line.width for trace in fig.data if trace.mode == "lines"]
-    assert widths == sorted(widths) and widths[0] < widths[-1]
-    assert all(trace.visible is None for trace in fig.data)  # the legend shows every width, whether it occurs or not
-    assert any("5,000 tokens" in text for trace in fig.data if trace.mode == "markers" for text in trace.text)
-
-
-def test_coactivation_network_draws_connected_features_and_counts_the_others():
-    nodes = pd.DataFrame({"feature": [1, 2, 3], "category": ["math", "python", "formal"]})
-    edges = pd.DataFrame({"source": [1], "target": [3], "jaccard": [0.1]})
-    fig = viz.coactivation_network(edges, nodes)
-    assert [list(trace.text) for trace in fig.data if trace.mode == "markers+text"] == [["1"], ["3"]]
-    assert "1 pairs among 2 features; 1 features without a partner" in fig.layout.title.subtitle.text
-
-
-def test_coactivation_network_without_edges_and_with_unknown_nodes():
-    nodes = pd.DataFrame({"feature": [1, 2], "category": ["math", "math"]})
-    edges = pd.DataFrame({"source": [1], "target": [9], "jaccard": [0.1]})
-    assert len(viz.coactivation_network(edges.iloc[:0], nodes).data) == 1
-    with pytest.raises(ValueError, match=r"\[9\]"):
-        viz.coactivation_network(edges, nodes)
-
-
-def test_close_nodes_are_spread_and_far_ones_are_not_moved_together():
-    place = coactivation._spread({0: np.array([0.0, 0.0]), 1: np.array([0.001, 0.0]), 2: np.array([1.0, 1.0])})
-    distance = np.linalg.norm(place[0] - place[1])
-    assert distance > 0.15 and np.linalg.norm(place[0] - place[2]) > 1
 
 
 def test_plotly_sees_no_markup_in_labels():
@@ -390,35 +195,6 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
     html = explorer.explore_feature(matrix, 0, k=10).data
     assert html.count('class="example"') == 2
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
-
-
-# the explorer
-
-
-def test_explorer_follows_the_number_and_the_choice(matrix):
-    number, choice, view = explorer.browse(matrix).children
-    number.value = 8
-    assert "Feature 8" in view.value and "84 of 84 tokens" in view.value
-    choice.value = 3
-    assert number.value == 3 and "Feature 3" in view.value
-    titles = [label.split(" · ")[0] for label, _ in choice.options]
-    assert list(dict.fromkeys(titles)) == list(CATEGORY_TITLES.values())
-
-
-@pytest.mark.parametrize("bad", [-1, 9, 10**9])
-def test_explorer_answers_a_bad_number_with_a_sentence(matrix, bad):
-    number, _, view = explorer.browse(matrix).children
-    number.value = bad
-    assert f"no feature {bad}" in view.value and "Traceback" not in view.value
-    number.value = 2
-    assert "Feature 2" in view.value
-
-
-def test_explorer_takes_another_page_and_texts_without_categories(matrix):
-    bare = FeatureMatrix(matrix.values, matrix.table.drop(columns="category"))
-    number, choice, view = explorer.browse(bare, page=lambda feature: f"<i>{feature}</i>").children
-    assert number.value == 8 and view.value == "<i>8</i>"
-    assert choice.options[0][0].startswith("strongest")
 
 
 # phase 0

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from prism.exercises import phase_0, phase_1, phase_2, phase_3, phase_4
+from prism.exercises import phase_0, phase_3, phase_4
+from prism.phases import phase_1, phase_2
 
 
 def loop_l0(f, keep):
@@ -20,12 +21,6 @@ def loop_text_activation(f, keep):
 
 def loop_p(observed, null):
     return (sum(1 for value in null if value >= observed) + 1) / (len(null) + 1)
-
-
-def loop_jaccard(a, b):
-    pairs = [(x > 0, y > 0) for x, y in zip(a, b, strict=True)]
-    either = sum(x or y for x, y in pairs)
-    return sum(x and y for x, y in pairs) / either if either else 0
 
 
 def sum_collision(n, p):
@@ -134,14 +129,6 @@ RIGHT = [
     (phase_2.check_p_value, loop_p),
     (phase_2.check_p_value, lambda o, n: np.mean(np.append(n, o) >= o)),
     (phase_2.check_p_value, lambda o, n: 1 - (np.asarray(n) < o).sum() / (len(n) + 1)),
-    (phase_2.check_jaccard, loop_jaccard),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max(((a > 0) | (b > 0)).sum(), 1)),
-    (
-        phase_2.check_jaccard,
-        lambda a, b: np.nan_to_num(
-            np.divide((a * b > 0).sum(), (a + b > 0).sum(), where=bool((a + b > 0).any()), out=np.zeros(()))
-        ),
-    ),
     (phase_3.check_recovered, lambda c, s, a: 1 - (s - c) / (a - c)),
     (phase_3.check_recovered, lambda c, s, a: np.divide(s - a, c - a)),
     (phase_3.check_recovered, lambda c, s, a: np.polyval(np.polyfit([c, a], [1, 0], 1), s)),
@@ -248,11 +235,6 @@ WRONG = [
     (phase_2.check_p_value, lambda o, n: (1 + (n < o).sum()) / (1 + len(n)), "below"),
     (phase_2.check_p_value, lambda o, n: (1 + (n >= o).sum()) / len(n), "number of shuffles"),
     (phase_2.check_p_value, lambda o, n: 2 * (1 + (n >= o).sum()) / (1 + len(n)), "one-sided"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).mean(), "all tokens"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / max((a > 0).sum(), 1), "conditional"),
-    (phase_2.check_jaccard, lambda a, b: np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1), "Your function"),
-    (phase_2.check_jaccard, lambda a, b: ((a > 0) & (b > 0)).sum() / np.float64(((a > 0) | (b > 0)).sum()), "nan"),
-    (phase_2.check_jaccard, lambda a, b: a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9), "cosine"),
     (phase_3.check_recovered, lambda c, s, a: (s - c) / (a - c), "*lost*"),
     (phase_3.check_recovered, lambda c, s, a: (a - s) / a, "ablated loss"),
     (phase_3.check_recovered, lambda c, s, a: (a - s) / (s - c), "cost of the SAE"),

@@ -1,4 +1,4 @@
-"""Discovery on a `FeatureMatrix`: rankings, specialists, concepts, co-activation, monosemanticity; and the controls.
+"""Discovery on a `FeatureMatrix`: rankings, specialists, concepts, monosemanticity; and the controls.
 
 A feature *fires* on a text where its activation there, the maximum over the text's tokens, is strictly above a
 threshold. All counting is sparse: a feature's texts per category are one product with an indicator matrix.
@@ -8,7 +8,6 @@ A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` 
 
 from prism.analysis.alignment import ModelUnits, aligned_rows, frequent, match_models, token_ends
 from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
-from prism.analysis.cofiring import coactivation, coactivation_edges
 from prism.analysis.concepts import composite_score, find_features_for_concept
 from prism.analysis.examples import (
     example_rows,
@@ -29,7 +28,6 @@ from prism.analysis.monosemanticity import (
 )
 from prism.analysis.rankings import most_frequent, most_selective, strongest
 from prism.analysis.specialist_search import (
-    Null,
     confirm,
     holm,
     permutation_null,

@@ -1,4 +1,8 @@
-"""Every exercise of every phase: its name in the notebook, its checks, how hard it is and how long it takes."""
+"""Every exercise of every phase: its name in the notebook, its checks, how hard it is and how long it takes.
+
+One named `hypothesis` is about meaning: its answer is two texts of the reader's, which nothing can be right or wrong
+about, so that it has no reference answer; see `exercises.hypothesis`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ class Exercise:
     Attributes:
         phase: such as '6a'.
         number: within its phase, from 1.
-        name: what the notebook calls the answer.
+        name: what the notebook calls the answer; `hypothesis` for an exercise about meaning.
         level: easy, medium or hard.
         minutes: what it takes a reader.
-        checks: names of its checks, without `check_`, in `prism.phases.phase_<phase>.exercises` (of a phase without a
-            room in `prism.exercises.phase_<phase>`).
+        checks: names of its checks, without `check_`, in `prism.phases.phase_<phase>`, or in its `exercises` where that
+            is a folder (of a phase without a room in `prism.exercises.phase_<phase>`).
     """
 
     phase: str
@@ -47,12 +51,13 @@ _TABLE = """
 0   dimensionality         medium  8   dimensionality
 0   critical_density       medium  8   critical_density
 0   recovered              easy    5   recovered
+1   hypothesis             medium  5   hypothesis
 1   l0_without_bos         easy    3   l0_without_bos
-1   text_activation        easy    4   text_activation
 1   ev                     medium  6   ev
+1   text_activation        easy    4   text_activation
 2   specialist_score       easy    4   specialist_score
 2   p_value                medium  6   p_value
-2   jaccard                medium  8   jaccard
+2   hypothesis             medium  8   hypothesis
 3   kept_share             easy    4   recovered
 3   paired_interval        medium  8   paired_interval
 3   count_children         medium  6   n_children

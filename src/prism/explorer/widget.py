@@ -1,4 +1,4 @@
-"""The explorer in a notebook: `explore()`; and `browse()`, a list of features with their pages."""
+"""The explorer in a notebook: `explore()`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from prism.analysis import specialists, strongest
 from prism.analysis.feature import co_active, decoder_neighbours
-from prism.explorer.markup import asset, fragment, sentence
-from prism.explorer.pages import explore_feature
+from prism.explorer.markup import asset, fragment
 from prism.explorer.panels import WRAP, SearchPanel, SentencePanel, attempt, button, quietly, words
 from prism.explorer.session import Explorer
 from prism.explorer.trials import ComparePanel, SteerPanel
-from prism.features import FeatureMatrix
-from prism.visualization.style import category_title
 
 SENTENCE = "The court shall hear the claim, lol 😂 print('hi')"
 NEAR = 5  # of each kind of related features
@@ -237,34 +233,3 @@ def framed(page: str, title: str) -> str:
         themed = head.replace("prefers-color-scheme:dark", width).replace('"light dark"', f'"{theme}"')
         frames += fragment("frame", f"{themed}</head>{body}", title, rights, theme, HEIGHT)
     return frames
-
-
-def browse(matrix: FeatureMatrix, page: Callable[[int], str] | None = None, per_category: int = 5) -> widgets.VBox:
-    """A widget to walk through features: type a number, or pick a category's specialist or else one of the strongest.
-
-    Args:
-        matrix: sparse features of many tokens.
-        page: feature -> HTML; by default what `explore_feature` shows.
-        per_category: features offered for each category.
-
-    Returns:
-        A box whose children are the number, the choice and the view. A bad number shows a sentence in the view.
-    """
-    render = page or (lambda feature: explore_feature(matrix, feature).data)
-    found = specialists(matrix, k=per_category) if "category" in matrix.table else ()
-    if not len(found):
-        found = strongest(matrix, 4 * per_category).assign(category="strongest")
-    options = [(f"{category_title(row.category)} · {row.feature}", int(row.feature)) for row in found.itertuples()]
-    choice, view = widgets.Dropdown(options=options, description="or pick"), widgets.HTML()
-    number = widgets.IntText(choice.value or 0, description="feature")
-
-    def show(feature: int) -> None:
-        try:
-            view.value = render(matrix.check_feature(feature))
-        except (IndexError, ValueError) as error:
-            view.value = sentence(str(error))
-
-    number.observe(lambda change: show(change["new"]), "value")
-    choice.observe(lambda change: change["new"] is not None and setattr(number, "value", change["new"]), "value")
-    show(number.value)
-    return widgets.VBox([number, choice, view])

@@ -2,6 +2,7 @@
 
 from prism.features.encoding import (
     ENCODE_TOKENS,
+    activation_reader,
     channel_features,
     encode_activations,
     encode_features,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from prism.data import TokenBatch
+from prism.data import TokenBatch, token_table, tokenize
 from prism.device import beside, device
 from prism.fast import buffered_encoder
 from prism.features.matrix import FeatureMatrix, SparseRows
@@ -90,6 +90,24 @@ def encode_activations(
         return FeatureMatrix(rows.matrix(), table.drop(columns="massive") if "massive" in table else table)
     drop = np.concatenate([*massive, np.zeros(0, bool)]) if kept is None else ~kept
     return FeatureMatrix(_without(rows.matrix(), drop), table.assign(massive=drop))
+
+
+def activation_reader(model, sae, context: int) -> Callable[[str, int], float]:
+    """A function from a text and a feature to the feature's activation in it, the maximum over the text's tokens.
+
+    For trying a sentence or two; `encode_features` is for many. As `data.tokenize` does, it raises a ValueError on an
+    empty text and on one that does not fit the context.
+
+    Args:
+        context: the model's longest sequence, BOS included (tokens).
+    """
+
+    def activation(text: str, feature: int) -> float:
+        batch = tokenize([text], model.tokenizer, context)
+        matrix = encode_features(model, sae, batch, token_table(batch, model.tokenizer))
+        return float(matrix.column(feature).max())
+
+    return activation
 
 
 def _massive(table: pd.DataFrame) -> Bool[np.ndarray, " tokens"]:

@@ -168,12 +168,17 @@ def exercise_table(folder: Path) -> str:
         if not exercises:
             raise ValueError(f"no '**Exercise 1** (easy, 5 minutes).' in {path.name}")
         phase = phase_of(path)
-        notebook, own = f"[{phase}](../notebooks/{path.name})", f"phases/phase_{phase}/exercises.py"
-        answer = own if (Path(__file__).parents[1] / own).is_file() else f"exercises/phase_{phase}.py"
-        answer = f"[{Path(answer).name}](../src/prism/{answer})"
+        notebook, answer = f"[{phase}](../notebooks/{path.name})", _answers(phase)
         for number, level, minutes, text in exercises:  # a formula on lines of its own becomes part of the sentence
             lines.append(_row(notebook, number, level, minutes, _cell(text.replace("$$", "$")), answer))
     return "\n".join(lines)
+
+
+def _answers(phase: str) -> str:
+    """A link to the file with a phase's reference answers: in the phase's room, else with the exercises."""
+    places = (f"phases/phase_{phase}/exercises.py", f"phases/phase_{phase}.py", f"exercises/phase_{phase}.py")
+    found = next((place for place in places if (Path(__file__).parents[1] / place).is_file()), places[-1])
+    return f"[{Path(found).name}](../src/prism/{found})"
 
 
 def with_exercises(text: str, folder: Path) -> str:

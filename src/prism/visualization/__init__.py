@@ -3,7 +3,6 @@
 from prism.visualization.attribution import effects_scatter, interval_bars, node_bars, set_curves
 from prism.visualization.auditing import ablation_figure, edit_figure, promise_figure, roc_figure, swap_figure
 from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
-from prism.visualization.coactivation import coactivation_heatmap, coactivation_network
 from prism.visualization.comparison import (
     density_curves,
     fidelity_figure,
@@ -11,14 +10,6 @@ from prism.visualization.comparison import (
     specialist_grid,
     splitting_graph,
 )
-from prism.visualization.exploration import (
-    category_bars,
-    category_heatmap,
-    confirmation_figure,
-    null_figure,
-    top_features_bars,
-)
-from prism.visualization.first_look import dense_vs_sparse, density_histogram, pooling_trap_figure
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, unit_scores_figure
 from prism.visualization.sentence import sentence_heatmap
@@ -41,5 +32,5 @@ from prism.visualization.superposition import (
     phase_diagram,
     sweep_lines,
 )
-from prism.visualization.tokens import link, marked, token_shading, visible
+from prism.visualization.tokens import marked, token_shading, visible
 from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves

@@ -42,11 +42,6 @@ def _harmless(address: str) -> bool:
     return not scheme or scheme[1].lower() in ("http", "https")
 
 
-def link(address: str, text: str) -> str:
-    """An HTML link; the text alone where the address is of a kind that could run code."""
-    return str(templates().get_template("tokens.html").module.link(address, text))
-
-
 def marked(token: str, spaces: bool = True) -> str:
     """A token with its white space (or all of it but spaces) made visible (· ↵ ⇥), control characters replaced."""
     marks = {"\n": "↵", " ": "·" if spaces else " ", "\t": "⇥"}
