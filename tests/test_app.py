@@ -6,6 +6,7 @@ import asyncio
 import errno
 import html
 import json
+import re
 import socket
 import threading
 import time
@@ -314,8 +315,18 @@ def test_the_page_says_its_order_and_what_it_hides(explorer: Explorer) -> None:
     assert "rarity" in listed and "Hidden: " in listed
     _, strongest = answers.read_text(explorer, answers.SENTENCE, "2-res", "strongest", False)
     assert "Order: activation." in strongest and "Hidden: " not in strongest and listed != strongest
-    with pytest.raises(IndexError, match="no token 99"):
+    with pytest.raises(IndexError, match="No token or character begins at 99; choose from 0, 1"):
         answers.read_token(explorer, "Hi you", 99, "2-res")
+
+
+def test_a_character_is_one_button(explorer: Explorer) -> None:
+    tokens, _ = answers.read_text(explorer, "so 🦊 lol", "2-res")
+    assert "so</button>" in tokens and ">·🦊</button>" in tokens and "‹" not in tokens
+    rows = [int(row) for row in re.findall(r'data-row="(\d+)"', tokens)]
+    assert rows[:2] == [0, 1] and rows[2] > 2 and rows == sorted(rows)
+    assert re.search(rf"<h3>On tokens 2 to {rows[2]}, ·🦊</h3>", answers.read_token(explorer, "so 🦊 lol", 1, "2-res"))
+    with pytest.raises(IndexError, match="begins at 2"):
+        answers.read_token(explorer, "so 🦊 lol", 2, "2-res")
 
 
 def test_a_page_in_its_frame_can_do_nothing(explorer: Explorer) -> None:

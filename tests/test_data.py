@@ -13,9 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
-from prism import data
-from prism.data import CATEGORIES, load_activations, load_corpus, save_activations, token_table, token_text, tokenize
+from prism import data, models
+from prism.data import (
+    CATEGORIES,
+    load_activations,
+    load_corpus,
+    save_activations,
+    token_table,
+    token_text,
+    tokenize,
+    whole_characters,
+)
 
 
 def ngrams(text: str, n: int) -> set[str]:
@@ -192,6 +202,68 @@ class TestTokenize:
         assert list(table["category"].cat.categories) == ["python", "formal"]
         with pytest.raises(ValueError, match="1 categories for 2 texts"):
             token_table(batch, mini.tokenizer, ["formal"])
+
+
+EMOJI = ["😂", "🦊", "👩‍👩‍👧", "🏳️‍🌈", "👍🏽", "🇩🇪", "🇫🇷", "1️⃣", "🏴\U000e0067\U000e0062\U000e007f"]
+MIXED = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [*EMOJI, " ", "\n", "하", "글", "한국어", "é", "e\u0301", "n\u0303", "ह", "हिन्दी", "中", "‹", "a"]
+        ),
+        st.characters(exclude_categories=["Cs", "Cn", "Co"], exclude_characters="\ufffd…"),
+    ),
+    min_size=1,
+    max_size=12,
+).map("".join)
+
+
+@pytest.fixture(scope="module", params=["mini", "smollm2"])
+def tokenizer(request):
+    """Those whose bytes a reader meets."""
+    folder = {"mini": data.DATA / "model", "smollm2": models.SMOLLM2.folder}[request.param]
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"{request.param} is not on this machine")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+class TestWholeCharacters:
+    """A reader meets characters, never the bytes that a tokenizer cut them into."""
+
+    @staticmethod
+    def names(tokenizer, text):
+        return [token_text(tokenizer, token) for token in data.token_ids(tokenizer, text)]
+
+    @settings(max_examples=150, deadline=None)
+    @given(text=MIXED)
+    def test_the_pieces_are_the_text(self, tokenizer, text):
+        names = self.names(tokenizer, text)
+        pieces = whole_characters(names)
+        assert "".join(piece for piece, _ in pieces) == text
+        assert [i for _, part in pieces for i in range(part.start, part.stop)] == list(range(len(names)))
+
+    @settings(max_examples=150, deadline=None)
+    @given(text=MIXED, start=st.integers(0, 20), stop=st.integers(1, 20))
+    def test_a_window_may_begin_and_end_within_a_character(self, tokenizer, text, start, stop):
+        names = self.names(tokenizer, text)[start : start + stop]
+        joined = "".join(piece for piece, _ in whole_characters(names))
+        assert re.sub("^…|…$", "", joined) in text and not data.BYTES.search(joined)
+        raw = b"".join(data.BYTES.sub(data._raw, name).encode(errors="surrogateescape") for name in names)
+        assert ("…" in joined) == ("\ufffd" in raw.decode(errors="replace"))
+
+    @pytest.mark.parametrize("one", [*EMOJI, "e\u0301", "하"])
+    def test_what_a_reader_takes_for_one_is_one(self, tokenizer, one):
+        pieces = [piece for piece, _ in whole_characters(self.names(tokenizer, f"so {one}{one} lol"))]
+        assert [piece.strip() for piece in pieces if one[0] in piece] in ([one, one], [one + one])
+
+    def test_a_stray_part_stands_alone(self):
+        names = ["‹98›", "a", " ‹F09F›", "b", "‹F0›", "‹9F98›", "‹82F09F›", "‹98›", "‹82›", "‹E2›"]
+        assert [piece for piece, _ in whole_characters(names)] == ["…", "a", " …", "b", "😂😂", "…"]
+        assert whole_characters(["‹98›", "‹82›", "a"]) == [("…", slice(0, 2)), ("a", slice(2, 3))]
+        assert whole_characters([]) == [] and whole_characters([""]) == [("", slice(0, 1))]
+        assert [piece for piece, _ in whole_characters(["<0xF0>", "<0x9F>", "<0x98>", "<0x82>", "<0x41>"])] == [
+            "😂",
+            "A",
+        ]
 
 
 class TestSentencePiece:

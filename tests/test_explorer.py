@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from prism.data import CATEGORIES, token_text
+from prism.data import CATEGORIES, token_text, whole_characters
 from prism.explorer import (
     HOWS,
     MAX_CHARACTERS,
@@ -100,8 +100,9 @@ def test_a_row_shows_number_measures_and_the_strongest_window(small):
     assert first["feature"] == 0 and first["numbers"][:2] == ["activation 1.5", "75% of its maximum"]
     assert first["numbers"][-1] == "fires on 50.00% of tokens" and "F1 1.00" in first["numbers"]
     assert last["numbers"][1] == "maximum unknown"
-    assert [(token, value) for token, value, *_ in last["window"]] == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)]
-    assert [share for *_, share, _ in last["window"]] == [0.25, 0.5, 0.75, 1], "of one text, shaded by its maximum"
+    parts = [piece.parts[0][:2] for piece in last["window"]]
+    assert parts == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)], "of one text"
+    assert [piece.share for piece in last["window"]] == [0.25, 0.5, 0.75, 1], "shaded by its maximum"
     html = fragment("row", last)
     assert '<b title="↵ · activation 4.000 · position 4"' in html and "> The<" in html, "as it is read"
     assert small.window(3) == [] and "silent in the sample" in fragment(
@@ -227,7 +228,7 @@ def test_the_features_of_a_text_are_listed_once_at_their_peak(explorer):
 
 def test_what_is_special_about_a_text_comes_first(explorer):
     matrix, reading = explorer.texts([SENTENCE]), explorer.reading()
-    for firing in (reading.firing(matrix), reading.firing(matrix, 3)):
+    for firing in (reading.firing(matrix), reading.firing(matrix, slice(3, 4))):
         found, rule = ordered(reading, firing, "special", hide=False)
         score = np.minimum(found["of_maximum"], 1) * -np.log10(found["density"])
         assert score.is_monotonic_decreasing and 0 < len(found) < len(firing) and "rarity" in rule
@@ -237,6 +238,18 @@ def test_what_is_special_about_a_text_comes_first(explorer):
         assert ordered(reading, firing, "strongest", hide=False)[0].equals(firing)
     with pytest.raises(ValueError, match="choose from special, strongest"):
         ordered(reading, firing, "loudest", hide=False)
+
+
+def test_a_character_of_several_tokens_is_one_place(explorer):
+    matrix, reading = explorer.texts(["so 🦊 lol"]), explorer.reading()
+    pieces = whole_characters(matrix.table["token"].tolist())
+    assert [text for text, _ in pieces][:2] == ["so", " 🦊"] and matrix.n_tokens > len(pieces)
+    part = pieces[1][1]
+    firing = reading.firing(matrix, part).set_index("feature")["activation"]
+    assert (firing == matrix.values[part].max(axis=0).toarray().ravel()[firing.index]).all()
+    found = reading.firing(matrix)
+    emoji = matrix.values[part].max(axis=0).toarray().ravel() == matrix.values.max(axis=0).toarray().ravel()
+    assert (found["token"][emoji[found["feature"]]] == " 🦊").any() and not found["token"].str.contains("‹").any()
 
 
 def test_features_of_one_token_are_hidden_and_counted(explorer):

@@ -5,6 +5,7 @@ import re
 from html import unescape
 
 import ipywidgets as widgets
+import numpy as np
 import pytest
 
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore, sample
@@ -75,8 +76,8 @@ def pick(some, place):
 
 def listed(explorer, sae, row=None):
     """The features of the list of a text, or of one of its tokens, in the order that it begins with."""
-    reading = explorer.reading(sae)
-    found, _ = ordered(reading, reading.firing(explorer.texts([TEXT], sae), row), "special", hide=True)
+    reading, where = explorer.reading(sae), None if row is None else slice(row, row + 1)
+    found, _ = ordered(reading, reading.firing(explorer.texts([TEXT], sae), where), "special", hide=True)
     return found["feature"].tolist()[:12]
 
 
@@ -178,20 +179,32 @@ def test_a_feature_of_the_list_shows_its_page_and_shades_the_sentence(explorer, 
     assert shown(widget.view.page) == feature and widget.sentence.shade.label == f"feature {feature}"
     marked = ["prism-chosen" in box._dom_classes for box in widget.sentence.rows.children]
     assert marked.index(True) == 1 and sum(marked) == 1
-    column = explorer.texts([TEXT]).column(feature)
+    starts = [part.start for _, part in widget.sentence.pieces]
+    column = np.maximum.reduceat(explorer.texts([TEXT]).column(feature), starts)
     shaded = {int(place) - 2 for place in re.findall(r"nth-of-type\((\d+)\)", widget.sentence.colours.value)}
     assert shaded == set(column.nonzero()[0]) and row in shaded
     peak = explorer.reading().statistics.maxima[feature]
     assert f"{column.max():.1f}, {column.max() / peak:.0%} of its maximum" in said(widget.sentence.legend)
     widget.sentence.shade.index = 0
-    counts = explorer.texts([TEXT]).values.getnnz(axis=1)
+    counts = np.maximum.reduceat(explorer.texts([TEXT]).values.getnnz(axis=1), starts)
     assert f"{counts.min()} to {counts.max()}." in said(widget.sentence.legend)
     assert widget.sentence.colours.value.count("nth-of-type") == (counts > 0).sum()
 
 
+def test_a_character_is_one_button(explorer, widget):
+    read(widget, "so 🦊 lol")
+    names = [name for name, _ in widget.sentence.tokens.options]
+    assert "·🦊" in names and not any("‹" in name for name in names)
+    token(widget, "·🦊")
+    text, part = widget.sentence.pieces[names.index("·🦊") - 1]
+    assert text == " 🦊" and part.stop - part.start > 1
+    n = len(explorer.reading().firing(explorer.texts(["so 🦊 lol"]), part))
+    assert said(widget.sentence.above).startswith(f"On ·🦊 {n} features fire.")
+
+
 def test_the_chosen_feature_is_followed_into_another_sentence(explorer, widget):
     read(widget, "print(x)")
-    assert said(widget.sentence.legend).startswith("Feature 12 fires on none of the 4 tokens")
+    assert said(widget.sentence.legend) == "Feature 12 fires nowhere in this text."
     assert all(option[1] < 5 for option in widget.sentence.tokens.options)
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import reprlib
+import unicodedata
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,9 @@ CATEGORY_TITLES = {
 }
 CATEGORIES = tuple(CATEGORY_TITLES)
 SPLITS = ("discover", "confirm")
-BYTES = re.compile("‹[0-9A-F]+›|<0x[0-9A-F]{2}>")  # in a token's text: a part of a character, as `token_text` has it
+BYTES = re.compile(
+    "‹(?:[0-9A-F]{2})+›|<0x[0-9A-F]{2}>"
+)  # in a token's text: a part of a character, as `token_text` has it
 
 
 def load_texts(split: str = "discover") -> pd.DataFrame:
@@ -303,6 +307,52 @@ def token_text(tokenizer, token: int) -> str:
         return piece  # Llama's vocabulary has names for bytes: <0xF0>
     text = bytes(byte_of[letter] for letter in piece).decode(errors="surrogateescape")
     return re.sub("[\udc80-\udcff]+", lambda part: f"‹{part[0].encode(errors='surrogateescape').hex().upper()}›", text)
+
+
+def whole_characters(tokens: Sequence[str]) -> list[tuple[str, slice]]:
+    """A text's tokens, as `token_text` has them, in pieces: one token each, or those that make up one character.
+
+    A character is what a reader takes for one: with its marks and modifiers, a flag, emoji that are joined.
+
+    Returns:
+        Each piece's text, with '…' for a part of a character whose other parts are not there; and which tokens it is.
+
+    >>> whole_characters(["so", " ‹F09F›", "‹98›", "‹82›", "!"])
+    [('so', slice(0, 1, None)), (' 😂', slice(1, 4, None)), ('!', slice(4, 5, None))]
+    """
+    pieces: list[tuple[str, slice]] = []
+    text, first, decoder = "", 0, getincrementaldecoder("utf-8")("surrogateescape")
+    for place, token in enumerate([*tokens, ""]):
+        raw = BYTES.sub(_raw, token).encode(errors="surrogateescape")
+        waits = decoder.getstate()[0]  # the first bytes of a character
+        if place and not (waits and raw[:1] and 0x80 <= raw[0] < 0xC0):
+            text = re.sub("[\udc80-\udcff]+", "…", text + decoder.decode(b"", final=True))
+            if pieces and _goes_on(pieces[-1][0], text):
+                before, part = pieces.pop()
+                text, first = (before if text == "…" else before + text), part.start
+            pieces.append((text, slice(first, place)))
+            text, first = "", place
+            decoder.reset()
+        text += decoder.decode(raw)
+    return pieces
+
+
+def _raw(part: re.Match) -> str:
+    """Bytes in hexadecimal as a string that encodes to them."""
+    return bytes.fromhex(part[0].strip("‹›<>").removeprefix("0x")).decode(errors="surrogateescape")
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether the first character of a text belongs to the last one of the text before it."""
+    if not before or not after or before[-1] < "\u0300" > after[0]:
+        return False
+    if after == "…":  # of a character that began before the first token
+        return before == "…"
+    if "\u200d" in (before[-1], after[0]) or unicodedata.category(after[0]).startswith("M"):  # a joiner, a mark
+        return True
+    flag = re.search("[\U0001f1e6-\U0001f1ff]*$", before)[0]  # letters of flags, in pairs
+    modifier = re.match("[\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]", after)
+    return bool(modifier) or len(flag) % 2 == 1 and "\U0001f1e6" <= after[0] <= "\U0001f1ff"
 
 
 def token_table(batch: TokenBatch, tokenizer, categories: Sequence[str] | None = None) -> pd.DataFrame:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from prism.autointerp.examples import FIRING, LEFT, OUTSIDE, Examples, Windows
-from prism.data import BYTES
+from prism.data import BYTES, whole_characters
 
 PRIOR = 2.0  # occurrences that a term is given beforehand, at the rate of what it refines
 SHOWN = 5  # terms that a sentence names; the rule has them all
@@ -173,7 +175,8 @@ class TokenStatistics:
         self._counts = np.bincount(self._ids)
         self._counts_before = np.bincount(self._before[self._before != OUTSIDE], minlength=len(self._counts))
         unique = table.drop_duplicates("token_id")
-        self._names = dict(zip(unique["token_id"].astype(int), unique["token"].astype(str), strict=True))
+        names = map(quoted, unique["token"].astype(str))
+        self._names = dict(zip(unique["token_id"].astype(int), names, strict=True)) | _parts(table)
 
     def explain(self, unit: int) -> Explanation:
         """The rule and its sentence for one unit.
@@ -247,7 +250,7 @@ class TokenStatistics:
         ]
 
     def _term(self, kind: str, token: int, before: int, group: int, rate: float, count: int) -> Term:
-        name = {i: quoted(self._names[int(i)]) for i in (token, before) if i != OUTSIDE}
+        name = {i: self._names[int(i)] for i in (token, before) if i != OUTSIDE}
         group_name = list(CLASSES)[group] if group >= 0 else ""
         words = {
             "token": lambda: name[token],
@@ -264,6 +267,18 @@ class TokenStatistics:
         drawn = self.examples.draw(rule.unit)
         windows = self.examples.windows(rule.unit, drawn["row"].to_numpy())
         return best_cut(rule.rates(windows).max(1), (drawn["kind"] == FIRING).to_numpy())
+
+
+def _parts(table: pd.DataFrame) -> dict[int, str]:
+    """Token id -> of which character it is most often a part, in words; for tokens that are only that."""
+    ids, tokens = table["token_id"].to_numpy(), table["token"].tolist()
+    found: dict[int, Counter] = defaultdict(Counter)
+    for text, part in whole_characters(tokens):
+        for place in range(part.start, part.stop):
+            if "…" not in text and BYTES.search(tokens[place]):
+                which = {part.start: "the first", part.stop - 1: "the last"}.get(place, "a middle")
+                found[int(ids[place])][f"{which} part of {quoted(text.strip())}"] += 1
+    return {token: counts.most_common(1)[0][0] for token, counts in found.items()}
 
 
 def _members(bits: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Float
 
+from prism.data import whole_characters
 from prism.explorer import markup
 from prism.explorer.rows import ordered, rows
 from prism.explorer.search import by_category, categories, search
@@ -40,8 +41,8 @@ HELP = {  # a tab of the web page -> what it is for
 def read_text(explorer: Explorer, text: str, sae: str, order: str = "special", hide: bool = True) -> tuple[str, str]:
     """A text as shaded buttons, and its features in one of `rows.ORDERS`, those of one token hidden or not."""
     matrix = explorer.texts([text], sae)
-    shares = zip(matrix.table["token"].astype(str), _shares(explorer.reading(sae), matrix), strict=True)
-    buttons = markup.fragment("tokens", [*shares], sae, digest(text))
+    pieces = shaded(matrix.table["token"].tolist(), _shares(explorer.reading(sae), matrix), 1.0)
+    buttons = markup.fragment("tokens", pieces, sae, digest(text))
     note = "Shade: how near a rare feature comes to its maximum in the sample."
     return buttons + markup.sentence(note), _firing(explorer, matrix, sae, "In this text", order, hide)
 
@@ -58,14 +59,13 @@ def _firing(
     title: str,
     order: str = "special",
     hide: bool = True,
+    where: slice | None = None,
     k: int = LISTED,
     buttons: bool = True,
-    row: int | None = None,
 ) -> str:
-    """A row for each feature that fires in a text or on a token of it, under a title and the rule of their order."""
+    """A row for each feature that fires in a text or on tokens of it, under a title and the rule of their order."""
     reading = explorer.reading(sae)
-    found, rule = ordered(reading, reading.firing(matrix, row), order, hide)
-    title = title if row is None else f"On token {row + 1}, {marked(matrix.table['token'].iloc[row])}"
+    found, rule = ordered(reading, reading.firing(matrix, where), order, hide)
     return markup.fragment("rows", rows(reading, found.head(k)), sae, title, rule, buttons)
 
 
@@ -80,8 +80,18 @@ def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " toke
 
 
 def read_token(explorer: Explorer, text: str, row: int, sae: str, order: str = "special", hide: bool = True) -> str:
-    """One token's features, as `read_text` has a text's."""
-    return _firing(explorer, explorer.texts([text], sae), sae, "", order, hide, row=row)
+    """The features of one token, or of the character that it begins, as `read_text` has a text's.
+
+    Raises:
+        IndexError: no such token.
+    """
+    matrix = explorer.texts([text], sae)
+    pieces = {part.start: (token, part) for token, part in whole_characters(matrix.table["token"].tolist())}
+    if row not in pieces:
+        raise IndexError(f"No token or character begins at {row}; choose from {', '.join(map(str, pieces))}.")
+    token, part = pieces[row]
+    place = f"token {row + 1}" if part.stop == row + 1 else f"tokens {row + 1} to {part.stop}"
+    return _firing(explorer, matrix, sae, f"On {place}, {marked(token)}", order, hide, part)
 
 
 def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:

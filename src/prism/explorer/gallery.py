@@ -20,6 +20,7 @@ from prism.features import FeatureMatrix
 from prism.files import write_text
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
 from prism.visualization.style import category_title
+from prism.visualization.tokens import whole_token
 
 
 def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = Path("outputs/gallery")) -> Path:
@@ -140,7 +141,7 @@ def write_pages(spec: ModelSpec, reading: Reading, chosen: dict[int, str], out: 
                 "page": page_name(spec, reading.spec, feature),
                 "chosen": rule,
                 "density": summary.density,
-                "tokens": list(dict.fromkeys(summary.examples["token"].astype(str)))[:3],
+                "tokens": list(dict.fromkeys(whole_token(reading.matrix, row) for row in summary.examples["row"]))[:3],
                 "category": _category(summary.categories),
                 "label": reading.label(feature),
                 "score": facts["scores"].get("detection", np.nan),

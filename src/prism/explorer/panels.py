@@ -11,6 +11,7 @@ import ipywidgets as widgets
 import numpy as np
 from jaxtyping import Float
 
+from prism.data import whole_characters
 from prism.explorer.markup import fragment
 from prism.explorer.rows import ORDERS, ordered, rows
 from prism.explorer.search import WAYS, categories, search
@@ -100,6 +101,7 @@ class SentencePanel(widgets.VBox):
     def __init__(self, explorer: Explorer, pick: Callable[[int], None], text: str) -> None:
         self.explorer, self.sae, self.feature = explorer, explorer.default, None
         self.matrix: FeatureMatrix | None = None
+        self.pieces: list[tuple[str, slice]] = []
         self.text = widgets.Textarea(
             text, rows=3, layout=WIDE, placeholder="type a sentence", continuous_update=False, tooltip="your sentence"
         )
@@ -137,13 +139,14 @@ class SentencePanel(widgets.VBox):
             part.layout.visibility = "visible" if self.matrix is not None else "hidden"
 
     def _read(self) -> None:
-        self.matrix = matrix = self.explorer.texts([self.text.value], self.sae)
+        self.matrix = self.explorer.texts([self.text.value], self.sae)
+        self.pieces = whole_characters(self.matrix.table["token"].tolist())
         counts, peaks = self._values("count"), self._values("strongest")
         told = [
-            f"position {place} · {n} features fire, the strongest at {peak:.1f}"
-            for place, n, peak in zip(matrix.table["position"], counts, peaks, strict=True)
+            f"position {part.start + 1} · {n:.0f} features fire, the strongest at {peak:.1f}"
+            for (_, part), n, peak in zip(self.pieces, counts, peaks, strict=True)
         ]
-        names = [WHOLE, *(marked(token) for token in matrix.table["token"])]
+        names = [WHOLE, *(marked(text) for text, _ in self.pieces)]
         quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
         self._token({"new": 0})
@@ -162,18 +165,23 @@ class SentencePanel(widgets.VBox):
         return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
 
     def _token(self, change: dict) -> None:
-        row, reading = change["new"] - 1 if change["new"] else None, self.explorer.reading(self.sae)
-        firing = reading.firing(self.matrix, row)
+        text, where = self.pieces[change["new"] - 1] if change["new"] else ("", None)
+        reading = self.explorer.reading(self.sae)
+        firing = reading.firing(self.matrix, where)
         found, rule = ordered(reading, firing, self.order.value, self.hide.value)
-        place = "In this text" if row is None else f"On {marked(self.matrix.table['token'].iloc[row])}"
+        place = f"On {marked(text)}" if where else "In this text"
         self.above.value = words(f"{place} {len(firing)} features fire. {rule}")
         self.rows.fill(rows(reading, found.head(ROWS)))
         self.rows.mark(self.feature)
 
-    def _values(self, by: str) -> Float[np.ndarray, " tokens"]:
+    def _values(self, by: str) -> Float[np.ndarray, " pieces"]:
+        """A value for each button: of a character of several tokens, the largest of theirs."""
+        matrix = self.matrix
         if by == "feature":
-            return self.matrix.column(self.feature)
-        return np.diff(self.matrix.values.indptr) if by == "count" else self.matrix.values.max(axis=1).toarray().ravel()
+            values = matrix.column(self.feature)
+        else:
+            values = np.diff(matrix.values.indptr) if by == "count" else matrix.values.max(axis=1).toarray().ravel()
+        return np.maximum.reduceat(values, [part.start for _, part in self.pieces])
 
     def _shaded(self, _: dict | None = None) -> None:
         if self.matrix is None:
@@ -194,11 +202,11 @@ class SentencePanel(widgets.VBox):
             what = "the number of features that fire" if by == "count" else "the strongest activation"
             return f"Shaded by {what}: {values.min():.0f} to {values.max():.0f}."
         if not (n := int((values > 0).sum())):
-            return f"Feature {self.feature} fires on none of the {len(values)} tokens."
+            return f"Feature {self.feature} fires nowhere in this text."
         best = int(values.argmax())
         return (
-            f"Feature {self.feature} fires on {n} of {len(values)} tokens, most on "
-            f"{marked(self.matrix.table['token'].iloc[best])}: {values[best]:.1f}, "
+            f"Feature {self.feature} fires in {n} of {len(values)} places, most on "
+            f"{marked(self.pieces[best][0])}: {values[best]:.1f}, "
             f"{values[best] / full:.0%} of its maximum in the sample."
         )
 

@@ -12,14 +12,14 @@ import pandas as pd
 from IPython.display import HTML
 from jaxtyping import Bool, Float
 
-from prism.data import TokenBatch, readable, token_ids, token_table, tokenize
+from prism.data import TokenBatch, readable, token_ids, token_table, tokenize, whole_characters
 from prism.evaluation import evaluate
 from prism.explorer.pages import feature_in_short, feature_page
 from prism.explorer.sample import PageFacts, Sample, read_dictionary, read_sample
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
 from prism.models import ModelSpec, SaeSpec, get_spec, load_model, load_sae
-from prism.visualization.tokens import marked, shaded_rows, window
+from prism.visualization.tokens import Piece, marked, shaded_rows, whole_token, window
 
 MAX_CHARACTERS = 1_000  # of a text that somebody types; some 300 tokens, more than mini's context
 ERRORS = (ValueError, IndexError, OSError)  # of which the message is a sentence for the reader
@@ -93,13 +93,13 @@ class Reading:
         return self.density <= RARE
 
     def fires_on(self, feature: int) -> str:
-        """The tokens of the feature's strongest firings in the sample, white space made visible."""
+        """The tokens (or whole characters) of its strongest firings in the sample, white space made visible."""
         rows = self.statistics.top_rows[feature]
-        tokens = dict.fromkeys(self.matrix.table["token"].iloc[rows[rows >= 0]].astype(str))
+        tokens = dict.fromkeys(whole_token(self.matrix, row) for row in rows[rows >= 0])
         return "  ".join(map(marked, list(tokens)[:SHOWN_TOKENS])) or "nothing in the sample"
 
-    def window(self, feature: int) -> list[tuple[str, float, float, int]]:
-        """Where in the sample the feature is strongest, its tokens as `visualization.tokens.shaded` has them."""
+    def window(self, feature: int) -> list[Piece]:
+        """Where in the sample the feature is strongest."""
         top, peak = int(self.statistics.top_rows[feature, 0]), float(self.statistics.maxima[feature])
         if not peak:
             return []
@@ -131,19 +131,14 @@ class Reading:
             "hypothesis": known.labels.get(feature),
         }
 
-    def firing(self, matrix: FeatureMatrix, row: int | None = None) -> pd.DataFrame:
-        """The features that fire in a text, or on one token of it, strongest first.
+    def firing(self, matrix: FeatureMatrix, where: slice | None = None) -> pd.DataFrame:
+        """The features that fire in a text, or on some tokens of it (those of one character), strongest first.
 
         Returns:
             Columns feature, activation (its largest there), in a text token (where that is), of_maximum (share of its
             largest activation in the sample; NaN where it never fires in that), density (in the sample).
-
-        Raises:
-            IndexError: no such token.
         """
-        if row is not None and not 0 <= row < matrix.n_tokens:
-            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
-        active = (matrix.values if row is None else matrix.values[[row]]).tocoo()
+        active = (matrix.values if where is None else matrix.values[where]).tocoo()
         place, column = active.coords
         order = np.argsort(-active.data, kind="stable")
         _, first = np.unique(column[order], return_index=True)
@@ -152,8 +147,10 @@ class Reading:
         peaks = self.statistics.maxima[features]
         share = np.divide(activation, peaks, out=np.full(len(best), np.nan), where=peaks > 0)
         found = pd.DataFrame({"feature": features, "activation": activation, "of_maximum": share})
-        if row is None:
-            found.insert(2, "token", matrix.table["token"].astype(str).to_numpy()[place[best]])
+        if where is None:
+            pieces = whole_characters(matrix.table["token"].tolist())
+            names = np.repeat([text for text, _ in pieces], [part.stop - part.start for _, part in pieces])
+            found.insert(2, "token", names[place[best]])
         return found.assign(density=self.density[features])
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -250,7 +247,9 @@ class Explorer:
         Raises:
             IndexError: no such token.
         """
-        return self.reading(name).describe(self.reading(name).firing(matrix, row).head(k))
+        if not 0 <= row < matrix.n_tokens:
+            raise IndexError(f"no token {row}; choose from 0 to {matrix.n_tokens - 1}")
+        return self.reading(name).describe(self.reading(name).firing(matrix, slice(row, row + 1)).head(k))
 
     def in_text(self, matrix: FeatureMatrix, k: int = 10, name: str | None = None) -> pd.DataFrame:
         """The features that are strongest anywhere in a text, as `at_token`, with the token where each peaks."""

@@ -7,11 +7,13 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from prism.data import whole_characters
 from prism.features import FeatureMatrix
 from prism.visualization.style import WINDOW, as_array, category_title
 
@@ -62,6 +64,8 @@ def token_shading(
 ) -> str:
     """A text as HTML, each token shaded by how strongly a feature fires on it; hovering shows token and value.
 
+    Tokens that make up one character are drawn as one, shaded by the largest of their values.
+
     Args:
         tokens: the text, token by token.
         activations: one value per token; a value of 0 leaves the token unshaded.
@@ -76,15 +80,30 @@ def token_shading(
     return str(templates().get_template("tokens.html").module.shading(shades, title))
 
 
+class Piece(NamedTuple):
+    """A token, or those that make up one character.
+
+    Attributes:
+        text: what is drawn.
+        share: of the maximum, 0 to 1; the largest of its tokens.
+        parts: token, activation and position of each of them.
+    """
+
+    text: str
+    share: float
+    parts: list[tuple[str, float, int]]
+
+
 def shaded(
     tokens: Sequence[str], activations: Float[np.ndarray, " pos"], maximum: float | None = None, start: int = 0
-) -> list[tuple[str, float, float, int]]:
-    """What the macro `shading` shows: token, value, share of the maximum, position. Args, errors: as above."""
+) -> list[Piece]:
+    """What the macro `shading` shows. Args, errors: as `token_shading`."""
     values = np.nan_to_num(as_array(activations))
     if values.shape != (len(tokens),):
         raise ValueError(f"{len(tokens)} tokens but activations of shape {values.shape}: give one value per token")
-    shares = np.clip(values / (maximum or max(values.max(initial=0), 1e-9)), 0, 1)
-    return [*zip(tokens, values.tolist(), shares.tolist(), range(start, start + len(tokens)), strict=True)]
+    shares = np.clip(values / (maximum or max(values.max(initial=0), 1e-9)), 0, 1).tolist()
+    parts = [*zip(tokens, values.tolist(), range(start, start + len(tokens)), strict=True)]
+    return [Piece(text, max(shares[part]), parts[part]) for text, part in whole_characters(tokens)]
 
 
 def example(
@@ -112,9 +131,16 @@ def window(matrix: FeatureMatrix, row: int, size: int = WINDOW) -> slice:
     return slice(max(row - size, first), min(row + size + 1, last))
 
 
+def whole_token(matrix: FeatureMatrix, row: int) -> str:
+    """A token, or the whole character that it is a part of."""
+    around = window(matrix, row)
+    pieces = whole_characters(matrix.table["token"].iloc[around].tolist())
+    return next(text for text, part in pieces if part.start <= row - around.start < part.stop)
+
+
 def shaded_rows(
     matrix: FeatureMatrix, rows: slice, activations: Float[np.ndarray, " rows"], maximum: float
-) -> list[tuple[str, float, float, int]]:
+) -> list[Piece]:
     """`shaded` for some rows of a matrix that follow each other."""
     part = matrix.table.iloc[rows]
     return shaded(part["token"].tolist(), activations, maximum, int(part["position"].iloc[0]))
