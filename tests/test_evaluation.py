@@ -53,7 +53,11 @@ class TestPure:
         assert ev.explained_variance(x, x.mean(0).expand_as(x)) == 0.0
         assert ev.explained_variance(x, torch.tensor([[2.0, 2.0], [3.0, 4.0]])) == pytest.approx(1 - 1 / 4)
         assert ev.cosine(x, 3 * x) == pytest.approx(1.0)
-        assert ev.relative_reconstruction_bias(x, x / 2) == pytest.approx(0.5)
+        sums = ev.Sums(2, 2)
+        sums.add(x, x / 2, x)
+        assert sums.measures()["relative_reconstruction_bias"] == pytest.approx(0.5)
+        assert ev.relative_reconstruction_bias(2.0, 4.0) == 0.5 and np.isnan(ev.relative_reconstruction_bias(0.0, 0.0))
+        assert ev.density(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).tolist() == [0, 1]
         assert ev.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5
 
     def test_constant_activations_have_no_variance_to_explain(self):
@@ -111,10 +115,15 @@ class TestSums:
         for a, b in zip(edges[:-1], edges[1:], strict=True):
             sums.add(x[a:b], x_hat[a:b], f[a:b])
         assert sums.n == 12
-        assert 1 - sums.residual / sums.total == pytest.approx(ev.explained_variance(x, x_hat), abs=1e-9)
-        assert sums.active / sums.n == pytest.approx(ev.l0(f))
-        assert sums.cosine / sums.n == pytest.approx(ev.cosine(x, x_hat))
-        np.testing.assert_allclose(sums.fires / sums.n, ev.density(f))
+        found, wide = sums.measures(), (x.double(), x_hat.double())
+        assert found["l0"] == pytest.approx(ev.l0(f))
+        assert found["mse"] == pytest.approx(ev.mse(*wide))
+        assert found["explained_variance"] == pytest.approx(ev.explained_variance(x, x_hat), abs=1e-9)
+        assert found["cosine"] == pytest.approx(ev.cosine(x, x_hat))
+        power, dot = wide[1].pow(2).sum().item(), (wide[0] * wide[1]).sum().item()
+        assert found["relative_reconstruction_bias"] == pytest.approx(ev.relative_reconstruction_bias(power, dot))
+        np.testing.assert_allclose(found["density"], ev.density(f))
+        assert found["dead"] == int((ev.density(f) == 0).sum())
         torch.testing.assert_close(sums.mean, x.double().mean(0))
 
 

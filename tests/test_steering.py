@@ -317,7 +317,7 @@ def test_figures():
             "kind": ["python", "z"],
             "feature": [1, 2],
             "gain": [0.1, 0.2],
-            "input score": [1, 0.5],
+            "input AUC": [1, 0.5],
             "output score": [0, 1],
         }
     )

@@ -1,4 +1,7 @@
-"""How well an SAE stands in for the activation that it reads: one pure function for each measure."""
+"""How well an SAE stands in for the activation that it reads: one pure function for each measure.
+
+`streaming.Sums` adds up what they say of each batch.
+"""
 
 from __future__ import annotations
 
@@ -63,15 +66,21 @@ def cosine(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"])
     return torch.cosine_similarity(x.double(), x_hat.double(), dim=-1).mean().item()
 
 
-def relative_reconstruction_bias(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> float:
-    """`E‖x̂‖² / E⟨x, x̂⟩`: below 1 means that reconstructions are too short (shrinkage).
+def relative_reconstruction_bias(norm_hat: float, dot: float) -> float:
+    """`E‖x̂‖² / E⟨x, x̂⟩`: below 1 means that reconstructions are too short (shrinkage); NaN where all are zero.
 
     Source: Rajamanoharan et al. 2024 (Gated SAEs), equation 10.
 
-    >>> relative_reconstruction_bias(torch.ones(2, 2), torch.ones(2, 2) / 2)
+    >>> x = torch.ones(3, 2)
+    >>> x_hat = x / 2
+    >>> relative_reconstruction_bias(x_hat.pow(2).sum().item(), (x * x_hat).sum().item())
     0.5
+
+    Args:
+        norm_hat: ‖x̂‖² and
+        dot: ⟨x, x̂⟩, both summed over the same tokens.
     """
-    return (x_hat.double().pow(2).sum() / (x.double() * x_hat.double()).sum()).item()
+    return norm_hat / dot if dot else float("nan")
 
 
 def density(f: Float[Tensor, "tokens d_sae"]) -> Float[np.ndarray, " d_sae"]:
@@ -80,7 +89,7 @@ def density(f: Float[Tensor, "tokens d_sae"]) -> Float[np.ndarray, " d_sae"]:
     >>> density(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).tolist()
     [1.0, 0.0]
     """
-    return (f > 0).double().mean(0).numpy()
+    return ((f > 0).sum(0).double() / len(f)).numpy()
 
 
 def matched_cosines(

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.device import beside
-from prism.evaluation.metrics import ce_recovered, explained_share, paired_bootstrap
+from prism.evaluation.metrics import (
+    ce_recovered,
+    cosine,
+    density,
+    explained_share,
+    l0,
+    mse,
+    paired_bootstrap,
+    relative_reconstruction_bias,
+)
 from prism.evaluation.predictions import Predictions, counted, logit_rows
 from prism.evaluation.results import Evaluation
 from prism.models import check_hook, harvest_kept, massive_norm, ordinary, residual_hook, without_massive
@@ -30,20 +39,19 @@ class Sums:
     """
 
     def __init__(self, d_in: int, d_sae: int):
-        self.n, self.active = 0, 0
-        self.residual = self.total = self.cosine = self.norm_hat = self.dot = 0.0
-        self.mean = torch.zeros(d_in, dtype=torch.float64)
-        self.fires = torch.zeros(d_sae, dtype=torch.int64)
+        self.n = 0
+        self.active = self.residual = self.total = self.cosine = self.norm_hat = self.dot = 0.0
+        self.mean, self.fires = torch.zeros(d_in, dtype=torch.float64), np.zeros(d_sae)
 
     def add(self, x: Tensor, x_hat: Tensor, f: Tensor) -> None:
         """Add some tokens: activations, reconstructions `[tokens, d_in]` and features `[tokens, d_sae]`."""
         if not len(x):
             return
         x, x_hat, fires = x.cpu().double(), x_hat.cpu().double(), (f > 0).cpu()
-        self.active += int(fires.sum())
-        self.fires += fires.sum(0)
-        self.residual += (x - x_hat).pow(2).sum().item()
-        self.cosine += torch.cosine_similarity(x, x_hat, dim=-1).sum().item()
+        self.active += len(x) * l0(fires)
+        self.fires += len(x) * density(fires)
+        self.residual += len(x) * mse(x, x_hat)
+        self.cosine += len(x) * cosine(x, x_hat)
         self.norm_hat += x_hat.pow(2).sum().item()
         self.dot += (x * x_hat).sum().item()
         mean, n = x.mean(0), self.n + len(x)
@@ -61,9 +69,9 @@ class Sums:
             "mse": self.residual / self.n,
             "explained_variance": explained_share(self.residual, self.total),
             "cosine": self.cosine / self.n,
-            "relative_reconstruction_bias": self.norm_hat / self.dot if self.dot else float("nan"),
+            "relative_reconstruction_bias": relative_reconstruction_bias(self.norm_hat, self.dot),
             "dead": int((self.fires == 0).sum()),
-            "density": (self.fires.double() / self.n).numpy(),
+            "density": self.fires / self.n,
         }
 
 

@@ -162,7 +162,9 @@ def gradients(
 def gradient_times_activation(score: Score, nodes: Nodes) -> Float[Tensor, " nodes"]:
     """`(value − off) · ∂score/∂value`: the effect of each node's ablation, to first order, from one backward pass.
 
-    Where a node is off at its value in another run, this is attribution patching (Syed et al. 2023, arXiv 2310.10348).
+    Where a node is off at its value in another run, this is attribution patching (Nanda 2023,
+    neelnanda.io/mechanistic-interpretability/attribution-patching). Syed et al. 2023 (arXiv 2310.10348) do it for the
+    edges between nodes.
     """
     return (nodes.value - nodes.off) * gradients(score, nodes)[0]
 

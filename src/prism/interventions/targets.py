@@ -79,7 +79,7 @@ def typical_tokens(
 def class_auc(
     values: Float[np.ndarray, "texts features"], inside: Bool[np.ndarray, " texts"]
 ) -> Float[np.ndarray, " features"]:
-    """How well each feature tells a class's texts from the others: the area under its ROC curve (input score).
+    """How well each feature tells a class's texts from the others: the area under its ROC curve.
 
     The chance that a text of the class has the larger value, ties counted half (Mann & Whitney 1947).
 

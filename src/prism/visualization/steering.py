@@ -27,7 +27,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
 def candidate_figure(
     table: pd.DataFrame,
-    scores: Sequence[str] = ("input score", "output score"),
+    scores: Sequence[str] = ("input AUC", "output score"),
     title: str = "What tells in advance which features steer",
 ) -> go.Figure:
     """Gain of each candidate feature over each of its scores, a panel a score, coloured by the kind of text.
