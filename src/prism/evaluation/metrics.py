@@ -120,7 +120,10 @@ def matched_cosines(
 
 
 def mcc(decoder: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_directions d_in"]) -> float:
-    """Mean max cosine of true directions with decoder rows, one to one: 1 where every direction was found.
+    """Mean cosine of true directions with their partners among the decoder's rows, one to one: 1 where all were found.
+
+    A *mean correlation coefficient* (Hyvärinen & Morioka 2016), with cosines for correlations. It is not MMCS, the mean
+    *max* cosine similarity (Sharkey et al. 2022), in which one row may stand for many directions.
 
     For a method whose rows have no sign (PCA, ICA), give each row and its opposite.
 
