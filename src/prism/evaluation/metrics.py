@@ -71,14 +71,12 @@ def relative_reconstruction_bias(norm_hat: float, dot: float) -> float:
 
     Source: Rajamanoharan et al. 2024 (Gated SAEs), equation 10.
 
-    >>> x = torch.ones(3, 2)
-    >>> x_hat = x / 2
+    >>> x, x_hat = torch.ones(3, 2), torch.ones(3, 2) / 2
     >>> relative_reconstruction_bias(x_hat.pow(2).sum().item(), (x * x_hat).sum().item())
     0.5
 
     Args:
-        norm_hat: ‖x̂‖² and
-        dot: ⟨x, x̂⟩, both summed over the same tokens.
+        norm_hat, dot: ‖x̂‖² and ⟨x, x̂⟩, both summed over the same tokens.
     """
     return norm_hat / dot if dot else float("nan")
 
