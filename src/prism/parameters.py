@@ -106,10 +106,9 @@ class Observed:
 
     def _mark(self) -> str:
         """Six digits that stand for the parameters' values, the default SAE by its name or as None."""
-        saes = [self.cell[name] for name in ("SAE", "SAE_NAME") if isinstance(self.cell.get(name), str)]
+        named = {self.cell[name] for name in ("SAE", "SAE_NAME") if isinstance(self.cell.get(name), str)}
         values = [(name, self.cell.get(name)) for name in sorted(self.parameters)]
-        other = [name for name in saes if name != self.spec.default_sae]
-        return hashlib.sha256(repr((other, values)).encode()).hexdigest()[:6]
+        return hashlib.sha256(repr((sorted(named - {self.spec.default_sae}), values)).encode()).hexdigest()[:6]
 
 
 def _same(value: object, stated: object, within: float = 0.0) -> bool:

@@ -15,12 +15,10 @@ from prism.features import FeatureMatrix
 NULL_BYTES = 2**25  # size of one block of the permutation null: small enough to stay near the processor
 
 
-def fisher_p(
-    inside: Int[np.ndarray, "..."],
-    outside: Int[np.ndarray, "..."],
-    n_inside: Int[np.ndarray, "..."],
-    n_outside: Int[np.ndarray, "..."],
-) -> Float[np.ndarray, "..."]:
+Counts = Int[np.ndarray, " rows"]
+
+
+def fisher_p(inside: Counts, outside: Counts, n_inside: Counts, n_outside: Counts) -> Float[np.ndarray, " rows"]:
     """Fisher's exact one-sided p: the chance of `inside` or more, had as many texts fired whatever their category.
 
     The hypergeometric distribution: `inside + outside` of all texts fire, and `n_inside` of them are in the category.

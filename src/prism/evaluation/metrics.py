@@ -71,14 +71,12 @@ def relative_reconstruction_bias(norm_hat: float, dot: float) -> float:
 
     Source: Rajamanoharan et al. 2024 (Gated SAEs), equation 10.
 
-    >>> x = torch.ones(3, 2)
-    >>> x_hat = x / 2
+    >>> x, x_hat = torch.ones(3, 2), torch.ones(3, 2) / 2
     >>> relative_reconstruction_bias(x_hat.pow(2).sum().item(), (x * x_hat).sum().item())
     0.5
 
     Args:
-        norm_hat: ‖x̂‖² and
-        dot: ⟨x, x̂⟩, both summed over the same tokens.
+        norm_hat, dot: ‖x̂‖² and ⟨x, x̂⟩, both summed over the same tokens.
     """
     return norm_hat / dot if dot else float("nan")
 
@@ -120,7 +118,10 @@ def matched_cosines(
 
 
 def mcc(decoder: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_directions d_in"]) -> float:
-    """Mean max cosine of true directions with decoder rows, one to one: 1 where every direction was found.
+    """Mean cosine of true directions with their partners among the decoder's rows, one to one: 1 where all were found.
+
+    A *mean correlation coefficient* (Hyvärinen & Morioka 2016), with cosines for correlations. It is not MMCS, the mean
+    *max* cosine similarity (Sharkey et al. 2022), in which one row may stand for many directions.
 
     For a method whose rows have no sign (PCA, ICA), give each row and its opposite.
 

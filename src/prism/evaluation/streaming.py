@@ -13,16 +13,7 @@ from torch import Tensor
 
 from prism.data import TokenBatch
 from prism.device import beside
-from prism.evaluation.metrics import (
-    ce_recovered,
-    cosine,
-    density,
-    explained_share,
-    l0,
-    mse,
-    paired_bootstrap,
-    relative_reconstruction_bias,
-)
+from prism.evaluation import metrics
 from prism.evaluation.predictions import Predictions, counted, logit_rows
 from prism.evaluation.results import Evaluation
 from prism.models import check_hook, harvest_kept, massive_norm, ordinary, residual_hook, without_massive
@@ -48,10 +39,10 @@ class Sums:
         if not len(x):
             return
         x, x_hat, fires = x.cpu().double(), x_hat.cpu().double(), (f > 0).cpu()
-        self.active += len(x) * l0(fires)
-        self.fires += len(x) * density(fires)
-        self.residual += len(x) * mse(x, x_hat)
-        self.cosine += len(x) * cosine(x, x_hat)
+        self.active += len(x) * metrics.l0(fires)
+        self.fires += len(x) * metrics.density(fires)
+        self.residual += len(x) * metrics.mse(x, x_hat)
+        self.cosine += len(x) * metrics.cosine(x, x_hat)
         self.norm_hat += x_hat.pow(2).sum().item()
         self.dot += (x * x_hat).sum().item()
         mean, n = x.mean(0), self.n + len(x)
@@ -67,9 +58,9 @@ class Sums:
             "d_sae": len(self.fires),
             "l0": self.active / self.n,
             "mse": self.residual / self.n,
-            "explained_variance": explained_share(self.residual, self.total),
+            "explained_variance": metrics.explained_share(self.residual, self.total),
             "cosine": self.cosine / self.n,
-            "relative_reconstruction_bias": relative_reconstruction_bias(self.norm_hat, self.dot),
+            "relative_reconstruction_bias": metrics.relative_reconstruction_bias(self.norm_hat, self.dot),
             "dead": int((self.fires == 0).sum()),
             "density": self.fires / self.n,
         }
@@ -238,11 +229,13 @@ def _with_ce(
     """Add to an evaluation what the sums of cross-entropy `[batch]` of the clean and the changed models say."""
     ce = {kind: float(values.sum() / weight.sum()) for kind, values in nats.items()}
     out = {"ce_clean": ce["clean"], "delta_ce": ce["sae"] - ce["clean"], "kl": divergence}
-    out["delta_ce_interval"] = paired_bootstrap(nats["sae"] - nats["clean"], weight, seed=seed)
+    out["delta_ce_interval"] = metrics.paired_bootstrap(nats["sae"] - nats["clean"], weight, seed=seed)
     if "mean" in ce:
         out["mean_ablation_cost"] = ce["mean"] - ce["clean"]
-        out["mean_ablation_interval"] = paired_bootstrap(nats["mean"] - nats["clean"], weight, seed=seed)
-        out |= {f"ce_recovered_{kind}": ce_recovered(ce["clean"], ce["sae"], ce[kind]) for kind in ("mean", "zero")}
+        out["mean_ablation_interval"] = metrics.paired_bootstrap(nats["mean"] - nats["clean"], weight, seed=seed)
+        out |= {
+            f"ce_recovered_{kind}": metrics.ce_recovered(ce["clean"], ce["sae"], ce[kind]) for kind in ("mean", "zero")
+        }
     columns = {"predictions": weight} | {f"nats_{kind}": values for kind, values in nats.items()}
     return replace(found, **out, per_sequence=found.per_sequence.assign(**columns))
 
