@@ -51,7 +51,7 @@ run: $(VENV)/.model  ## run every notebook; writes pages to outputs/run/
 app: $(VENV)/.model  ## the web explorer, in your browser: features of your own sentences
 	@$(BIN)/python -m prism app
 
-gallery: $(VENV)/.model  ## pages about fifty features in outputs/gallery/
+gallery: $(VENV)/.model  ## pages about a hundred features in outputs/gallery/
 	@$(BIN)/python -m prism gallery
 
 site: $(VENV)/.installed  ## notebooks and documents as pages in outputs/site/; runs nothing

@@ -11,10 +11,10 @@ import pytest
 import scipy.sparse as sp
 
 from prism import cli
-from prism.data import CATEGORIES
+from prism.data import CATEGORIES, token_table, tokenize
 from prism.explorer import gallery
 from prism.explorer import sample as texts
-from prism.features import FeatureMatrix
+from prism.features import FeatureMatrix, encode_features
 from prism.models import get_spec, load_model, load_sae
 
 
@@ -162,6 +162,22 @@ def test_a_context_that_is_too_short_is_said():
     model, sae = load_model(spec), load_sae(spec)
     with pytest.raises(ValueError, match="mini cannot read the labelled texts: text 0 has .* fits is 63"):
         texts.read_sample(replace(spec, context=64), model, sae)
+
+
+def test_texts_of_like_length_go_together_and_nothing_else_changes(mini):
+    sae = load_sae(get_spec("mini"))
+    some = ["One two three. " * n for n in (9, 1, 5, 12, 2, 7, 3, 8, 4, 11)]
+    batch = tokenize(some, mini.tokenizer, 256)
+    table = token_table(batch, mini.tokenizer, [*"abcdefghij"])
+    for limit in (None, 247.0):  # of massive tokens; half of these are above it
+        sae.cfg.metadata.massive_norm = limit
+        found, plain = texts._by_length(mini, sae, batch, table, ""), encode_features(mini, sae, batch, table)
+        assert (
+            found.table.equals(plain.table)
+            and found.massive == plain.massive
+            and (limit is None) == (not found.massive)
+        )
+        assert abs(found.values - plain.values).max() < 1e-3
 
 
 class TestTheSampleIsKept:

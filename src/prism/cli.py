@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
 
     site = add_parser("site", _site, "write the committed notebooks, documents and feature pages as a site")
-    site.add_argument("--features", type=int, default=50, metavar="N", help="feature pages (default: %(default)s)")
+    site.add_argument("--features", type=int, default=100, metavar="N", help="feature pages (default: %(default)s)")
     docs = add_parser("docs", _docs, "write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
     for command in (run, execute, site, docs):
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (gallery, app):
         command.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
     gallery.add_argument("--sae", metavar="NAME", help="one of the model's SAEs (default: the notebooks')")
-    gallery.add_argument("--n", type=int, default=50, metavar="N", help="pages (default: %(default)s)")
+    gallery.add_argument("--n", type=int, default=100, metavar="N", help="pages (default: %(default)s)")
     app.add_argument("--sae", metavar="NAME", help="the SAE to begin with (default: the notebooks')")
     app.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; if taken, the next (default: %(default)s)")
     app.add_argument("--no-browser", action="store_true", help="print the address, open nothing")

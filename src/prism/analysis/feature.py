@@ -41,8 +41,9 @@ def summarise_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> Featu
     """
     column, table = matrix.column(feature), matrix.table
     order = np.argsort(-column, kind="stable")[: int((column > 0).sum())]
-    examples = table.iloc[order].reset_index(drop=True).assign(row=order, activation=column[order])
-    tokens = examples["token"].head(20)
+    tokens = table["token"].iloc[order[:20]]
+    _, first = np.unique(table["text"].to_numpy()[order], return_index=True)
+    best = order[np.sort(first)[:k]]  # one a text
     counted = len(column) - matrix.massive
     return FeatureSummary(
         feature=int(feature),
@@ -52,15 +53,16 @@ def summarise_feature(matrix: FeatureMatrix, feature: int, k: int = 10) -> Featu
         maximum=float(column.max(initial=0)),
         categories=_category_profile(column, table),
         top_token_share=float(tokens.value_counts(normalize=True).iloc[0]) if len(tokens) else 0.0,
-        examples=examples.drop_duplicates("text").head(k).reset_index(drop=True),
+        examples=table.iloc[best].reset_index(drop=True).assign(row=best, activation=column[best]),
     )
 
 
 def _category_profile(column: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
     if "category" not in table:
         return pd.DataFrame(columns=["category", "texts", "share_firing", "mean_max"])
-    texts = pd.DataFrame({"text": table["text"].to_numpy(), "category": table["category"].to_numpy(), "max": column})
-    peaks = texts.groupby("text", sort=False).agg(category=("category", "first"), max=("max", "max"))
+    starts = np.flatnonzero(np.diff(table["text"].to_numpy(), prepend=-1))  # of each text
+    peaks = table[["category"]].iloc[starts]
+    peaks = peaks.assign(max=np.maximum.reduceat(column, starts) if len(starts) else np.zeros(0))
     profile = peaks.groupby("category", sort=False, observed=True)["max"].agg(
         texts="size", share_firing=lambda peak: float((peak > 0).mean()), mean_max="mean"
     )

@@ -23,7 +23,7 @@ from prism.visualization.style import category_title
 from prism.visualization.tokens import whole_token
 
 
-def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = Path("outputs/gallery")) -> Path:
+def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 100, out: Path = Path("outputs/gallery")) -> Path:
     """Choose `n` features by fixed rules and write a page about each, and `index.html`.
 
     Each file is written whole or not at all, the index last; other files in the folder are left alone.
@@ -43,7 +43,7 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 50, out: Path = P
         OSError: the folder cannot be written.
     """
     if n < 1:
-        raise ValueError(f"{n} pages; give at least 1, better 50")
+        raise ValueError(f"{n} pages; give at least 1, better 100")
     sae = load_sae(spec, sae_spec.name)
     if n > sae.cfg.d_sae:
         raise ValueError(f"{n:,} pages; the SAE '{sae_spec.name}' has {sae.cfg.d_sae:,} features, give at most as many")

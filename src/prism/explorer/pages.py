@@ -145,9 +145,9 @@ def feature_page(
     return compose(
         "document.html",
         f"Feature {feature}",
-        [_hypothesis(hypothesis), _explanation(explanation, scores)],
+        [_hypothesis(hypothesis), _explanation(explanation, scores), _strongest(matrix, summary, listed=True)],
         panels,
-        [_strongest(matrix, summary, listed=True), _across(matrix, column)],
+        [_across(matrix, column)],
         about=title,
         elsewhere=elsewhere,
         index=index,

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from scipy.sparse import vstack
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from prism import autointerp as ai
 from prism.data import (
@@ -141,12 +143,27 @@ def _encoded(spec: ModelSpec, model, sae, batch: TokenBatch, table: pd.DataFrame
     try:
         return FeatureMatrix.load(path, key)
     except (FileNotFoundError, ValueError):  # none yet, or of another model, or damaged: it is made anew
-        matrix = encode_features(model, sae, batch, table, batch_size=8, progress=f"{spec.name} reads the sample")
+        matrix = _by_length(model, sae, batch, table, f"{spec.name} reads the sample")
     try:
         matrix.save(path, key)
     except OSError as error:
         print(f"The sample is not kept for the next start: {error}", file=sys.stderr)
     return matrix
+
+
+def _by_length(model, sae, batch: TokenBatch, table: pd.DataFrame, label: str) -> FeatureMatrix:
+    """`encode_features`, texts of like length together: what fills up a short one costs as much as a text."""
+    lengths, texts = batch.keep.sum(1).numpy(), table["text"].to_numpy()
+    parts, rows = [], []
+    for some in tqdm(np.array_split(np.argsort(lengths, kind="stable"), -(-len(batch) // 8)), label, leave=False):
+        some = np.sort(some)
+        part = TokenBatch(*(x[some, : lengths[some].max() + 1] for x in (batch.tokens, batch.keep)))
+        rows.append(np.flatnonzero(np.isin(texts, some)))
+        parts.append(encode_features(model, sae, part, table.iloc[rows[-1]], progress=False))
+    back = np.argsort(np.concatenate(rows))
+    massive = np.concatenate([part.table.get("massive", np.zeros(0, bool)) for part in parts])
+    table = table.assign(massive=massive[back]) if len(massive) else table
+    return FeatureMatrix(vstack([part.values for part in parts], "csr")[back], table)
 
 
 def _fingerprint(module: torch.nn.Module) -> str:
