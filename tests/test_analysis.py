@@ -469,3 +469,15 @@ def test_the_package_offers_the_functions_and_no_module_hides_one():
     public = {name for name in vars(analysis) if not name.startswith("_")}
     modules = {module.name for module in pkgutil.iter_modules(analysis.__path__)}
     assert {"specialists", "strongest", "ClaimCard"} <= public - modules
+
+
+def test_a_category_without_a_specialist_keeps_its_best_if_asked():
+    """Two texts of each of two kinds; feature 0 fires in both of the first kind and one of the second."""
+    values = csr_matrix(np.array([[1.0, 0], [2, 0], [3, 1], [0, 0]], dtype=np.float32))
+    table = pd.DataFrame({"text": range(4), "position": 1, "token_id": 0, "token": "x"})
+    matrix = FeatureMatrix(values, table.assign(category=pd.Categorical(["a", "a", "b", "b"])))
+    assert specialists(matrix, 1)[["category", "feature"]].values.tolist() == [["a", 0], ["b", 1]]
+    loud = specialists(matrix, 1, threshold=1.5)
+    assert loud[["category", "feature", "score"]].values.tolist() == []
+    kept = specialists(matrix, 1, threshold=1.5, positive=False)
+    assert kept[["category", "feature", "score"]].values.tolist() == [["a", 0, 0], ["b", 0, 0]]

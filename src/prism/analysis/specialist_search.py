@@ -64,7 +64,7 @@ def specialist_scores(matrix: FeatureMatrix, threshold: float = 0.0) -> pd.DataF
     )
 
 
-def specialists(matrix: FeatureMatrix, k: int = 5, threshold: float = 0.0) -> pd.DataFrame:
+def specialists(matrix: FeatureMatrix, k: int = 5, threshold: float = 0.0, positive: bool = True) -> pd.DataFrame:
     """The best specialists of each category, by score, then by mean activation inside.
 
     Only scores above zero count, so that a feature stands under one category only, and a category may have fewer
@@ -74,13 +74,15 @@ def specialists(matrix: FeatureMatrix, k: int = 5, threshold: float = 0.0) -> pd
     Args:
         k: features a category; 1 for the single best of each.
         threshold: see `specialist_scores`.
+        positive: False lets a category whose every score is zero or below keep its best, among features that fire in
+            one of its texts.
 
     Returns:
         The rows of `specialist_scores`, category by category, best first, with fisher_p: of a winner of a search it
         is far too small, see `confirm`.
     """
     scores = specialist_scores(matrix, threshold)
-    scores = scores[scores["score"] > 0]
+    scores = scores[scores["score" if positive else "inside"] > 0]
     order = ["category", "score", "mean_inside", "feature"]
     scores = scores.sort_values(order, ascending=[True, False, False, True])
     return _with_fisher(scores.groupby("category", observed=True).head(k).reset_index(drop=True), matrix)
