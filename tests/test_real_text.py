@@ -212,12 +212,6 @@ def test_the_whole_build_on_a_small_model(tmp_path, monkeypatch):
     assert all(row["massive"] >= 0 and row["tokens"] > 0 for row in measured["corpus"])
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2-mlp-out" in card and "matryoshka" in card and "| nonenglish |" in card and "nan" not in card
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
-        "corpus",
-        "default",
-        "further",
-        "random",
-        "rates",
-        "study",
-        "tokens",
-    ]
+    kept = {path.name for path in (tmp_path / "work").iterdir()}
+    assert kept >= {"corpus", "default", "further", "random", "rates", "study", "tokens"}
+    assert kept >= {"measured-real.json", "measured-corpus.json"}, "a card that is interrupted goes on"

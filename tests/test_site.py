@@ -212,7 +212,8 @@ def test_the_check_rejects(tmp_path: Path, body: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_site_of_this_repository(tmp_path: Path) -> None:
+def test_the_site_of_this_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISM_MODEL", "mini")
     pages = site.build(ROOT / "notebooks", tmp_path, n_features=2)
     names = {path.relative_to(tmp_path).as_posix() for path in pages}
     notebooks = {f"notebooks/{path.stem}.html" for path in (ROOT / "notebooks").glob("phase_*.ipynb")}
