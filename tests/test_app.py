@@ -20,6 +20,7 @@ import uvicorn
 
 from prism import cli
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, app, guard, markup
+from prism.explorer.steer import EXAMPLES, Example
 from prism.visualization.tokens import shaded
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> {{value}} ${7*7} \" ' &"
@@ -327,6 +328,24 @@ def test_a_character_is_one_button(explorer: Explorer) -> None:
     assert re.search(rf"<h3>On tokens 2 to {rows[2]}, ·🦊</h3>", answers.read_token(explorer, "so 🦊 lol", 1, "2-res"))
     with pytest.raises(IndexError, match="begins at 2"):
         answers.read_token(explorer, "so 🦊 lol", 2, "2-res")
+
+
+def test_the_cost_is_said_in_words(explorer: Explorer) -> None:
+    assert answers._cost(2.0, 2.05).endswith("about as likely as in the model's own text.")
+    assert "+0.69 nats a token" in answers._cost(2.6931, 2.0) and "2.0 times less likely" in answers._cost(2.6931, 2.0)
+    assert "-0.69 nats" in answers._cost(2.0, 2.6931) and "2.0 times more likely" in answers._cost(2.0, 2.6931)
+    written = answers.write(explorer, "Once\nupon", 667, "add", 1.5, 4, 0.7, 0, "2-res")
+    assert '<span class="prism-prompt">Once\nupon</span>' in written and written.count("Cost: ") == 2
+    assert "·" not in re.sub('title="[^"]*"', "", written[: written.index("Shade:")]), "as text is read"
+
+
+def test_prepared_examples_fill_the_tab_and_write(explorer: Explorer, page: app.Page, monkeypatch) -> None:
+    assert page.examples == [], "mini has none"
+    monkeypatch.setitem(EXAMPLES, "mini", (Example("Law", "The court", "2-res", 667, 1.5),))
+    other = app.Page(explorer)
+    assert [button.value for button in other.examples] == ["Law"]
+    about, *filled = other._prepared(other.prepared[0])
+    assert "2-res" in about and filled == ["The court", "2-res", 667, "add", 1.5]
 
 
 def test_a_page_in_its_frame_can_do_nothing(explorer: Explorer) -> None:

@@ -125,7 +125,7 @@ def test_the_order_and_what_is_hidden_are_one_click_away(page) -> None:
     page.wait_for_function(falling)
     page.get_by_label("hide features of one token").uncheck()
     page.wait_for_function("!document.querySelector('#found').innerText.includes('Hidden: ')")
-    page.get_by_label("special to it").check()
+    page.get_by_label("special to this text first").check()
     page.wait_for_selector("#found p:has-text('rarity')")
 
 

@@ -28,7 +28,7 @@ from prism.explorer.markup import fragment
 from prism.explorer.rows import LEAST, ordered, rows, special_order
 from prism.explorer.sample import Sample
 from prism.explorer.search import chance_scores
-from prism.explorer.steer import Continuation
+from prism.explorer.steer import EXAMPLES, OFFERED, RANDOM, Continuation
 from prism.features import FeatureMatrix
 from prism.models import get_spec
 
@@ -98,7 +98,7 @@ def test_a_row_shows_number_measures_and_the_strongest_window(small):
     table = by_token(small, "the").table.assign(activation=[1.5, 1.0, 4.0], of_maximum=[0.75, 1.0, np.nan])
     first, _, last = rows(small, table)
     assert first["feature"] == 0 and first["numbers"][:2] == ["activation 1.5", "75% of its maximum"]
-    assert first["numbers"][-1] == "fires on 50.00% of tokens" and "F1 1.00" in first["numbers"]
+    assert first["numbers"][-1] == "fires on 50% of tokens" and "F1 1.00" in first["numbers"]
     assert last["numbers"][1] == "maximum unknown"
     parts = [piece.parts[0][:2] for piece in last["window"]]
     assert parts == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)], "of one text"
@@ -258,7 +258,7 @@ def test_features_of_one_token_are_hidden_and_counted(explorer):
     shown, rule = ordered(reading, firing, "strongest", hide=True)
     hidden = set(firing["feature"]) - set(shown["feature"])
     assert hidden == {f for f in firing["feature"] if reading.one_token[f]} and len(hidden) > 3
-    assert rule.endswith(f"Hidden: {len(hidden)} whose 20 strongest firings are all on one token.")
+    assert f"Hidden: {len(hidden)} features of one token" in rule
     tokens = reading.matrix.table["token"].astype(str)
     for feature in list(hidden)[:5]:
         rows = reading.statistics.top_rows[feature]
@@ -347,7 +347,7 @@ def test_steering_writes_three_continuations_on_one_noise(explorer):
     none, changed, control = steer(explorer, "The dog", feature, "add", 0.0, n_tokens=8)
     assert none.tokens == changed.tokens == control.tokens, "at strength 0 nothing changes"
     none, changed, control = steer(explorer, "The dog", feature, "add", 8.0, n_tokens=8)
-    assert none.text != changed.text and (none.label, control.label) == ("unchanged", "control: a random direction")
+    assert none.text != changed.text and (none.label, control.label) == ("unchanged", RANDOM)
     again = steer(explorer, "The dog", feature, "add", 8.0, n_tokens=8)
     assert changed.tokens == again[1].tokens and control.tokens == again[2].tokens
     read = explorer.texts(["The dog" + none.text])
@@ -381,6 +381,18 @@ def test_every_way_of_steering_has_a_control_of_its_kind(explorer, how):
 def test_settings_out_of_range_are_refused(explorer, settings, said):
     with pytest.raises(ValueError, match=said):
         steer(explorer, "Once", 831, **settings)
+
+
+def test_what_was_written_is_read_in_whole_characters():
+    assert Continuation("unchanged", ["so", " ‹F09F›", "‹98›", "‹82›", "‹E2›"], np.zeros(5), 0.0).text == "so 😂…"
+
+
+@pytest.mark.parametrize("model", EXAMPLES)
+def test_prepared_examples_can_be_asked(model):
+    spec = get_spec(model)
+    assert len({one.title for one in EXAMPLES[model]}) == len(EXAMPLES[model])
+    for one in EXAMPLES[model]:
+        assert spec.sae(one.sae).name == one.sae and one.prompt.strip() and 0 < abs(one.strength) <= OFFERED
 
 
 def test_steering_needs_room_and_a_feature_that_fires(explorer):

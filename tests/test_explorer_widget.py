@@ -11,6 +11,8 @@ import pytest
 from prism.explorer import MAX_CHARACTERS, Explorer, answers, explore, sample
 from prism.explorer.markup import fragment
 from prism.explorer.rows import ordered, rows
+from prism.explorer.steer import EXAMPLES, RANDOM, Example
+from prism.explorer.trials import SteerPanel
 from prism.explorer.widget import framed
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> & so on"
@@ -164,8 +166,7 @@ def test_a_token_shows_its_features(explorer, widget):
     assert widget.sentence.rows.buttons[1].description == str(int(second["feature"]))
     assert widget.sentence.rows.shown[1].value == fragment("row", rows(explorer.reading(), expected)[1])
     assert f"{second['of_maximum']:.0%} of its maximum" in said(widget.sentence.rows.shown[1])
-    n = explorer.texts([TEXT]).values[row].nnz
-    assert said(widget.sentence.above) == f"On ·shall {n} features fire. Order: activation."
+    assert said(widget.sentence.above) == "On ·shall. Order: activation."
     widget.sentence.hide.value = True
     assert "Hidden: " in said(widget.sentence.above)
     widget.sentence.hide.value = False
@@ -176,7 +177,7 @@ def test_a_token_shows_its_features(explorer, widget):
 def test_a_feature_of_the_list_shows_its_page_and_shades_the_sentence(explorer, widget):
     token(widget, "·shall")
     row, feature = widget.sentence.tokens.index - 1, pick(widget.sentence.rows, 1)
-    assert shown(widget.view.page) == feature and widget.sentence.shade.label == f"feature {feature}"
+    assert shown(widget.view.page) == feature and said(widget.sentence.legend).startswith(f"Feature {feature} ")
     marked = ["prism-chosen" in box._dom_classes for box in widget.sentence.rows.children]
     assert marked.index(True) == 1 and sum(marked) == 1
     starts = [part.start for _, part in widget.sentence.pieces]
@@ -184,11 +185,11 @@ def test_a_feature_of_the_list_shows_its_page_and_shades_the_sentence(explorer, 
     shaded = {int(place) - 2 for place in re.findall(r"nth-of-type\((\d+)\)", widget.sentence.colours.value)}
     assert shaded == set(column.nonzero()[0]) and row in shaded
     peak = explorer.reading().statistics.maxima[feature]
-    assert f"{column.max():.1f}, {column.max() / peak:.0%} of its maximum" in said(widget.sentence.legend)
-    widget.sentence.shade.index = 0
-    counts = np.maximum.reduceat(explorer.texts([TEXT]).values.getnnz(axis=1), starts)
-    assert f"{counts.min()} to {counts.max()}." in said(widget.sentence.legend)
-    assert widget.sentence.colours.value.count("nth-of-type") == (counts > 0).sum()
+    assert f"{column.max() / peak:.0%} of its maximum" in said(widget.sentence.legend)
+    widget.sentence.follow(None)
+    shares = np.maximum.reduceat(explorer.reading().shares(explorer.texts([TEXT])), starts)
+    assert "how near a rare feature comes" in said(widget.sentence.legend)
+    assert widget.sentence.colours.value.count("nth-of-type") == (shares > 0).sum()
 
 
 def test_a_character_is_one_button(explorer, widget):
@@ -198,8 +199,7 @@ def test_a_character_is_one_button(explorer, widget):
     token(widget, "·🦊")
     text, part = widget.sentence.pieces[names.index("·🦊") - 1]
     assert text == " 🦊" and part.stop - part.start > 1
-    n = len(explorer.reading().firing(explorer.texts(["so 🦊 lol"]), part))
-    assert said(widget.sentence.above).startswith(f"On ·🦊 {n} features fire.")
+    assert said(widget.sentence.above).startswith("On ·🦊. Order: share of its own maximum")
 
 
 def test_the_chosen_feature_is_followed_into_another_sentence(explorer, widget):
@@ -215,7 +215,7 @@ def test_html_and_script_in_a_sentence_are_text(widget):
         told = "".join(part.value for part in walk(widget.sentence) if isinstance(part, widgets.HTML))
         assert set(re.findall(r"<([a-z0-9]+)", told)) <= {"div", "style", "span", "b", "bdi"}, told
     token(widget, "<")
-    assert "On &lt; " in widget.sentence.above.value
+    assert "On &lt;. " in widget.sentence.above.value
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_the_history_leads_back_and_forth(widget):
     assert view.seen == [("2-res", 12), ("2-res", 20), ("2-res", 30)] and view.at == 1
     view.back.click()
     assert shown(view.page) == 12 and view.back.disabled and not view.forward.disabled
-    assert widget.sentence.shade.label == "feature 12"
+    assert said(widget.sentence.legend).startswith("Feature 12 ")
     view.history.index = 2
     assert shown(view.page) == 30 and view.forward.disabled
     view.forward.click()
@@ -336,15 +336,25 @@ def test_steering_takes_the_feature_that_is_looked_at(explorer, widget):
     assert panel.feature.value == 667
     panel.tokens.value, panel.prompt.value = 6, "Once upon a time"
     panel.button.click()
-    assert panel.shown.value == answers.write(explorer, "Once upon a time", 667, "add", 2.0, 6, 0.7, 0, "2-res")
+    assert panel.shown.value == answers.write(explorer, "Once upon a time", 667, "add", 1.5, 6, 0.7, 0, "2-res")
     headings = re.findall("<h3>(.*?)</h3>", panel.shown.value)
-    assert headings == ["unchanged", "feature 667", "control: a random direction"] and said(panel.note) == ""
+    assert headings == ["unchanged", "feature 667: +1.5 × its maximum", RANDOM] and said(panel.note) == ""
     before = panel.shown.value
     panel.feature.value = 999_999
     panel.button.click()
     assert "3071" in said(panel.note) and panel.shown.value == before and not panel.button.disabled
     widget.sae.value = "2-res-x4"
     assert panel.sae == "2-res-x4" and panel.feature.value == shown(widget.view.page), "of the SAE looked at"
+
+
+def test_prepared_examples_are_a_click_away(explorer, monkeypatch):
+    assert SteerPanel(explorer).examples == [], "mini has none"
+    monkeypatch.setitem(EXAMPLES, "mini", (Example("Law & order", "The court", "2-res", 667, 1.5),))
+    panel = SteerPanel(explorer)
+    panel.tokens.value = 3
+    panel.examples[0].click()
+    assert (panel.prompt.value, panel.feature.value, panel.strength.value) == ("The court", 667, 1.5)
+    assert "feature 667: +1.5 × its maximum" in panel.shown.value
 
 
 def test_steering_says_why_it_cannot(widget):

@@ -88,11 +88,12 @@ def monkeypatch_module():
 
 def test_gallery_has_the_pages_that_its_index_lists(written):
     index = (written / "index.html").read_text(encoding="utf-8")
-    pages = re.findall(r'<th scope="row"><a href="([^"#]+)"', index)
+    pages = re.findall(r'<li><a href="([^"#]+)"', index)
     assert len(pages) == len(set(pages)) == 6
     assert sorted(path.name for path in written.iterdir()) == sorted([*pages, "index.html"])
     assert "3 specialists of a category" in index and "3 random" in index and "mini, the embedded" in index
-    assert re.search(r'data-name="Detection">[01]\.\d\d</td>', index), "some explanation is scored"
+    assert re.search(r"specialist: .* · detection [01]\.\d\d · fires on \d", index), "some explanation is scored"
+    assert index.count("automatic:</span>") == 6 and index.count('class="prism-tokens prism-window"') == 6
 
 
 def test_pages_link_only_to_pages_that_are_there(written):

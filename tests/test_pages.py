@@ -14,7 +14,7 @@ from prism.explorer.gallery import gallery_index
 from prism.explorer.labels import Label
 from prism.explorer.markup import asset
 from prism.features import FeatureMatrix
-from prism.visualization.tokens import templates
+from prism.visualization.tokens import shaded, templates
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", '"><svg onload="x">', "<b>", "&amp;", "\x00", "' style='x", "\n"]
 VOID = {"meta", "br", "wbr", "img", "input", "link", "hr"}
@@ -232,21 +232,20 @@ def test_shaded_tokens_are_readable_on_both_grounds():
 
 
 def test_index_is_balanced_and_escaped():
-    rows = pd.DataFrame(
+    hostile = {"by": HOSTILE[0], "text": HOSTILE[1]}
+    features = [
         {
-            "feature": [3, 4],
-            "page": ["a_3.html", "a_4.html"],
-            "chosen": ["random", HOSTILE[0]],
-            "density": [0.5, 1e-4],
-            "tokens": [HOSTILE, [" the"]],
-            "category": ["math", HOSTILE[1]],
-            "label": [{"by": HOSTILE[0], "text": HOSTILE[1]}, {"by": "automatic", "text": "Fires."}],
-            "score": [0.75, np.nan],
-        }
-    )
-    checker = Checker(gallery_index(rows, HOSTILE[0], [HOSTILE[1]]))
+            "feature": 3,
+            "page": "a_3.html",
+            "label": hostile,
+            "numbers": ["random"],
+            "window": shaded(HOSTILE, [1.0] * 7),
+        },
+        {"feature": 4, "page": "a_4.html", "label": {}, "numbers": [HOSTILE[0], "0.75"], "window": []},
+    ]
+    checker = Checker(gallery_index(features, HOSTILE[0], [HOSTILE[1]]))
     assert [link for link in checker.links if not link.startswith("#")] == ["a_3.html", "a_4.html"]
     assert not {"script", "img"} & {tag for tag, _ in checker.tags} and not checker.named("svg")
-    for text in (*HOSTILE[:2], "50.000%", "0.010%", "0.75", "not scored", "·the"):
+    for text in (*HOSTILE[:2], "random", "0.75", "silent in the sample"):
         assert text in checker.text
-    assert len(checker.named("th")) == 7 + 2 and len(checker.named("td")) == 2 * 6
+    assert len(checker.named("li")) == 1 + 2

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Float
 
 from prism.data import whole_characters
 from prism.explorer import markup
-from prism.explorer.rows import ordered, rows
+from prism.explorer.rows import listing, rows
 from prism.explorer.search import by_category, categories, search
-from prism.explorer.session import Explorer, Reading
+from prism.explorer.session import Explorer
 from prism.explorer.steer import steer
-from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked, shaded
 
 SENTENCE = "The judge said that the children may keep the dog, and they laughed all the way home."
@@ -27,13 +25,20 @@ EXAMPLES = {  # a question for each way of searching, right for every model
     "token": "because",
     "concept": "This court shall hear the appeal.\nA lawyer signed the contract.\nUnder this law, tenants shall pay.",
 }
-ONE_A_LINE = "Texts that share a concept, one a line"
+ASK = {  # a way of searching -> what is asked for
+    "number": "A feature's number",
+    "category": "A kind of labelled texts, on most of which a feature fires, and on fewest of the others",
+    "token": "A token, on which a feature fires and on little else",
+    "concept": "Texts that share a concept, one a line",
+}
+SHADE = "Shade: how near a rare feature comes to its maximum in the sample."
 HELP = {  # a tab of the web page -> what it is for
     "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
     "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",
     "search": "Find features by number, by category, by a token, or by texts of your own that share a concept.",
-    "steer": "The model goes on from a prompt three times on the same random draws: as it is, with a feature changed, "
-    "and with a control of the same kind.",
+    "steer": "The model goes on from a prompt three times, on the same random draws: as it is, with a feature changed, "
+    "and with a control of the same kind. At strength 1, as much is added as the feature's largest activation in the "
+    "sample.",
     "compare": "What each SAE keeps of the same sentence, and which of its features are special to it.",
 }
 
@@ -41,42 +46,15 @@ HELP = {  # a tab of the web page -> what it is for
 def read_text(explorer: Explorer, text: str, sae: str, order: str = "special", hide: bool = True) -> tuple[str, str]:
     """A text as shaded buttons, and its features in one of `rows.ORDERS`, those of one token hidden or not."""
     matrix = explorer.texts([text], sae)
-    pieces = shaded(matrix.table["token"].tolist(), _shares(explorer.reading(sae), matrix), 1.0)
+    pieces = shaded(matrix.table["token"].tolist(), explorer.reading(sae).shares(matrix), 1.0)
     buttons = markup.fragment("tokens", pieces, sae, digest(text))
-    note = "Shade: how near a rare feature comes to its maximum in the sample."
-    return buttons + markup.sentence(note), _firing(explorer, matrix, sae, "In this text", order, hide)
+    some, rule = listing(explorer.reading(sae), matrix, None, order, hide, LISTED)
+    return buttons + markup.sentence(SHADE), markup.fragment("rows", some, sae, "In this text", rule)
 
 
 def digest(text: str) -> str:
     """A short name of a text, to tell a click on its tokens from one on the tokens of another."""
     return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _firing(
-    explorer: Explorer,
-    matrix: FeatureMatrix,
-    sae: str,
-    title: str,
-    order: str = "special",
-    hide: bool = True,
-    where: slice | None = None,
-    k: int = LISTED,
-    buttons: bool = True,
-) -> str:
-    """A row for each feature that fires in a text or on tokens of it, under a title and the rule of their order."""
-    reading = explorer.reading(sae)
-    found, rule = ordered(reading, reading.firing(matrix, where), order, hide)
-    return markup.fragment("rows", rows(reading, found.head(k)), sae, title, rule, buttons)
-
-
-def _shares(reading: Reading, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
-    """For each token, the largest share of its maximum in the sample that a rare feature reaches."""
-    active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
-    row, column = active.coords
-    peaks = reading.statistics.maxima[column]
-    counts = (peaks > 0) & reading.rare[column]
-    np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
-    return np.minimum(shares, 1)
 
 
 def read_token(explorer: Explorer, text: str, row: int, sae: str, order: str = "special", hide: bool = True) -> str:
@@ -91,7 +69,8 @@ def read_token(explorer: Explorer, text: str, row: int, sae: str, order: str = "
         raise IndexError(f"No token or character begins at {row}; choose from {', '.join(map(str, pieces))}.")
     token, part = pieces[row]
     place = f"token {row + 1}" if part.stop == row + 1 else f"tokens {row + 1} to {part.stop}"
-    return _firing(explorer, matrix, sae, f"On {place}, {marked(token)}", order, hide, part)
+    some, rule = listing(explorer.reading(sae), matrix, part, order, hide, LISTED)
+    return markup.fragment("rows", some, sae, f"On {place}, {marked(token)}", rule)
 
 
 def read_feature(explorer: Explorer, feature: int | None, sae: str, text: str = "") -> str:
@@ -127,25 +106,40 @@ def write(
     seed: int | None,
     sae: str,
 ) -> str:
-    """Three continuations side by side, shaded by the feature that was steered."""
+    """Three continuations side by side, shaded by the feature that was steered, each with what it costs."""
     if feature is None or seed is None:
         raise ValueError(f"There is no {'feature' if feature is None else 'seed'} yet: type a number.")
     runs = steer(explorer, prompt, int(feature), how, strength, int(n_tokens), temperature, int(seed), sae)
-    peak = float(explorer.reading(sae).statistics.maxima[int(feature)])
+    reading = explorer.reading(sae)
+    peak = float(reading.statistics.maxima[int(feature)])
+    by = {"add": f": {strength:+g} × its maximum", "clamp": f": held at {strength:g} × its maximum"}.get(
+        how, f": {how}"
+    )
     three = [
         {
-            "label": run.label,
-            "shaded": shaded(run.tokens, run.activations, peak),
-            "nats": f"{run.nats:.2f} nats a token under the unchanged model",
+            "head": run.label + by * (place == 1),
+            "label": reading.label(int(feature)) if place == 1 else {},
+            "pieces": shaded(run.tokens, run.activations, peak),
+            "cost": _cost(run.nats, runs[0].nats) if place else f"{run.nats:.2f} nats a token: the model's own text.",
         }
-        for run in runs
+        for place, run in enumerate(runs)
     ]
     note = (
-        f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the "
-        f"sample ({peak:.2f}). More nats: less like what the model would write. One draw each is an example, no "
-        "measurement."
+        f"Shade: feature {int(feature)} when the unchanged model reads the text, full at its maximum in the sample "
+        f"({peak:.1f}). One draw of each is an example; phase 6a measures."
     )
-    return markup.fragment("three", three) + markup.sentence(note)
+    return markup.fragment("three", prompt, three) + markup.sentence(note)
+
+
+def _cost(nats: float, own: float) -> str:
+    """What a text costs the unchanged model, beside its own text, in words."""
+    times = float(np.exp(abs(nats - own)))
+    said = (
+        "about as likely as in"
+        if times < 1.1
+        else f"{times:.1f} times {'less' if nats > own else 'more'} likely than in"
+    )
+    return f"Cost: {nats - own:+.2f} nats a token. To the unchanged model its tokens are {said} the model's own text."
 
 
 def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool = True) -> Iterator[str]:
@@ -163,8 +157,8 @@ def compare(explorer: Explorer, text: str, names: Sequence[str], buttons: bool =
     html = markup.table(measures, note)
     for name in measures["sae"]:
         yield html + markup.sentence(f"Reading the sample with {name} …")
-        title, matrix = f"Special to the text: {name}", explorer.texts([text], name)
-        html += _firing(explorer, matrix, name, title, k=5, buttons=buttons)
+        some, _ = listing(explorer.reading(name), explorer.texts([text], name), None, "special", True, 5)
+        html += markup.fragment("rows", some, name, f"Special to the text: {name}", "", buttons)
     yield html
 
 

@@ -22,7 +22,7 @@ from prism.explorer.markup import asset, fragment, sentence
 from prism.explorer.rows import ORDERS
 from prism.explorer.search import WAYS, categories
 from prism.explorer.session import ERRORS, MAX_CHARACTERS, Explorer
-from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
+from prism.explorer.steer import EXAMPLES, HOWS, MAX_NEW_TOKENS, OFFERED, STRENGTH, Example
 
 QUEUE = 16  # questions that may wait; one is answered at a time
 HISTORY = 12  # features kept at hand
@@ -94,10 +94,8 @@ class Page:
         self.text = _textbox("Sentence", answers.SENTENCE, "text")
         self.go = gr.Button("Read it", variant="primary", elem_id="read", elem_classes="prism-go")
         with gr.Row(elem_classes="prism-row prism-how"):
-            self.order = gr.Radio([*ORDERS.items()], value="special", container=False, elem_id="order", min_width=300)
-            self.hide = gr.Checkbox(
-                True, label="hide features of one token", container=False, elem_id="hide", min_width=240
-            )
+            self.order = gr.Radio([*ORDERS.items()], value="special", container=False, elem_id="order")
+            self.hide = gr.Checkbox(True, label="hide features of one token", container=False, elem_id="hide")
         buttons, strongest = answers.read_text(self.explorer, answers.SENTENCE, self.explorer.default)
         self.tokens = gr.HTML(buttons, js_on_load=asset("pick.js"), elem_id="tokens")
         self.found = self._pickable(strongest, "found")
@@ -122,29 +120,33 @@ class Page:
 
     def _search(self) -> None:
         self.way = gr.Radio([(f"by {way}", way) for way in WAYS], value="concept", label="Search", elem_id="way")
-        self.query = _textbox(answers.ONE_A_LINE, answers.EXAMPLES["concept"], "query", 3)
+        self.query = _textbox(answers.ASK["concept"], answers.EXAMPLES["concept"], "query", 3)
         self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="prism-go")
         self.results = self._pickable("", "results")
 
     def _steer(self, first: int) -> None:
+        self.prepared = EXAMPLES.get(self.explorer.spec.name, ())
+        with gr.Row(visible=bool(self.prepared), elem_classes="prism-examples"):
+            gr.HTML(sentence("Examples", "help"))
+            self.examples = [gr.Button(one.title, size="sm", min_width=120) for one in self.prepared]
         self.prompt = _textbox("Prompt", answers.PROMPT, "prompt")
         with gr.Row():
             self.steered = gr.Number(first, label="Feature", precision=0, elem_id="steered", min_width=110)
-            self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=300, scale=3)
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
-        with gr.Row():
             self.strength = gr.Slider(
-                -MAX_STRENGTH,
-                MAX_STRENGTH,
-                2.0,
+                -OFFERED,
+                OFFERED,
+                STRENGTH,
                 step=0.25,
                 min_width=220,
-                scale=2,
+                scale=3,
                 label="Strength, × its maximum",
                 elem_id="strength",
             )
+        with gr.Accordion("More settings", open=False), gr.Row():
+            self.how = gr.Radio(HOWS, value=HOWS[0], label="How", elem_id="how", min_width=300)
             self.n_tokens = gr.Slider(1, MAX_NEW_TOKENS, 30, step=1, label="Tokens", min_width=160)
             self.temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", min_width=160)
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
         self.write = gr.Button("Write", variant="primary", elem_id="write", elem_classes="prism-go")
         self.written = gr.HTML(elem_id="written")
 
@@ -207,6 +209,10 @@ class Page:
         settings = [self.prompt, self.steered, self.how, self.strength, self.n_tokens, self.temperature, self.seed]
         settings += [self.sae]
         answer([self.write.click, self.prompt.submit], on(answers.write, explorer), settings, [self.written])
+        filled = [self.about, self.prompt, self.sae, self.steered, self.how, self.strength]
+        for button, one in zip(self.examples, self.prepared, strict=True):
+            fill = answer([button.click], on(self._prepared, one), [], filled)
+            fill.then(safely(on(answers.write, explorer)), settings, [self.written], **ask)
         gr.on(
             [self.compare.click, self.compared.submit],
             self._compare_all,
@@ -263,6 +269,9 @@ class Page:
             gr.Warning(escape(words(error)), title="Not found")
             return (gr.skip(),) * 8
 
+    def _prepared(self, one: Example) -> tuple:
+        return answers.about(self.explorer, one.sae), one.prompt, one.sae, one.feature, HOWS[0], one.strength
+
     def _compare_all(self, text: str, names: Sequence[str]) -> Iterator[str]:
         try:
             yield from answers.compare(self.explorer, text, names)
@@ -271,14 +280,9 @@ class Page:
 
     def _example(self, way: str):
         titles = categories(self.explorer.reading())
-        label = {
-            "number": "A feature's number",
-            "token": "A token, such as a frequent word",
-            "category": f"One of: {', '.join(titles)}",
-            "concept": answers.ONE_A_LINE,
-        }
-        value = next(iter(titles), "") if way == "category" else answers.EXAMPLES[way]
-        return gr.Textbox(value=value, label=label[way])
+        if way == "category":
+            return gr.Textbox(value=next(iter(titles), ""), label=f"One of: {', '.join(titles)}")
+        return gr.Textbox(value=answers.EXAMPLES[way], label=answers.ASK[way])
 
     def _changed(self, sae: str, text: str, order: str, hide: bool) -> tuple:
         about = answers.about(self.explorer, sae)

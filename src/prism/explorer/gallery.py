@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -12,15 +12,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from prism.analysis import most_frequent, specialists
-from prism.analysis.feature import summarise_feature
 from prism.explorer.pages import Section, compose, feature_page
+from prism.explorer.rows import rows
 from prism.explorer.sample import CORPUS, Sample
 from prism.explorer.session import Reading
 from prism.features import FeatureMatrix
 from prism.files import write_text
 from prism.models import ModelSpec, SaeSpec, load_model, load_sae
 from prism.visualization.style import category_title
-from prism.visualization.tokens import whole_token
 
 
 def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 100, out: Path = Path("outputs/gallery")) -> Path:
@@ -53,9 +52,9 @@ def write_gallery(spec: ModelSpec, sae_spec: SaeSpec, n: int = 100, out: Path = 
         raise OSError(f"cannot make the folder '{out}' ({error.strerror}); choose another one") from None
     reading = Reading.of(spec, sae_spec, load_model(spec, sae), sae)
     chosen = choose_features(reading.sample, n)
-    rows = write_pages(spec, reading, chosen, out)
+    features = write_pages(spec, reading, chosen, out)
     n_tokens = f"{reading.matrix.n_tokens:,} tokens of labelled texts and {CORPUS.lower()}"
-    write_text(out / "index.html", gallery_index(rows, f"{reading.dictionary.title}; {n_tokens}", rules(chosen)))
+    write_text(out / "index.html", gallery_index(features, f"{reading.dictionary.title}; {n_tokens}", rules(chosen)))
     return out / "index.html"
 
 
@@ -120,34 +119,25 @@ def rules(chosen: dict[int, str]) -> list[str]:
     return [f"{kinds.count(kind)} {text}." for kind, text in words.items() if kind in kinds]
 
 
-def write_pages(spec: ModelSpec, reading: Reading, chosen: dict[int, str], out: Path) -> pd.DataFrame:
+def write_pages(spec: ModelSpec, reading: Reading, chosen: dict[int, str], out: Path) -> list[dict[str, object]]:
     """A page for each chosen feature; returns the rows that the index shows."""
-    rows = []
-    for feature, rule in tqdm(chosen.items(), desc="pages", unit="page"):
+    pages = {feature: page_name(spec, reading.spec, feature) for feature in chosen}
+    scores = []
+    for feature, page in tqdm(pages.items(), desc="pages", unit="page"):
         facts = reading.facts(feature)
         text = feature_page(
             feature,
             title=reading.dictionary.title,
             link=reading.spec.feature_url(feature),
             index="index.html",
-            link_to=lambda other: page_name(spec, reading.spec, other) if other in chosen else None,
+            link_to=pages.get,
             **facts,
         )
-        write_text(out / page_name(spec, reading.spec, feature), text)
-        summary = summarise_feature(reading.matrix, feature, 20)
-        rows.append(
-            {
-                "feature": feature,
-                "page": page_name(spec, reading.spec, feature),
-                "chosen": rule,
-                "density": summary.density,
-                "tokens": list(dict.fromkeys(whole_token(reading.matrix, row) for row in summary.examples["row"]))[:3],
-                "category": _category(summary.categories),
-                "label": reading.label(feature),
-                "score": facts["scores"].get("detection", np.nan),
-            }
-        )
-    return pd.DataFrame(rows)
+        write_text(out / page, text)
+        scores.append(facts["scores"].get("detection", np.nan))
+    frame = pd.DataFrame({"feature": [*chosen], "chosen": chosen.values(), "detection": scores})
+    frame["density"] = reading.density[frame["feature"]]
+    return [one | {"page": pages[one["feature"]]} for one in rows(reading, frame)]
 
 
 def page_name(spec: ModelSpec, sae_spec: SaeSpec, feature: int) -> str:
@@ -155,22 +145,11 @@ def page_name(spec: ModelSpec, sae_spec: SaeSpec, feature: int) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{spec.name}_{sae_spec.name}_{feature}.html")
 
 
-def _category(profile: pd.DataFrame) -> str:
-    """The labelled category with the largest share of texts that fire, in words."""
-    profile = profile[(profile["category"] != CORPUS) & (profile["share_firing"] > 0)]
-    if profile.empty:
-        return "no labelled text"
-    best = profile.sort_values(["share_firing", "mean_max"], ascending=False).iloc[0]
-    return f"{category_title(best['category'])} ({best['share_firing']:.0%} of texts)"
-
-
-def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
+def gallery_index(features: Sequence[Mapping[str, object]], title: str, rules: Sequence[str]) -> str:
     """The index of a gallery: by which rules the features were chosen, and one row a feature.
 
     Args:
-        rows: columns feature, page (address of its page), chosen (by which rule), density (share of tokens), tokens
-            (a list of strings), category (in words), label (`Reading.label`), score (balanced accuracy of detection by
-            the automatic label; NaN where there is none).
+        features: as `rows` has them, with the address of its `page` each.
         title: where the features come from, plain text.
         rules: sentences, plain text.
 
@@ -178,22 +157,19 @@ def gallery_index(rows: pd.DataFrame, title: str, rules: Sequence[str]) -> str:
         A complete HTML document.
     """
     note = (
-        "Density: share of the tokens on which the feature fires. Label: what somebody takes the feature to mean, "
-        "a hypothesis; else what counting found. Detection: how well the latter tells, on held-out text, where the "
+        "Of each: what somebody takes it to mean, a hypothesis, or else what counting found; where it is strongest in "
+        "the texts; which rule chose it. Detection: how well what counting found tells, on held-out text, where the "
         "feature fires (balanced accuracy; 1 is perfect, 0.5 a guess)."
     )
-    scores = [f"{score:.2f}" if np.isfinite(score) else "not scored" for score in rows["score"]]
-    table = rows.assign(score=scores, density=rows["density"].map("{:.3%}".format)).to_dict("records")
-    sections = [Section("rules", "How they were chosen", "", rules), Section("gallery", "Features", note, table)]
     return compose(
         "document.html",
         "Feature gallery",
-        sections,
+        [Section("rules", "How they were chosen", "", rules), Section("gallery", "Features", note, features)],
         [],
         [],
         about=title,
         stats={},
         index=None,
         elsewhere=None,
-        styles=["page.css", "document.css", "gallery.css"],
+        styles=["page.css", "document.css", "rows.css"],
     )

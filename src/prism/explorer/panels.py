@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from prism.data import whole_characters
+from prism.explorer.answers import ASK, SHADE
 from prism.explorer.markup import fragment
-from prism.explorer.rows import ORDERS, ordered, rows
+from prism.explorer.rows import ORDERS, listing, rows
 from prism.explorer.search import WAYS, categories, search
 from prism.explorer.session import ERRORS, Explorer
 from prism.features import FeatureMatrix
@@ -22,12 +23,6 @@ from prism.visualization.tokens import marked
 WIDE, WRAP = {"width": "auto"}, {"flex_flow": "row wrap"}
 ROWS = 12  # features that a list offers
 WHOLE = "whole text"
-ASKED = {
-    "number": "A feature's number, then Enter.",
-    "category": "The features that fire on most of a category's labelled texts and on fewest of the others.",
-    "token": "A token, then Enter: the features that fire on it and on little else.",
-    "concept": "Some texts that share something, one a line: the features that cover them.",
-}
 
 
 def words(text: str, bad: bool = False) -> str:
@@ -107,28 +102,19 @@ class SentencePanel(widgets.VBox):
         )
         self.button = button("Read", self.read, width="80px", kind="primary")
         self.tokens = widgets.ToggleButtons(options=[WHOLE], index=0, style={"button_width": "auto"})
-        self.shade = widgets.Dropdown(
-            options=self._shades(),
-            index=0,
-            description="shaded by",
-            layout={"width": "auto", "flex": "1 1 190px", "max_width": "290px"},
-            style={"description_width": "68px"},
-        )
         self.note, self.legend, self.colours, self.above = (widgets.HTML() for _ in range(4))
         self.rows = Rows(pick)
         self.tokens.add_class("prism-tokens-of")
         self.tokens.add_class(f"prism-{self.tokens.model_id}")  # colours are one panel's own
         self.colours.layout.display = "none"
         self.tokens.observe(self._token, "index")
-        self.shade.observe(self._shaded, "index")
         self.order = widgets.Dropdown(options=[*ORDERS.items()], tooltip="order of the features", layout=WIDE)
         self.hide = widgets.Checkbox(True, description="hide features of one token", indent=False, layout=WIDE)
         for choice in (self.order, self.hide):
             choice.observe(lambda _: self.matrix is not None and self._token({"new": self.tokens.index}), "value")
-        bar = widgets.HBox([self.button, self.shade], layout=WRAP)
         self.how = widgets.HBox([self.order, self.hide], layout=WRAP)
         super().__init__(
-            [self.text, bar, self.note, self.colours, self.tokens, self.legend, self.how, self.above, self.rows]
+            [self.text, self.button, self.note, self.colours, self.tokens, self.legend, self.how, self.above, self.rows]
         )
 
     def read(self, sae: str | None = None) -> None:
@@ -141,13 +127,7 @@ class SentencePanel(widgets.VBox):
     def _read(self) -> None:
         self.matrix = self.explorer.texts([self.text.value], self.sae)
         self.pieces = whole_characters(self.matrix.table["token"].tolist())
-        counts, peaks = self._values("count"), self._values("strongest")
-        told = [
-            f"position {part.start + 1} · {n:.0f} features fire, the strongest at {peak:.1f}"
-            for (_, part), n, peak in zip(self.pieces, counts, peaks, strict=True)
-        ]
         names = [WHOLE, *(marked(text) for text, _ in self.pieces)]
-        quietly(self.tokens, self._token, tooltips=["the strongest features anywhere in it", *told])
         quietly(self.tokens, self._token, options=[(name, i) for i, name in enumerate(names)], index=0)
         self._token({"new": 0})
         self._shaded()
@@ -155,59 +135,40 @@ class SentencePanel(widgets.VBox):
     def follow(self, feature: int | None) -> None:
         """Shade the text by a feature."""
         self.feature = feature
-        index = 2 if feature is not None else 0
-        quietly(self.shade, self._shaded, options=self._shades(), index=index)
         self.rows.mark(feature)
         self._shaded()
 
-    def _shades(self) -> list[tuple[str, str]]:
-        chosen = [] if self.feature is None else [(f"feature {self.feature}", "feature")]
-        return [("how many features fire", "count"), ("the strongest activation", "strongest"), *chosen]
-
     def _token(self, change: dict) -> None:
         text, where = self.pieces[change["new"] - 1] if change["new"] else ("", None)
-        reading = self.explorer.reading(self.sae)
-        firing = reading.firing(self.matrix, where)
-        found, rule = ordered(reading, firing, self.order.value, self.hide.value)
-        place = f"On {marked(text)}" if where else "In this text"
-        self.above.value = words(f"{place} {len(firing)} features fire. {rule}")
-        self.rows.fill(rows(reading, found.head(ROWS)))
+        reading, how = self.explorer.reading(self.sae), (self.order.value, self.hide.value)
+        some, rule = listing(reading, self.matrix, where, *how, ROWS)
+        self.above.value = words(f"{f'On {marked(text)}' if where else 'In this text'}. {rule}")
+        self.rows.fill(some)
         self.rows.mark(self.feature)
 
-    def _values(self, by: str) -> Float[np.ndarray, " pieces"]:
-        """A value for each button: of a character of several tokens, the largest of theirs."""
-        matrix = self.matrix
-        if by == "feature":
-            values = matrix.column(self.feature)
-        else:
-            values = np.diff(matrix.values.indptr) if by == "count" else matrix.values.max(axis=1).toarray().ravel()
-        return np.maximum.reduceat(values, [part.start for _, part in self.pieces])
-
-    def _shaded(self, _: dict | None = None) -> None:
+    def _shaded(self) -> None:
+        """Shade the text by the chosen feature, or by how near a rare one comes to its maximum."""
         if self.matrix is None:
             return
-        by = self.shade.value
-        values = self._values(by)
-        full = values.max()
-        if by == "feature":
-            full = max(self.explorer.reading(self.sae).statistics.maxima[self.feature], 1e-9)
+        reading, starts = self.explorer.reading(self.sae), [part.start for _, part in self.pieces]
+        values = reading.shares(self.matrix)
+        if self.feature is not None:
+            values = self.matrix.column(self.feature) / max(reading.statistics.maxima[self.feature], 1e-9)
+        values = np.maximum.reduceat(values, starts)  # of a character of several tokens, the largest
         scope = f".prism-{self.tokens.model_id} button:nth-of-type"
-        shares = np.clip(values / max(full, 1e-9), 0, 1)
-        rules = [_rule(f"{scope}({place})", share) for place, share in enumerate(shares, start=2) if share > 0]
-        self.colours.value = f"<style>{''.join(rules)}</style>"
-        self.legend.value = words(self._legend(by, values, full))
+        shades = [_rule(f"{scope}({place})", min(share, 1)) for place, share in enumerate(values, 2) if share > 0]
+        self.colours.value = f"<style>{''.join(shades)}</style>"
+        self.legend.value = words(self._legend(values))
 
-    def _legend(self, by: str, values: np.ndarray, full: float) -> str:
-        if by != "feature":
-            what = "the number of features that fire" if by == "count" else "the strongest activation"
-            return f"Shaded by {what}: {values.min():.0f} to {values.max():.0f}."
-        if not (n := int((values > 0).sum())):
+    def _legend(self, shares: Float[np.ndarray, " pieces"]) -> str:
+        if self.feature is None:
+            return SHADE
+        if not (n := int((shares > 0).sum())):
             return f"Feature {self.feature} fires nowhere in this text."
-        best = int(values.argmax())
+        best = int(shares.argmax())
         return (
-            f"Feature {self.feature} fires in {n} of {len(values)} places, most on "
-            f"{marked(self.pieces[best][0])}: {values[best]:.1f}, "
-            f"{values[best] / full:.0%} of its maximum in the sample."
+            f"Feature {self.feature} fires in {n} of {len(shares)} places, most on {marked(self.pieces[best][0])}: "
+            f"{shares[best]:.0%} of its maximum in the sample."
         )
 
 
@@ -277,7 +238,7 @@ class SearchPanel(widgets.VBox):
     def _turned(self, _: dict | None = None) -> None:
         self.found, self.last = False, None
         self.asked.children = (self.queries[self.way.value],)
-        self.note.value = words(ASKED[self.way.value])
+        self.note.value = words(ASK[self.way.value] + ".")
         self.rows.fill([])
         if self.way.value == "category" and self.queries["category"].value:
             self.search()

@@ -7,9 +7,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from prism.explorer.session import RARE, Reading
+from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked
 
 NUMBERS = {  # column of a table -> what a row says of it
+    "chosen": "{}",
+    "detection": "detection {:.2f}",
     "activation": "activation {:.1f}",
     "of_maximum": "{:.0%} of its maximum",
     "token": "on {}",
@@ -23,11 +26,11 @@ NUMBERS = {  # column of a table -> what a row says of it
     "mean_activation": "mean activation {:.1f}",
     "background_share": "{:.1%} of the sample's texts",
     "composite_score": "composite score {:,.0f}",
-    "density": "fires on {:.2%} of tokens",
+    "density": "fires on {:.2g}% of tokens",
 }
 
 LEAST = 0.15  # of the strongest rare feature; weaker ones are noise that happens to be rare
-ORDERS = {"special to it": "special", "strongest first": "strongest"}  # in words -> by name
+ORDERS = {"special to this text first": "special", "strongest first": "strongest"}  # in words -> by name
 RULES = {
     "special": "Order: share of its own maximum × rarity (−log10 of the share of tokens on which it fires), among the "
     f"features that reach {LEAST:.0%} of the strongest rare one here.",
@@ -69,8 +72,16 @@ def ordered(reading: Reading, found: pd.DataFrame, order: str, hide: bool) -> tu
     if order == "special":
         found = found.iloc[special_order(*(found[name].to_numpy() for name in ("activation", "of_maximum", "density")))]
     single = reading.one_token[found["feature"]]
-    said = f" Hidden: {single.sum()} whose 20 strongest firings are all on one token." if hide and single.any() else ""
-    return found[~(single & hide)], RULES[order] + said
+    said = f" Hidden: {single.sum()} features of one token (that of all their 20 strongest firings)."
+    return found[~(single & hide)], RULES[order] + said * bool(hide and single.any())
+
+
+def listing(
+    reading: Reading, matrix: FeatureMatrix, where: slice | None, order: str, hide: bool, k: int
+) -> tuple[list[dict[str, object]], str]:
+    """The first `k` rows of what fires in a text, or on some tokens of it, and the rule of their order in words."""
+    found, rule = ordered(reading, reading.firing(matrix, where), order, hide)
+    return rows(reading, found.head(k)), rule
 
 
 def rows(reading: Reading, frame: pd.DataFrame) -> list[dict[str, object]]:
@@ -87,6 +98,8 @@ def rows(reading: Reading, frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _number(name: str, value: object) -> str:
-    if value != value:  # the feature never fires in the sample
-        return "maximum unknown"
+    if value != value:  # the feature never fires in the sample, or in too few places to be scored
+        return "not scored" if name == "detection" else "maximum unknown"
+    if name == "density":
+        value = 100 * float(value)
     return NUMBERS[name].format(marked(value) if name == "token" else value)

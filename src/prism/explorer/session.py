@@ -87,11 +87,6 @@ class Reading:
         """True for features that fire on more than a quarter of the sample's texts."""
         return self.matrix.text_max().getnnz(axis=0) > COMMON * self.matrix.n_texts
 
-    @cached_property
-    def rare(self) -> Bool[np.ndarray, " d_sae"]:
-        """True for features that fire on at most 1 % of the sample's tokens."""
-        return self.density <= RARE
-
     def fires_on(self, feature: int) -> str:
         """The tokens (or whole characters) of its strongest firings in the sample, white space made visible."""
         rows = self.statistics.top_rows[feature]
@@ -152,6 +147,15 @@ class Reading:
             names = np.repeat([text for text, _ in pieces], [part.stop - part.start for _, part in pieces])
             found.insert(2, "token", names[place[best]])
         return found.assign(density=self.density[features])
+
+    def shares(self, matrix: FeatureMatrix) -> Float[np.ndarray, " tokens"]:
+        """For each token of a text, the largest share of its maximum in the sample that a rare feature reaches."""
+        active, shares = matrix.values.tocoo(), np.zeros(matrix.n_tokens, np.float32)
+        row, column = active.coords
+        peaks = self.statistics.maxima[column]
+        counts = (peaks > 0) & (self.density[column] <= RARE)
+        np.maximum.at(shares, row[counts], active.data[counts] / peaks[counts])
+        return np.minimum(shares, 1)
 
     def describe(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table that has a column 'feature', with each feature's density in the sample and what it fires on."""

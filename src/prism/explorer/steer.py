@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from prism.data import TokenBatch, corpus_batch, held_out_documents, token_table, token_text
+from prism.data import TokenBatch, corpus_batch, held_out_documents, token_table, token_text, whole_characters
 from prism.evaluation import Predictions
 from prism.explorer.session import Explorer, Reading
 from prism.features import encode_features
@@ -18,8 +18,24 @@ from prism.models import ModelSpec, kept_activations, ordinary
 
 HOWS = ("add", "clamp", "suppress", "project out")
 MAX_NEW_TOKENS = 60
-MAX_STRENGTH = 20.0  # of the feature's largest activation in the sample
+# In units of the feature's largest activation in the sample: to begin with, what sliders offer, and at most.
+STRENGTH, OFFERED, MAX_STRENGTH = 1.5, 6.0, 20.0
 MEAN_DOCUMENTS = 20  # of the corpus; 'project out' leaves the mean activation on them as it is
+RANDOM = "control: a random direction of the same length"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question that is prepared: add `strength` × its maximum of a feature of `sae` behind a prompt."""
+
+    title: str
+    prompt: str
+    sae: str
+    feature: int
+    strength: float = STRENGTH
+
+
+EXAMPLES: dict[str, tuple[Example, ...]] = {"smollm2": ()}  # model -> features that were found to work
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +57,7 @@ class Continuation:
     @property
     def text(self) -> str:
         """What was written, in one piece."""
-        return "".join(self.tokens)
+        return "".join(text for text, _ in whole_characters(self.tokens))
 
 
 @torch.no_grad()
@@ -50,7 +66,7 @@ def steer(
     prompt: str,
     feature: int,
     how: str = "add",
-    strength: float = 1.0,
+    strength: float = STRENGTH,
     n_tokens: int = 30,
     temperature: float = 0.7,
     seed: int = 0,
@@ -109,12 +125,11 @@ def _changes(
     noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(seed))
     noise = noise * direction.norm() / noise.norm()
     other, amount = _twin(reading, feature, seed), strength * peak
-    random = "control: a random direction"
     if how == "project out":
         mean = _mean(spec, reading)
-        return {f"feature {feature}": project_out(direction, mean=mean), random: project_out(noise, mean=mean)}
+        return {f"feature {feature}": project_out(direction, mean=mean), RANDOM: project_out(noise, mean=mean)}
     return {
-        "add": {f"feature {feature}": add(direction, amount), random: add(noise, amount)},
+        "add": {f"feature {feature}": add(direction, amount), RANDOM: add(noise, amount)},
         "clamp": {
             f"feature {feature}": clamp(sae, feature, amount),
             f"control: feature {other}": clamp(sae, other, amount),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import ipywidgets as widgets
 
 from prism.explorer import answers
 from prism.explorer.panels import WIDE, WRAP, attempt, button, words
 from prism.explorer.session import Explorer
-from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH
+from prism.explorer.steer import EXAMPLES, HOWS, MAX_NEW_TOKENS, OFFERED, STRENGTH, Example
 
 
 class Trial(widgets.VBox):
@@ -43,9 +44,9 @@ class SteerPanel(Trial):
         self.feature = widgets.IntText(0, description="feature", layout={"width": "170px"})
         self.how = widgets.Dropdown(options=HOWS, description="how", layout={"width": "190px"})
         self.strength = widgets.FloatSlider(
-            2.0,
-            min=-MAX_STRENGTH,
-            max=MAX_STRENGTH,
+            STRENGTH,
+            min=-OFFERED,
+            max=OFFERED,
             step=0.25,
             layout=WIDE,
             description="strength",
@@ -57,11 +58,21 @@ class SteerPanel(Trial):
             0.7, min=0, max=2, step=0.1, description="temp.", layout=WIDE, readout_format=".1f", tooltip="temperature"
         )
         self.seed = widgets.BoundedIntText(0, max=2**31 - 1, description="seed", layout={"width": "170px"})
-        numbers = widgets.HBox([self.feature, self.how], layout=WRAP)
-        settings = [self.prompt, numbers, self.strength, self.tokens, self.temperature, self.seed]
-        for widget in settings[2:] + [self.feature, self.how]:
+        more = [self.how, self.tokens, self.temperature, self.seed]
+        for widget in [self.feature, self.strength, *more]:
             widget.style.description_width = "62px"
-        super().__init__(settings, "Write")
+        prepared = EXAMPLES.get(explorer.spec.name, ())
+        self.examples = [button(one.title, partial(self.prepare, one), one.prompt) for one in prepared]
+        folded = widgets.Accordion([widgets.VBox(more)], titles=["More settings"])
+        super().__init__(
+            [widgets.HBox(self.examples, layout=WRAP), self.prompt, self.feature, self.strength, folded], "Write"
+        )
+
+    def prepare(self, one: Example) -> None:
+        """Ask a prepared question."""
+        self.prompt.value, self.how.value, self.strength.value = one.prompt, HOWS[0], one.strength
+        self.follow(one.sae, one.feature)
+        self.run()
 
     def follow(self, sae: str, feature: int) -> None:
         """Steer with the feature that is looked at."""

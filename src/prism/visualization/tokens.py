@@ -44,9 +44,9 @@ def _harmless(address: str) -> bool:
     return not scheme or scheme[1].lower() in ("http", "https")
 
 
-def marked(token: str, spaces: bool = True) -> str:
-    """A token with its white space (or all of it but spaces) made visible (· ↵ ⇥), control characters replaced."""
-    marks = {"\n": "↵", " ": "·" if spaces else " ", "\t": "⇥"}
+def marked(token: str, keep: str = "") -> str:
+    """A token with its white space made visible (· ↵ ⇥; but for what is kept), and control characters replaced."""
+    marks = {"\n": "↵", " ": "·", "\t": "⇥"} | {c: c for c in keep}
     return "".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
 
 
