@@ -109,9 +109,10 @@ def _embedded(name: str, hook_name: str, title: str) -> SaeSpec:
     return SaeSpec(name=name, hook_name=hook_name, title=title, folder=DATA / "saes" / name)
 
 
-def _smollm2(name: str, site: str, title: str) -> SaeSpec:
+def _smollm2(name: str, site: str, l0: float, title: str) -> SaeSpec:
     hook = f"blocks.{name.split('-')[0]}.{site}"
-    return SaeSpec(name=name, hook_name=hook, title=title, folder=DATA / "smollm2" / "saes" / name)
+    folder = DATA / "smollm2" / "saes" / name
+    return SaeSpec(name=name, hook_name=hook, title=title, folder=folder, published_l0=l0)  # of its data card
 
 
 def _gpt2_res(layer: int, l0: float) -> SaeSpec:
@@ -214,11 +215,11 @@ SMOLLM2 = ModelSpec(
     saes={
         spec.name: spec
         for spec in (
-            _smollm2("15-res", "hook_resid_pre", "residual stream before block 15, 4,608 features"),
-            _smollm2("7-res", "hook_resid_pre", "residual stream before block 7, 4,608 features"),
-            _smollm2("23-res", "hook_resid_pre", "residual stream before block 23, 4,608 features"),
-            _smollm2("15-mlp-out", "hook_mlp_out", "MLP output of block 15, 4,608 features"),
-            _smollm2("15-mlp-post", "mlp.hook_post", "gated MLP neurons of block 15, 3,072 features"),
+            _smollm2("15-res", "hook_resid_pre", 46.4, "residual stream before block 15, 4,608 features"),
+            _smollm2("7-res", "hook_resid_pre", 47.4, "residual stream before block 7, 4,608 features"),
+            _smollm2("23-res", "hook_resid_pre", 47.9, "residual stream before block 23, 4,608 features"),
+            _smollm2("15-mlp-out", "hook_mlp_out", 48.6, "MLP output of block 15, 4,608 features"),
+            _smollm2("15-mlp-post", "mlp.hook_post", 48.4, "gated MLP neurons of block 15, 3,072 features"),
         )
     },
 )
