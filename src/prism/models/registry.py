@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,7 +80,6 @@ class ModelSpec:
         corpus: default corpus name for `data.load_corpus`.
         documents: corpus documents that phase 1 measures on; fewer for a larger model.
         download: size of what the hub sends, for the error message (MB).
-        exhibits: names of demonstrations that need this very model -> feature indices.
     """
 
     name: str
@@ -94,7 +93,6 @@ class ModelSpec:
     tokenizer_folder: Path | None = None
     documents: int = 80
     download: int = 0
-    exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def sae(self, name: str | None = None) -> SaeSpec:
         """The SAE of that name, or the default one.
@@ -248,7 +246,6 @@ GPT2_SMALL = ModelSpec(
             *map(_gpt2_splitting, (768, 1_536, 3_072, 6_144, 12_288, 24_576), (36, 39, 41, 43, 43, 40)),
         )
     },
-    exhibits={"first_write_up": (10399, 18522, 174, 18, 31, 36, 45)},
 )
 
 PYTHIA_70M = ModelSpec(
@@ -321,12 +318,11 @@ def _say_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
+def local_spec(folder: str | Path) -> ModelSpec:
     """Any model that `save_pretrained` wrote, tokenizer included, as a `ModelSpec`.
 
-    Args:
-        saes: an SAE's folder in SAELens' format, or a folder of such; by default the environment variable `PRISM_SAES`,
-            else `saes` inside the model's folder. Without any, one SAE at the middle layer is trained when first used.
+    Its SAEs are those that `PRISM_SAES` names (an SAE's folder in SAELens' format, or a folder of such), else those in
+    `saes` inside its folder. Without any, one SAE at the middle layer is trained when first used.
 
     Raises:
         ValueError: no model there, one of a kind that cannot be read, or an SAE that names no hook point.
@@ -339,7 +335,7 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
         )
     config = _read_config(folder)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    found = [_local_sae(home) for home in _sae_folders(folder / "saes", saes or os.environ.get("PRISM_SAES"))]
+    found = [_local_sae(home) for home in _sae_folders(folder / "saes", os.environ.get("PRISM_SAES"))]
     if not found:
         layer = config.num_hidden_layers // 2
         title = f"residual stream before block {layer}, trained here on {HOME_TOKENS:,} tokens"
@@ -382,7 +378,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _sae_folders(own: Path, named: str | Path | None) -> list[Path]:
+def _sae_folders(own: Path, named: str | None) -> list[Path]:
     """Folders of single SAEs: `named` itself or those in it, else those in `own`, which need not exist."""
     home = Path(named or own).expanduser().resolve()
     found = [home] if (home / "cfg.json").is_file() else [path.parent for path in sorted(home.glob("*/cfg.json"))]
