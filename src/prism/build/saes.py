@@ -31,7 +31,7 @@ from prism.models import (
 )
 from prism.models.saes import TARGET_L0
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
-from prism.training import TrainConfig, train
+from prism.training import Monitor, TrainConfig, train
 
 SAMPLED_SHARE = 0.25  # of the SAEs' training text is the embedded corpus (a quarter of what the mixture weighs)
 
@@ -112,7 +112,7 @@ def harvest_all(
 def train_embedded(activations: np.ndarray, sae: EmbeddedSae, spec: ModelSpec, out: Path) -> SparseAutoencoder:
     """Train one SAE on harvested activations `[samples, d_in]` and save it in SAELens' format, as float16."""
     config = TrainConfig(tokens=len(activations))
-    trained = train(activations, sae.config, config, progress=sae.name)
+    trained = train(activations, sae.config, config, Monitor(sae.name))
     text = "the training mixture of mini and its embedded corpus, BOS positions left out"
     metadata = metadata_of(trained, config, spec, sae.hook_name, len(activations), text)
     save_saelens(trained, out / sae.name, metadata)
@@ -141,7 +141,7 @@ def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FA
         reads = random_model(spec) if member.random_model else model
         for target in FRONT_L0 if name == member.sae.get("architecture", "batch_topk") else (TARGET_L0,):
             sae, config = member_configs(name, activations.shape[1], FAMILY_TOKENS, target)
-            trained = train(activations, sae, config, progress=f"{name}, L0 {target}")
+            trained = train(activations, sae, config, Monitor(f"{name}, L0 {target}"))
             metadata = metadata_of(trained, config, spec, hook, len(activations))
             if target == TARGET_L0:
                 save_saelens(trained, out / name, metadata)
