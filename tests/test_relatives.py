@@ -242,7 +242,7 @@ class TestBuild:
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
         small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}
         monkeypatch.setattr("prism.build.pretrain.RELATIVES", small)
-        monkeypatch.setattr("prism.build.pretrain.CPU", TINY)
+        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
         monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         monkeypatch.setattr("prism.build.saes.train_family", lambda spec, out, members: write_front(out))
         data = tmp_path / "data"

@@ -33,13 +33,13 @@ GO_ON = {  # what is said when a step is stopped
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
-    parser.add_argument("step", choices=("all", "hub-corpus", "smollm2", "readings", *STEPS))
+    parser.add_argument("step", choices=("all", "smollm2", "readings", *STEPS))
     parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
     parser.add_argument(
         "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the results go (default: %(default)s)")
-    parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6; on a GPU 3e9)")
+    parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--sample-tokens", type=int, default=1_000_000, help="size of the embedded corpus (tokens)")
     parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
@@ -57,10 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         stopping.listen()
     options = parse(arguments)
     os.environ["PRISM_DATA"] = str(options.data.resolve())
-    if options.step == "hub-corpus":
-        from prism.build.corpus import download_hub_corpus
-
-        return download_hub_corpus(options.corpus)
     from prism import manifest
 
     for step in STEPS if options.step == "all" else (options.step,):
@@ -96,22 +92,13 @@ def _training_tokens(options: argparse.Namespace):
     return tokenizer, tokenise(options.corpus, tokenizer, path, options.work)
 
 
-def _pretrain_config(options: argparse.Namespace):
-    import torch
-
-    from prism.build.pretrain import CPU, GPU
-
-    config = GPU if torch.cuda.is_available() else CPU
-    return replace(config, tokens=options.tokens or config.tokens)
-
-
 def run_pretrain(options: argparse.Namespace) -> None:
     """Train the language model; the finished weights go to `data/model` as float16."""
-    from prism.build.pretrain import pretrain
+    from prism.build.pretrain import MINI, pretrain
 
     tokenizer, tokens = _training_tokens(options)
     run = options.work / "pretrain"
-    pretrain(tokens, tokenizer, run, _pretrain_config(options), resume=options.resume)
+    pretrain(tokens, tokenizer, run, replace(MINI, tokens=options.tokens or MINI.tokens), resume=options.resume)
     _publish(run, options.data / "model")
 
 
