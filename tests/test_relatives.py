@@ -16,9 +16,9 @@ from prism import visualization as viz
 from prism.analysis import ModelUnits, aligned_rows, frequent, match_activations, match_models, token_ends
 from prism.build.__main__ import main as command
 from prism.build.baselines import bits_per_byte as corpus_bits
+from prism.build.baselines import kind_bits
 from prism.build.corpus import END, tokenise
 from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
-from prism.build.relatives import kind_bits
 from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, token_table, tokenize
 from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits

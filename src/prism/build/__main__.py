@@ -193,6 +193,10 @@ def run_cards(options: argparse.Namespace) -> None:
 
 def run_relatives(options: argparse.Namespace) -> None:
     """Train the further models that phase 6e compares, and their SAEs, into `data/models`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from prism.build.baselines import kind_bits
     from prism.build.pretrain import RELATIVES, pretrain, trained_tokens
     from prism.build.relatives import MEMBER, measure, write_card
     from prism.build.saes import train_family
@@ -210,7 +214,8 @@ def run_relatives(options: argparse.Namespace) -> None:
         home = out / "saes" / "family"
         home.mkdir(parents=True, exist_ok=True)
         train_family(spec, home, [MEMBER])
-        measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        measured[name] = measure(out, trained_tokens(run), kind_bits(model, tokenizer, options.corpus))
     write_card(options.data, measured)
 
 
