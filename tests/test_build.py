@@ -317,9 +317,9 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
     model.config.n_positions = 24
-    first = _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
-    assert first == _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
-    assert first != _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=6)
+    first = _sample(model, tokenizer, "Once upon a time", 3, seed=5)
+    assert first == _sample(model, tokenizer, "Once upon a time", 3, seed=5)
+    assert first != _sample(model, tokenizer, "Once upon a time", 3, seed=6)
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
     assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
@@ -329,7 +329,7 @@ def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path)
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from prism.build.corpus import MIXTURE
-    from prism.build.sample import OPENINGS, TEMPERATURE, sample_corpus, sample_kind
+    from prism.build.sample import OPENINGS, sample_corpus, sample_kind
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -340,7 +340,7 @@ def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path)
     assert 600 <= frame["tokens"].map(len).sum() < 900
     for row in frame.itertuples():
         assert row.text == tokenizer.decode(row.tokens) and row.text.startswith(row.opening)
-    here = sample_kind(model, tokenizer, "math", 600 * MIXTURE["math"], TEMPERATURE, seed=20_000)
+    here = sample_kind(model, tokenizer, "math", 600 * MIXTURE["math"], seed=20_000)
     assert [tuple(row) for row in frame[frame["kind"] == "math"].itertuples(index=False)] == here
     assert [p.name for p in tmp_path.iterdir()] == ["sampled.parquet"]
 
