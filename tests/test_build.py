@@ -229,14 +229,14 @@ class TestBaselines:
 
 
 def test_an_embedded_sae_survives_the_way_to_disk(tmp_path):
-    from prism.build.saes import EmbeddedSae, train_embedded
-    from prism.models import get_spec
+    from prism.build.saes import train_embedded
+    from prism.models import SaeSpec, get_spec
     from prism.sae import SaeConfig
 
     rng = np.random.default_rng(0)
     activations = (rng.normal(size=(65_536, 16)) * 3 + 1).astype(np.float16)
-    sae = EmbeddedSae("tiny", "blocks.0.hook_resid_pre", SaeConfig(16, 64, k=4))
-    trained = train_embedded(activations, sae, get_spec("mini"), tmp_path)
+    sae = SaeSpec("tiny", "blocks.0.hook_resid_pre", "a tiny one")
+    trained = train_embedded(activations, sae, SaeConfig(16, 64, k=4), get_spec("mini"), tmp_path)
     loaded = SAE.load_from_disk(tmp_path / "tiny", dtype="float32")
     x = torch.from_numpy(activations[:4_096].astype(np.float32))
     assert loaded.cfg.architecture() == "jumprelu"

@@ -138,7 +138,7 @@ def run_saes(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from prism.build.corpus import END, MIXTURE
-    from prism.build.saes import SAMPLED_SHARE, embedded_saes, harvest_all, train_embedded
+    from prism.build.saes import SAMPLED_SHARE, embedded_config, harvest_all, train_embedded
     from prism.models import get_spec, load_model
 
     tokenizer, tokens = _training_tokens(options)
@@ -148,14 +148,14 @@ def run_saes(options: argparse.Namespace) -> None:
         ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
         tokens = {**tokens, "sampled": np.concatenate(ids)}
     model = load_model(replace(spec, folder=options.data / "model"))
-    family = embedded_saes(model.cfg.d_model)
-    wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(family)
+    family = {name: embedded_config(sae, model.cfg.d_model) for name, sae in spec.saes.items()}
+    wanted = [spec.sae(name) for name in options.sae or family]
     shares = MIXTURE | {"sampled": SAMPLED_SHARE}
-    hooks = {sae.hook_name: sae.config.d_in for sae in family.values()}
+    hooks = {spec.sae(name).hook_name: config.d_in for name, config in family.items()}
     out = options.work / "activations"
     activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
-    for name in wanted:
-        train_embedded(activations[family[name].hook_name], family[name], spec, options.data / "saes")
+    for sae in wanted:
+        train_embedded(activations[sae.hook_name], sae, family[sae.name], spec, options.data / "saes")
 
 
 def run_family(options: argparse.Namespace) -> None:
