@@ -25,7 +25,6 @@ from prism.evaluation.metrics import (
 )
 from prism.evaluation.monitoring import (
     LinearMonitor,
-    MonitorReport,
     auc_difference,
     fit_monitor,
     fpr_at_recall,
@@ -40,7 +39,6 @@ from prism.evaluation.monitoring import (
 from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, sequence_nats, splice
 from prism.evaluation.preflight import PreflightError, preflight
 from prism.evaluation.probing import (
-    ProbeScore,
     auc_interval,
     probe_table,
     sparse_probe_auc,

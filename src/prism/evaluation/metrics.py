@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -151,9 +151,7 @@ def ce_recovered(ce_clean: float, ce_sae: float, ce_ablated: float) -> float:
     return (ce_ablated - ce_sae) / (ce_ablated - ce_clean)
 
 
-def kl(
-    clean: Float[Tensor, "... d_vocab"], other: Float[Tensor, "... d_vocab"], mask: Bool[Tensor, ...] | None = None
-) -> float:
+def kl(clean: Float[Tensor, "... d_vocab"], other: Float[Tensor, "... d_vocab"]) -> float:
     """Mean KL(clean ‖ other) of next-token distributions given as logits (nats).
 
     >>> kl(torch.zeros(2, 3), torch.zeros(2, 3))
@@ -162,8 +160,6 @@ def kl(
     Raises:
         ValueError: no distribution to compare.
     """
-    if mask is not None:
-        clean, other = clean[mask], other[mask]
     total, rows = 0.0, clean.reshape(-1, clean.shape[-1])
     if not len(rows):
         raise ValueError("no prediction to compare; give at least one text of two tokens")
@@ -194,5 +190,12 @@ def paired_bootstrap(
     if size < 2:
         return float("nan"), float("nan")  # one sequence says nothing about the spread
     counts = bootstrap_counts(size, n, seed)
-    low, high = np.quantile((counts @ difference) / (counts @ weight), [0.025, 0.975])
+    return middle((counts @ difference) / (counts @ weight))
+
+
+def middle(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
+    """The middle 95 % of resampled values, those that are NaN left out; NaN where all are."""
+    if np.isnan(draws).all():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)

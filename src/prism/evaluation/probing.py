@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse import csr_matrix, issparse
 
 from prism.data import BYTES
-from prism.evaluation.metrics import bootstrap_counts
+from prism.evaluation.metrics import bootstrap_counts, middle
 
 Values = csr_matrix | Float[np.ndarray, "units columns"]
 TOKEN_CONCEPTS = {  # title -> what the token's own text must match
@@ -173,23 +174,28 @@ def auc_interval(
         AUC, lower and upper end; NaN where one of the two kinds is missing.
     """
     codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    ranks = np.unique(scores, return_inverse=True)[1]
-    auc = _weighted_auc(ranks, labels, np.ones(len(scores)))
     counts = bootstrap_counts(int(codes.max()) + 1, n, seed)
-    resampled = np.array([_weighted_auc(ranks, labels, row[codes]) for row in counts])
-    if np.isnan(auc) or np.isnan(resampled).all():
-        return auc, float("nan"), float("nan")
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return auc, float(low), float(high)
+    found = auc_draws(scores, labels, chain([np.ones(len(scores))], (row[codes] for row in counts)))
+    return float(found[0]), *middle(found[1:])
 
 
-def _weighted_auc(ranks: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
-    """AUC with `weight` copies of each unit; units of one rank are tied."""
-    size = int(ranks.max()) + 1
-    inside, outside = (np.bincount(ranks[part], weight[part], size) for part in (labels, ~labels))
-    pairs = inside.sum() * outside.sum()
-    below = np.cumsum(outside) - outside / 2
-    return float((inside * below).sum() / pairs) if pairs else float("nan")
+def auc_draws(
+    scores: Float[np.ndarray, " units"],
+    labels: Bool[np.ndarray, " units"],
+    counts: Iterable[Float[np.ndarray, " units"]],
+) -> Float[np.ndarray, " draws"]:
+    """AUC of each resample, given how often each unit is in it; NaN where one kind is missing.
+
+    >>> auc_draws(np.array([2.0, 1.0, 1.0]), np.array([True, False, True]), np.array([[1, 1, 1], [2, 1, 0]])).tolist()
+    [0.75, 1.0]
+    """
+    labels, ranks = np.asarray(labels, dtype=bool), np.unique(scores, return_inverse=True)[1]
+    draws = []
+    for weight in counts:  # units of one rank are tied
+        inside, outside = (np.bincount(ranks[part], weight[part], ranks.max() + 1) for part in (labels, ~labels))
+        pairs, below = inside.sum() * outside.sum(), np.cumsum(outside) - outside / 2
+        draws.append((inside * below).sum() / pairs if pairs else np.nan)
+    return np.array(draws)
 
 
 def probe_table(
