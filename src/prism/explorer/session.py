@@ -99,7 +99,8 @@ class Reading:
         if not peak:
             return []
         around = window(self.matrix, top, AROUND)
-        return shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
+        first, *rest = shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
+        return [first._replace(text=first.text.lstrip(" ") or first.text), *rest]  # rows begin on one line
 
     def label(self, feature: int) -> dict[str, str]:
         """What a list says of a feature, and who says so: a written hypothesis, or what counting found."""
