@@ -99,8 +99,7 @@ class Reading:
         if not peak:
             return []
         around = window(self.matrix, top, AROUND)
-        first, *rest = shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
-        return [first._replace(text=first.text.lstrip(" ") or first.text), *rest]  # rows begin on one line
+        return shaded_rows(self.matrix, around, self.matrix.values[around, [feature]].toarray().ravel(), peak)
 
     def label(self, feature: int) -> dict[str, str]:
         """What a list says of a feature, and who says so: a written hypothesis, or what counting found."""
