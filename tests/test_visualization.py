@@ -15,6 +15,7 @@ from prism import visualization as viz
 from prism.analysis import feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import marked
 
 SCRIPT = "<script>alert(1)</script>"
 DENSE = np.zeros((14 * 6, 9), np.float32)  # 14 texts (two a category) of 6 tokens; feature 7 is dead
@@ -99,6 +100,12 @@ def test_token_shading_escapes_everything_and_shows_white_space():
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
     assert "·&#34;x&#34;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
     assert "position 7" in html and "position 11" in html
+
+
+def test_no_token_is_invisible():
+    shown = [marked(token) for token in (" a", "\x7f", "\xa0", "\ufe0f", "\u200d\u200d", "❤\ufe0f", "é")]
+    assert shown == ["·a", "␡", "⍽", "‹U+FE0F›", "‹U+200D›‹U+200D›", "❤\ufe0f", "é"]
+    assert marked("« \xa0a\n", keep=" ") == "« \xa0a↵"
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [-1.0, 0.0], [float("nan"), 0.0]])

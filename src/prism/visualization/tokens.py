@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -45,9 +46,15 @@ def _harmless(address: str) -> bool:
 
 
 def marked(token: str, keep: str = "") -> str:
-    """A token with its white space made visible (· ↵ ⇥; but for what is kept), and control characters replaced."""
-    marks = {"\n": "↵", " ": "·", "\t": "⇥"} | {c: c for c in keep}
-    return "".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
+    """A token with its white space made visible (· ↵ ⇥ ⍽; but for what is kept), and control characters replaced.
+
+    Of a token that is nothing but invisible marks, such as the one behind ❤️, the marks' numbers are shown.
+    """
+    if token and all(unicodedata.category(c) == "Cf" or c in "\ufe0e\ufe0f" for c in token):
+        return "".join(f"‹U+{ord(c):04X}›" for c in token)
+    marks = {"\n": "↵", " ": "·", "\xa0": "⍽", "\t": "⇥", "\x7f": "␡"}
+    keep += "\xa0" * (" " in keep)
+    return "".join(c if c in keep else marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
 
 
 def visible(token: str) -> str:
