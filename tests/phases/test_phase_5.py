@@ -14,9 +14,9 @@ SCRIPT = "<script>alert(1)</script>"
 
 def test_sentence_heatmap_shows_tokens_as_text():
     shares = np.array([[0.0, 0.25, 1.0]])
-    fig = titled(phase_5.sentence_heatmap(shares, [SCRIPT, " cat", "\n"], ["7 · <b>"]))
+    fig = titled(phase_5.sentence_heatmap(shares, [SCRIPT, ' "cat"', "\n"], ["7 · <b>"]))
     assert fig.data[0].z.tolist() == [[0.0, 0.25, 1.0]] and (fig.data[0].zmin, fig.data[0].zmax) == (0, 1)
-    assert fig.layout.xaxis.ticktext == ("&lt;script&gt;alert(1)&lt;/script&gt;", "·cat", "↵")
+    assert fig.layout.xaxis.ticktext == ("&lt;script&gt;alert(1)&lt;/script&gt;", '·"cat"', "↵")
     assert fig.layout.yaxis.ticktext == ("7 · &lt;b&gt;",)
     for tokens, labels in ((["a"], ["x"]), (["a", "b", "c"], ["x", "y"])):
         with pytest.raises(ValueError, match=r"\(features, tokens\)"):

@@ -17,7 +17,7 @@ from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
 from prism.files import write_text
 from prism.visualization.style import SEQUENTIAL, as_array, colour_bar, finish, short_label
-from prism.visualization.tokens import visible
+from prism.visualization.tokens import marked
 
 
 def sentence_heatmap(
@@ -58,7 +58,7 @@ def sentence_heatmap(
     size = 13 if len(tokens) <= 45 else 10
     fig.update_xaxes(
         tickvals=list(range(len(tokens))),
-        ticktext=[visible(token) for token in tokens],
+        ticktext=[short_label(marked(token)) for token in tokens],
         side="top",
         tickangle=-60,
         showgrid=False,
