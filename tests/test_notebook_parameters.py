@@ -24,7 +24,7 @@ from prism.press.notebooks import find_notebooks, phase_of
 NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
 PHASES = list(NOTEBOOKS)
 OF_ITS_OWN = {"MODEL", "SAE", "SAE_NAME", "SEED"}  # checked without a rule in the notebook
-NOTHING = {("1", "CORPUS_DOCUMENTS"), ("5", "COMPARE")}  # None is one of their values
+NOTHING = {("1", "CORPUS_DOCUMENTS")}  # None is one of their values
 JUNK = (
     None,
     True,
@@ -84,11 +84,9 @@ GOOD = {
         "MEMBERS = [name for name in FAMILY if name != 'matryoshka']",
     ],
     "5": [
-        "SENTENCE, TOKEN, PROMPT = 'Hi <b>there</b>, 東京!', '(', 'x'",
-        "CONCEPT = 'one text\\nand another'",
-        "HOW, STRENGTH, COMPARE = 'clamp', -20, ('1-res',)",
-        "TOP, DRAWS, UNITS, STRENGTH = 1, 1, 5, 0",
-        "COMPARE = ['2-res-x32', '2-mlp-post', '3-res']",
+        "SENTENCE, DOUBTED, SHARED, TOP = 'Hi <b>there</b>, 東京!', '東', 'absent', 1",
+        "SENTENCE, KIND, PER_KIND = '\\n ?? \\n', ['Tea', 'green tea', '東京'], 2",
+        "TOP, PER_KIND = 100, 20",
     ],
     "6a": [
         "TARGET, NEW_TOKENS, DOSES = 'social', 4, (2.0,)",
@@ -165,14 +163,14 @@ BAD = {
     ],
     "5": [
         ("SENTENCE = 'the'", "SENTENCE holds a text of 1 tokens.*mini takes 2 to 255"),
-        ("SENTENCE = 'a ' * 501", "SENTENCE and PROMPT may have 1,000 characters each, not 1,002"),
-        ("PROMPT = 'the ' * 230", "PROMPT holds a text of 23. tokens.*mini takes 1 to 225 here, for 30 more"),
-        ("COMPARE = ('2-res', '9-res')", "a value in COMPARE is '9-res'; choose from 2-res"),
-        ("CATEGORY = 'Pyton'", "CATEGORY is 'Pyton'.*did you mean 'python'"),
-        ("HOW = 'ad'", "did you mean 'add'"),
-        ("STRENGTH = 21", "STRENGTH is 21; .* from -20"),
-        ("CONCEPT = []", "number of values in CONCEPT is 0"),
-        ("UNITS = 4", "UNITS is 4; .* from 5 to 500: fewer than five"),
+        ("SENTENCE = 'a ' * 501", "SENTENCE may have 1,000 characters, not 1,002"),
+        ("KIND = 'coffee'", "KIND is 'coffee'; it must be several values"),
+        ("KIND = ('tea', 'tea')", "the same value stands there twice"),
+        ("KIND = ['x' * 25]", "a word in KIND may have 24 characters"),
+        ("KIND = [str(i) for i in range(21)]", "number of values in KIND is 21; .* from 1 to 20"),
+        ("SHARED = ' '", "SHARED is ' '"),
+        ("PER_KIND = 21", "PER_KIND is 21; .* from 2 to 20: a text is held against"),
+        ("SAE = '2-rse'", "did you mean '2-res'|named '2-rse'"),
     ],
     "6a": [
         ("NEW_TOKENS = 2", "NEW_TOKENS is 2; .* from 3 to 230: repetition"),

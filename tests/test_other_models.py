@@ -31,7 +31,7 @@ CHANGED = {
     "3": "N_TOKENS, FIT_TOKENS, PERMUTATIONS = 3_000, 8_000, 100",
     "4": "D_SAE, K, TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, UNITS = 1024, 16, 80_000, 20_000, 30_000, 60;"
     " MEMBERS = tuple(name for name in FAMILY if name != 'matryoshka')",
-    "5": "SENTENCE, HOW, TOP, UNITS, DRAWS = 'Hi <b>there</b>, 東京!', 'clamp', 5, 6, 2",
+    "5": "SENTENCE, DOUBTED, SHARED, TOP, PER_KIND = 'Hi <b>there</b>, 東京!', '東', 'absent', 5, 6",
     "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, SAMPLES = 'formal', (1.0, 2.0, 4.0), 20, 5, 8",
     "6b": "N_PROMPTS, N_PAIRS, WINDOWS, ATTEMPTS = 6, 5, 600, 4",
     "6c": "N_TOKENS, SMALL_TOKENS, MAX_CHAINS = 8_000, 60_000, 80",

@@ -15,7 +15,7 @@ from prism import visualization as viz
 from prism.analysis import feature
 from prism.data import CATEGORIES, CATEGORY_TITLES
 from prism.features import FeatureMatrix
-from prism.visualization.tokens import marked
+from prism.visualization.tokens import marked, shaded, templates
 
 SCRIPT = "<script>alert(1)</script>"
 DENSE = np.zeros((14 * 6, 9), np.float32)  # 14 texts (two a category) of 6 tokens; feature 7 is dead
@@ -67,17 +67,7 @@ def test_category_order_is_fixed_with_others_last():
     assert viz.category_order(["mine", *reversed(CATEGORIES), "math"]) == [*CATEGORIES, "mine"]
 
 
-# sentences
-
-
-def test_sentence_heatmap_shows_tokens_as_text():
-    fig = titled(viz.sentence_heatmap(np.array([[0.0, 0.25, 1.0]]), [SCRIPT, " cat", "\n"], ["7 · <b>"]))
-    assert fig.data[0].z.tolist() == [[0.0, 0.25, 1.0]] and (fig.data[0].zmin, fig.data[0].zmax) == (0, 1)
-    assert fig.layout.xaxis.ticktext == ("&lt;script&gt;alert(1)&lt;/script&gt;", "·cat", "↵")
-    assert fig.layout.yaxis.ticktext == ("7 · &lt;b&gt;",)
-    for tokens, labels in ((["a"], ["x"]), (["a", "b", "c"], ["x", "y"])):
-        with pytest.raises(ValueError, match=r"\(features, tokens\)"):
-            viz.sentence_heatmap(np.ones((1, 3)), tokens, labels)
+# labels
 
 
 def test_plotly_sees_no_markup_in_labels():
@@ -88,15 +78,20 @@ def test_plotly_sees_no_markup_in_labels():
 # tokens as HTML
 
 
+def shading(tokens, values, title="", **settings):
+    """As a page draws them."""
+    return str(templates().get_template("tokens.html").module.shading(shaded(tokens, values, **settings), title))
+
+
 def test_token_shading_scales_from_transparent_to_full():
-    html = viz.token_shading(["a", "b", "c"], np.array([0.0, 2.0, 4.0]))
+    html = shading(["a", "b", "c"], np.array([0.0, 2.0, 4.0]))
     assert '<span title="a · activation 0.000 · position 0">a</span>' in html
     assert re.findall(r"rgba\(230,159,0,([\d.]+)\)", html) == ["0.50", "1.00"]
-    assert "rgba(230,159,0,0.25)" in viz.token_shading(["a"], [1.0], maximum=4.0)
+    assert "rgba(230,159,0,0.25)" in shading(["a"], [1.0], maximum=4.0)
 
 
 def test_token_shading_escapes_everything_and_shows_white_space():
-    html = viz.token_shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
+    html = shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
     assert "·&#34;x&#34;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
     assert "position 7" in html and "position 11" in html
@@ -110,12 +105,12 @@ def test_no_token_is_invisible():
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [-1.0, 0.0], [float("nan"), 0.0]])
 def test_token_shading_without_activation_shades_nothing(values):
-    assert "rgba" not in viz.token_shading(["a", "b"], values)
+    assert "rgba" not in shading(["a", "b"], values)
 
 
 def test_token_shading_wants_one_value_per_token():
     with pytest.raises(ValueError, match="2 tokens"):
-        viz.token_shading(["a", "b"], [1.0])
+        shading(["a", "b"], [1.0])
 
 
 # one feature

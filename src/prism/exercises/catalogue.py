@@ -67,8 +67,8 @@ _TABLE = """
 4   diagnosis              hard    12  diagnosis
 5   share_of_maximum       easy    4   share_of_maximum
 5   token_f1               easy    6   token_f1
+5   hypothesis             medium  8   hypothesis
 5   quantile_rows          medium  8   quantile_rows
-5   held_out_margin        medium  8   held_out_margin
 6a  same_length            easy    4   matched
 6a  said_before            easy    6   repeated
 6a  bought                 medium  8   at_level

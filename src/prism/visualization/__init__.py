@@ -12,7 +12,6 @@ from prism.visualization.comparison import (
 )
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, unit_scores_figure
-from prism.visualization.sentence import sentence_heatmap
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,
@@ -32,5 +31,5 @@ from prism.visualization.superposition import (
     phase_diagram,
     sweep_lines,
 )
-from prism.visualization.tokens import marked, token_shading, visible
+from prism.visualization.tokens import marked, visible
 from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves

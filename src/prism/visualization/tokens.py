@@ -62,31 +62,6 @@ def visible(token: str) -> str:
     return escape(marked(token))
 
 
-def token_shading(
-    tokens: Sequence[str],
-    activations: Float[np.ndarray, " pos"],
-    title: str = "",
-    maximum: float | None = None,
-    start: int = 0,
-) -> str:
-    """A text as HTML, each token shaded by how strongly a feature fires on it; hovering shows token and value.
-
-    Tokens that make up one character are drawn as one, shaded by the largest of their values.
-
-    Args:
-        tokens: the text, token by token.
-        activations: one value per token; a value of 0 leaves the token unshaded.
-        title: a line above the text.
-        maximum: the activation that gets the full colour; by default the largest one here.
-        start: position of the first token, for the hover text.
-
-    Raises:
-        ValueError: as many activations as tokens are needed.
-    """
-    shades = shaded(tokens, activations, maximum, start)
-    return str(templates().get_template("tokens.html").module.shading(shades, title))
-
-
 class Piece(NamedTuple):
     """A token, or those that make up one character.
 
@@ -104,7 +79,19 @@ class Piece(NamedTuple):
 def shaded(
     tokens: Sequence[str], activations: Float[np.ndarray, " pos"], maximum: float | None = None, start: int = 0
 ) -> list[Piece]:
-    """What the macro `shading` shows. Args, errors: as `token_shading`."""
+    """What the macro `shading` shows: a text, each token shaded by how strongly a feature fires on it.
+
+    Tokens that make up one character are drawn as one, shaded by the largest of their values.
+
+    Args:
+        tokens: the text, token by token.
+        activations: one value per token; a value of 0 leaves the token unshaded.
+        maximum: the activation that gets the full colour; by default the largest one here.
+        start: position of the first token, for the hover text.
+
+    Raises:
+        ValueError: as many activations as tokens are needed.
+    """
     values = np.nan_to_num(as_array(activations))
     if values.shape != (len(tokens),):
         raise ValueError(f"{len(tokens)} tokens but activations of shape {values.shape}: give one value per token")
