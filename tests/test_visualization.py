@@ -199,66 +199,6 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
 
 
-# phase 0
-
-
-def test_direction_arrows_end_at_the_columns():
-    W = np.array([[[1.0, 0.0], [0.0, 0.01]], [[0.6, -0.6], [0.8, -0.8]]])
-    fig = titled(viz.direction_arrows(W, ["<b>one</b>", "two"]), "dimension 1", "dimension 2")
-    assert [(t.x[1], t.y[1]) for t in fig.data] == [(1.0, 0.0), (0.0, np.float32(0.01))] + [
-        (np.float32(0.6), np.float32(0.8)),
-        (np.float32(-0.6), np.float32(-0.8)),
-    ]
-    assert fig.data[0].marker.symbol[1] == "arrow" and fig.data[1].marker.symbol[1] == "circle"  # too short to point
-    assert [t.showlegend for t in fig.data] == [True, True, False, False]
-    assert fig.layout.annotations[0].text == "&lt;b&gt;one&lt;/b&gt;"
-    with pytest.raises(ValueError, match="need .models, 2, features."):
-        viz.direction_arrows(np.zeros((1, 3, 2)), ["three dimensions"])
-
-
-def test_gram_heatmaps_show_what_comes_back():
-    fig = titled(viz.gram_heatmaps(torch.tensor([[[1.0, -0.5]]]), ["pair"]), "feature in", "feature out")
-    assert np.asarray(fig.data[0].z).tolist() == [[1.0, -0.5], [-0.5, 0.25]]
-    assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax == -1
-
-
-def test_sweep_lines_show_mean_and_extremes():
-    frame = pd.DataFrame({"method": ["a", "a", "b"], "density": [0.1, 0.1, 0.5], "mcc": [0.2, 0.6, 0.5]})
-    fig = titled(viz.sweep_lines(frame, "mcc", "MCC", "Found again", by="method", line=(0.3, "bar")), "MCC", "chance")
-    assert [t.name for t in fig.data] == ["a", "b", "bar"]
-    first = fig.data[0]
-    assert first.y[0] == pytest.approx(0.4)
-    assert [first.error_y.array[0], first.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
-    assert fig.layout.xaxis.type == "log" and list(fig.layout.xaxis.ticktext) == ["0.1", "0.5"]
-
-
-def test_phase_diagram_marks_where_the_maps_differ():
-    measured, predicted = np.array([[0, 1], [1, 2]]), np.array([[0, 1], [2, 2]])
-    fig = titled(viz.phase_diagram(measured, predicted, np.array([1.0, 0.1]), np.array([0.1, 10.0])), "importance")
-    cross = next(t for t in fig.data if t.name == "differs from the prediction")
-    assert (list(cross.x), list(cross.y)) == ([-1.0], [-1.0])
-    assert not any("none" in (t.name or "") for t in fig.data)  # only the phases that occur are named
-    same = viz.phase_diagram(predicted, predicted, torch.tensor([1.0, 0.1]), torch.tensor([0.1, 10.0]))
-    assert not any((t.name or "").startswith("differs") for t in same.data)
-    with pytest.raises(ValueError, match="3 densities and 2 ratios"):
-        viz.phase_diagram(measured, predicted, np.ones(3), np.ones(2))
-
-
-def test_matched_cosines_are_sorted_and_averaged():
-    cosines = {"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}
-    fig = titled(viz.matched_cosines_figure(cosines), "cosine", "true")
-    assert fig.data[0].y.tolist() == [1.0, np.float32(0.2)] and fig.data[0].name == "SAE: mean 0.60"
-    assert fig.layout.yaxis.range[0] < -0.3
-
-
-def test_mixing_histogram_counts_shares():
-    fig = viz.mixing_histogram({"neurons": [1.0, 1.0, 2.0, 4.0], "shuffled": [5.0]}, marked=("neuron <7>", 2.0))
-    titled(fig, "effective number", "share")
-    assert fig.data[0].y.sum() == pytest.approx(1) and fig.data[0].y[0] == 0.5
-    assert fig.layout.annotations[0].text == "neuron &lt;7&gt;"
-    assert len(viz.mixing_histogram({"neurons": [1.0]}).layout.annotations) == 0
-
-
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data

@@ -17,8 +17,6 @@ from prism.evaluation.metrics import (
     explained_variance,
     kl,
     l0,
-    matched_cosines,
-    mcc,
     mse,
     paired_bootstrap,
     relative_reconstruction_bias,

@@ -51,6 +51,7 @@ _TABLE = """
 0   dimensionality         medium  8   dimensionality
 0   critical_density       medium  8   critical_density
 0   recovered              easy    5   recovered
+0   hypothesis             medium  6   hypothesis
 1   hypothesis             medium  5   hypothesis
 1   l0_without_bos         easy    3   l0_without_bos
 1   ev                     medium  6   ev

@@ -23,13 +23,5 @@ from prism.visualization.style import (
     short_label,
     use_style,
 )
-from prism.visualization.superposition import (
-    direction_arrows,
-    gram_heatmaps,
-    matched_cosines_figure,
-    mixing_histogram,
-    phase_diagram,
-    sweep_lines,
-)
 from prism.visualization.tokens import marked, visible
 from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves
