@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
+from saelens_agreement import agreement_with_saelens
 
 from prism import evaluation as ev
 from prism import models
@@ -309,7 +310,7 @@ class TestIntervals:
         assert np.isnan(table.loc["b", "delta_ce"]) and (table["l0_low"] < table["l0"]).all()
         assert table.loc["a", "dead_share"] == found.dead / found.d_sae
         shown = ev.readable_table(table)
-        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "nan [nan, nan]"
+        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "–"
         assert list(ev.readable_table(table.loc[["b"]].dropna(axis=1)))[:2] == ["L0", "EV"]
 
 
@@ -343,7 +344,7 @@ class TestAgainstSaeLens:
     def test_run_evals(self, mini, name):
         """All that `run_evals` says, where it means the same; and where it does not, the reason and the direction."""
         batch = corpus_batch(load_corpus("mini", 40), mini.tokenizer, 64)
-        frame = ev.agreement_with_saelens(mini, load_sae(get_spec("mini"), name), batch, batch_size=8)
+        frame = agreement_with_saelens(mini, load_sae(get_spec("mini"), name), batch, batch_size=8)
         same = frame[frame["same definition"]]
         assert {"l0", "mse", "explained_variance", "cosine", "ce_clean", "ce_sae"} <= set(same["measure"])
         np.testing.assert_allclose(same["ours"], same["theirs"], rtol=1e-4, atol=1e-5)
@@ -355,7 +356,7 @@ class TestAgainstSaeLens:
 
     def test_nothing_to_compare_is_said(self, mini, sae, batch):
         with pytest.raises(ValueError, match="free of special tokens"):
-            ev.agreement_with_saelens(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
+            agreement_with_saelens(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
 
 
 class TestPreflight:

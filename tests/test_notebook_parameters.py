@@ -24,7 +24,7 @@ from prism.press.notebooks import find_notebooks, model_of, phase_of
 NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
 PHASES = list(NOTEBOOKS)
 OF_ITS_OWN = {"MODEL", "SAE", "SAE_NAME", "SEED"}  # checked without a rule in the notebook
-NOTHING = {("1", "CORPUS_DOCUMENTS")}  # None is one of their values
+NOTHING = {("1", "CORPUS_DOCUMENTS"), ("3", "DOCUMENTS")}  # None is one of their values
 JUNK = (
     None,
     True,
@@ -68,10 +68,10 @@ GOOD = {
         "CONCEPT, OTHER = ['one'], ['two', 'two']",
     ],
     "3": [
-        "N_TOKENS, FIT_TOKENS, PERMUTATIONS = 1_000, 1_000, 19",
-        "N_TOKENS, FIT_TOKENS = 60_000, 200_000",
-        "THRESHOLD, COSINE, SHARE, L0_SLACK = 1e9, 0, 0, 0",
-        "COSINE, SHARE, L0_SLACK, TRAIN_MISSING = 1, 1, 9, True",
+        "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS = 8, 16, 19, 1",
+        "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS = 1_000, 255, 100_000, 20",
+        "CATEGORY, COSINE, SHARE = 'conversational', 0, 0",
+        "CATEGORY, COSINE, SHARE = 'python', 1, 1",
     ],
     "4": [
         "D_SAE, K = 64, 1",
@@ -147,10 +147,12 @@ BAD = {
         ("SAE_NAME = '2-rse'", "did you mean '2-res'"),
     ],
     "3": [
-        ("N_TOKENS = 100", "N_TOKENS is 100; .* at 1,000|N_TOKENS is 100; .* from 1,000 to 60,000"),
+        ("DOCUMENTS = 7", "DOCUMENTS is 7; .* from 8 to 1,000: intervals"),
+        ("LENGTH = 15", "LENGTH is 15; .* from 16 to 255"),
         ("PERMUTATIONS = 18", "PERMUTATIONS is 18; .* from 19"),
+        ("TWINS = 0", "TWINS is 0; .* from 1 to 20"),
+        ("CATEGORY = 'maths'", "CATEGORY is 'maths'.*did you mean 'math'"),
         ("COSINE = 1.5", "COSINE is 1.5"),
-        ("TRAIN_MISSING = 1", "TRAIN_MISSING is 1; it must be True or False"),
     ],
     "4": [
         ("K, D_SAE = 65, 64", "K is 65 and D_SAE 64"),
@@ -391,13 +393,6 @@ def test_every_kind_is_in_every_part():
         few = np.random.default_rng(seed).permutation(["a"] * 40 + ["b"] * 4 + ["c"] * 5)
         parts = ev.random_parts(few, seed=seed)
         assert all({*parts[few == kind]} == {0, 1, 2, 3} for kind in "abc")
-
-
-def test_a_concept_that_a_half_does_not_have_is_left_out():
-    values, train = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2 == 0
-    first = np.arange(40) < 20
-    concepts = {"both": first, "train": train & first, "held": ~train & first}
-    assert set(ev.probe_table({"x": values}, concepts, train, n=10)["concept"]) == {"both"}
 
 
 def test_what_neurons_write_is_read_off_the_vocabulary():

@@ -13,7 +13,7 @@ from figure_checks import titled
 from prism import explorer
 from prism import visualization as viz
 from prism.analysis import feature
-from prism.data import CATEGORIES, CATEGORY_TITLES
+from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 from prism.visualization.tokens import marked, shaded, templates
 
@@ -202,80 +202,6 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
-
-
-# phase 3
-
-
-@pytest.fixture
-def fidelity():
-    rows = {"a": (30.0, 0.9, 0.1), "<b>": (160.0, 0.8, 0.3)}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["l0", "explained_variance", "delta_ce"])
-    for name in list(table):
-        table[f"{name}_low"], table[f"{name}_high"] = table[name] * 0.9, table[name] * 1.2
-    return table
-
-
-def test_fidelity_figure_has_a_row_an_sae_with_its_interval(fidelity):
-    fig = viz.fidelity_figure(fidelity, {"a": "ours"}, highlight="a", elsewhere=["<b>"])
-    titled(fig, "L0", "explained variance", "nats per token")
-    assert [t.name for t in fig.data] == ["ours", "SAE"] * 3 and [t.showlegend for t in fig.data[2:]] == [False] * 4
-    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], [], [30.0], [160.0]]  # no ΔCE from elsewhere
-    assert fig.data[2].error_x.array[0] == pytest.approx(0.02)
-    assert fig.data[2].error_x.arrayminus[0] == pytest.approx(0.01)
-    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.yaxis.ticktext == ("<b>a</b>", "&lt;b&gt;")
-    assert (fig.layout.xaxis3.type, fig.layout.xaxis2.type) == ("log", None)  # one ΔCE alone spans nothing
-    assert [line.x0 for line in fig.layout.shapes] == [0.9, 0.1, 30.0]
-    assert fig.data[0].marker.symbol[0] == "star"
-
-
-def test_fidelity_figure_needs_no_highlight_and_no_positive_cost(fidelity):
-    fidelity["delta_ce_low"] = -0.1
-    fig = viz.fidelity_figure(fidelity)
-    assert fig.layout.xaxis2.type is None and not fig.layout.shapes  # a log axis would drop what is below 0
-    assert [len(trace.x) for trace in fig.data] == [2, 2, 2]
-
-
-def test_density_curves_share_out_all_features():
-    fig = titled(viz.density_curves({"a": np.array([0, 1e-3, 0.5, 1.0]), "b": np.zeros(3)}, 10_000), "density", "share")
-    assert sum(fig.data[0].y) == pytest.approx(0.75) and "25% dead" in fig.data[0].name
-    assert sum(fig.data[1].y) == 0 and "100% dead" in fig.data[1].name
-    every = viz.density_curves({"a": np.arange(1, 400) / 1000}, 1000).data[0].y
-    assert (np.asarray(every)[:8] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
-
-
-def test_specialist_grid_marks_what_passed_and_leaves_gaps():
-    scores = pd.DataFrame({"math": [9.0, np.nan], "python": [3.0, 1.0]}, index=["SAE", "twin"])
-    passed = pd.DataFrame({"math": [True, False], "python": [False, False]}, index=["SAE", "twin"])
-    fig = titled(viz.specialist_grid(scores, passed), "category", "SAE")
-    assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
-    assert [list(row) for row in fig.data[0].text] == [["+3", "+9 ●"], ["+1", ""]]
-    assert (fig.data[0].zmin, fig.data[0].zmax) == (-9, 9)  # below 0 has a colour of its own
-    assert list(fig.data[1].text) == ["–"] and list(fig.data[1].y) == ["twin"] and "–" in fig.layout.title.subtitle.text
-    assert "–" not in viz.specialist_grid(scores.fillna(-3), passed).layout.title.subtitle.text
-
-
-def test_splitting_graph_shows_the_parents_with_most_children():
-    edges = pd.DataFrame(
-        {"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8], "coactivation": [0.2, 0.6, 1.0]}
-    )
-    fig = titled(viz.splitting_graph(edges, most=1), "narrow SAE")
-    words = [note.text for note in fig.layout.annotations]
-    assert words == ["2: cosine 0.90, on 60% of its firings", "1: cosine 0.50, on 20% of its firings", "feature 5"]
-    assert fig.data[0].line.width > fig.data[1].line.width
-    assert not viz.splitting_graph(edges.iloc[:0]).layout.annotations  # nothing splits: an empty graph, no error
-
-
-def test_probing_dots_are_one_a_source_and_size():
-    rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
-    table = pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"])
-    fig = titled(viz.probing_dots(table), "AUC", "concept")
-    assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
-    assert [t.showlegend for t in fig.data] == [True, False, True, False]
-    assert fig.data[0].error_x.array[0] == pytest.approx(0.2) and fig.data[0].text[0] == CATEGORY_TITLES["math"]
-    assert fig.data[0].y[0] < 0 < fig.data[2].y[0] and fig.layout.yaxis.ticktext == (CATEGORY_TITLES["math"],)
-    assert fig.layout.xaxis.range[0] == pytest.approx(0.48)
-    assert viz.probing_dots(table.assign(low=0.2)).layout.xaxis.range[0] < 0.2  # worse than chance is still seen
 
 
 # phase 4: training
