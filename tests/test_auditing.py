@@ -15,7 +15,7 @@ from prism import interventions as iv
 from prism import visualization as viz
 from prism.data import CATEGORIES, DATA, load_texts, tokenize
 from prism.evaluation.metrics import bootstrap_counts
-from prism.evaluation.monitoring import auc_draws
+from prism.evaluation.probing import auc_draws
 from prism.models import get_spec, kept_activations, load_model, load_sae
 
 HOOK = "blocks.2.hook_resid_pre"

@@ -60,7 +60,6 @@ def built(folder, tmp_path_factory):
 class TestCorpus:
     def test_mixture_adds_up(self):
         assert sum(corpus_module.MIXTURE.values()) == pytest.approx(1.0)
-        assert set(corpus_module.HUB_SOURCES) == set(corpus_module.MIXTURE)
 
     def test_documents_are_split_at_the_separator_line(self, tmp_path):
         path = tmp_path / "web.txt"
@@ -85,6 +84,21 @@ class TestCorpus:
         tokenizer, tokens, _ = built
         train, _ = split_documents(folder / "social.txt.xz")
         assert tokenizer.decode(tokens["social"].tolist(), skip_special_tokens=False).split(END)[:-1] == train
+
+
+def stopped_before(step: int, monkeypatch, *run) -> None:
+    """A run that is stopped before a step; every step before it has written its checkpoint."""
+    *what, config = run
+    once = Batches.__call__
+
+    def batch(batches, number):
+        if number == step:
+            raise KeyboardInterrupt
+        return once(batches, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Batches, "__call__", batch)
+        pretrain(*what, replace(config, checkpoint_minutes=0.0))
 
 
 class TestPretrain:
@@ -134,10 +148,10 @@ class TestPretrain:
         assert scales[0] == 0.1 and scales[10] == scales[80] == 1.0
         assert scales[90] == pytest.approx(0.5) and scales[99] == pytest.approx(0.05)
 
-    def test_resume_gives_the_same_losses(self, built, tmp_path):
+    def test_resume_gives_the_same_losses(self, built, tmp_path, monkeypatch):
         tokenizer, tokens, _ = built
         whole = pretrain(tokens, tokenizer, tmp_path / "whole", TINY)
-        pretrain(tokens, tokenizer, tmp_path / "cut", TINY, stop_at=5)
+        stopped_before(5, monkeypatch, tokens, tokenizer, tmp_path / "cut", TINY)
         rest = pretrain(tokens, tokenizer, tmp_path / "cut", TINY, resume=True)
         assert [step for step, _ in rest] == list(range(5, 12))
         assert rest == whole[5:]
@@ -152,16 +166,16 @@ class TestPretrain:
         assert rest[0][0] == TINY.decay_start
         assert rest == whole[TINY.decay_start :]
 
-    def test_checkpoint_holds_no_code(self, built, tmp_path):
+    def test_checkpoint_holds_no_code(self, built, tmp_path, monkeypatch):
         tokenizer, tokens, _ = built
-        pretrain(tokens, tokenizer, tmp_path, TINY, stop_at=2)
+        stopped_before(2, monkeypatch, tokens, tokenizer, tmp_path, TINY)
         model = make_model(TINY, tokenizer.get_vocab_size(), 0)
         assert load_checkpoint(tmp_path / "last.safetensors", model, make_optimizers(model, TINY)) == 2
         assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".jsonl"}
 
-    def test_another_configuration_is_refused(self, built, tmp_path):
+    def test_another_configuration_is_refused(self, built, tmp_path, monkeypatch):
         tokenizer, tokens, _ = built
-        pretrain(tokens, tokenizer, tmp_path, TINY, stop_at=2)
+        stopped_before(2, monkeypatch, tokens, tokenizer, tmp_path, TINY)
         with pytest.raises(ValueError, match="'batch' was 4, is 8"):
             pretrain(tokens, tokenizer, tmp_path, replace(TINY, batch=8), resume=True)
         with pytest.raises(ValueError, match="--resume"):
@@ -215,14 +229,14 @@ class TestBaselines:
 
 
 def test_an_embedded_sae_survives_the_way_to_disk(tmp_path):
-    from prism.build.saes import EmbeddedSae, train_embedded
-    from prism.models import get_spec
+    from prism.build.saes import train_embedded
+    from prism.models import SaeSpec, get_spec
     from prism.sae import SaeConfig
 
     rng = np.random.default_rng(0)
     activations = (rng.normal(size=(65_536, 16)) * 3 + 1).astype(np.float16)
-    sae = EmbeddedSae("tiny", "blocks.0.hook_resid_pre", SaeConfig(16, 64, k=4))
-    trained = train_embedded(activations, sae, get_spec("mini"), tmp_path)
+    sae = SaeSpec("tiny", "blocks.0.hook_resid_pre", "a tiny one")
+    trained = train_embedded(activations, sae, SaeConfig(16, 64, k=4), get_spec("mini"), tmp_path)
     loaded = SAE.load_from_disk(tmp_path / "tiny", dtype="float32")
     x = torch.from_numpy(activations[:4_096].astype(np.float32))
     assert loaded.cfg.architecture() == "jumprelu"
@@ -303,9 +317,9 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(DATA / "model")
     model.config.n_positions = 24
-    first = _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
-    assert first == _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=5)
-    assert first != _sample(model, tokenizer, "Once upon a time", 3, 0.9, seed=6)
+    first = _sample(model, tokenizer, "Once upon a time", 3, seed=5)
+    assert first == _sample(model, tokenizer, "Once upon a time", 3, seed=5)
+    assert first != _sample(model, tokenizer, "Once upon a time", 3, seed=6)
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
     assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
@@ -315,7 +329,7 @@ def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path)
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from prism.build.corpus import MIXTURE
-    from prism.build.sample import OPENINGS, TEMPERATURE, sample_corpus, sample_kind
+    from prism.build.sample import OPENINGS, sample_corpus, sample_kind
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -326,30 +340,9 @@ def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path)
     assert 600 <= frame["tokens"].map(len).sum() < 900
     for row in frame.itertuples():
         assert row.text == tokenizer.decode(row.tokens) and row.text.startswith(row.opening)
-    here = sample_kind(model, tokenizer, "math", 600 * MIXTURE["math"], TEMPERATURE, seed=20_000)
+    here = sample_kind(model, tokenizer, "math", 600 * MIXTURE["math"], seed=20_000)
     assert [tuple(row) for row in frame[frame["kind"] == "math"].itertuples(index=False)] == here
     assert [p.name for p in tmp_path.iterdir()] == ["sampled.parquet"]
-
-
-def test_hub_corpus_writes_the_same_format(tmp_path, monkeypatch):
-    import datasets
-
-    asked = []
-
-    def fake(name, config, split, streaming):
-        asked.append((name, config))
-        column = next(row[3] for row in corpus_module.HUB_SOURCES.values() if row[0] == name)
-        return ({column: f"{name} {config} {i}"} for i in range(10_000))
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    corpus_module.download_hub_corpus(tmp_path, megabytes_per_kind=0.002)
-    assert set(find_kinds(tmp_path)) == set(corpus_module.MIXTURE)
-    assert {config for name, config in asked if config and config.startswith("2023")} == {
-        f"20231101.{language}" for language in (*corpus_module.LANGUAGES, "en")
-    }
-    documents = list(read_documents(tmp_path / "stories.txt"))
-    assert documents[:2] == ["roneneldan/TinyStories None 0", "roneneldan/TinyStories None 1"]
-    assert not list(tmp_path.glob("*.part"))
 
 
 class TestCommand:
@@ -369,7 +362,7 @@ class TestCommand:
         assert "--corpus DIR is needed" in capsys.readouterr().err
 
     def test_tokenizer_and_pretrain_write_a_model(self, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr("prism.build.pretrain.CPU", TINY)
+        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
         monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         command(["tokenizer", *common])

@@ -23,7 +23,7 @@ from prism.explorer import (
     search,
     steer,
 )
-from prism.explorer.labels import Label
+from prism.explorer.labels import Label, read_labels
 from prism.explorer.markup import fragment
 from prism.explorer.rows import LEAST, ordered, rows, special_order
 from prism.explorer.sample import Sample
@@ -393,6 +393,8 @@ def test_prepared_examples_can_be_asked(model):
     assert len({one.title for one in EXAMPLES[model]}) == len(EXAMPLES[model])
     for one in EXAMPLES[model]:
         assert spec.sae(one.sae).name == one.sae and one.prompt.strip() and 0 < abs(one.strength) <= OFFERED
+        assert one.strength % 0.25 == 0, "a place of the sliders"
+        assert one.feature in read_labels(spec.sae(one.sae), 10**9), "it was read"
 
 
 def test_steering_needs_room_and_a_feature_that_fires(explorer):

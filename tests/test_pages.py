@@ -9,7 +9,6 @@ import pytest
 import scipy.sparse as sp
 
 from prism import explorer
-from prism import visualization as viz
 from prism.explorer.gallery import gallery_index
 from prism.explorer.labels import Label
 from prism.explorer.markup import asset
@@ -224,7 +223,7 @@ def test_shaded_tokens_are_readable_on_both_grounds():
     assert ".prism-tokens span[style]{color:#fff}" in asset("document.css")
     for ground, ink in (("#ffffff", "#1d2329"), (dark, "#ffffff")):
         for share in np.linspace(0.01, 1, 100):
-            html = viz.token_shading(["x"], [share], maximum=1.0)
+            html = str(templates().get_template("tokens.html").module.shading(shaded(["x"], [share], maximum=1.0)))
             shade = np.array([int(v) for v in re.search(r"rgba\((\d+),(\d+),(\d+)", html).groups()])
             light = luminance(share * shade + (1 - share) * rgb(ground))
             letters = luminance(rgb("#000000" if "color:#000" in html else ink))

@@ -16,9 +16,9 @@ from prism import visualization as viz
 from prism.analysis import ModelUnits, aligned_rows, frequent, match_activations, match_models, token_ends
 from prism.build.__main__ import main as command
 from prism.build.baselines import bits_per_byte as corpus_bits
+from prism.build.baselines import kind_bits
 from prism.build.corpus import END, tokenise
 from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
-from prism.build.relatives import kind_bits
 from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, token_table, tokenize
 from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits
@@ -242,7 +242,7 @@ class TestBuild:
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
         small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}
         monkeypatch.setattr("prism.build.pretrain.RELATIVES", small)
-        monkeypatch.setattr("prism.build.pretrain.CPU", TINY)
+        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
         monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         monkeypatch.setattr("prism.build.saes.train_family", lambda spec, out, members: write_front(out))
         data = tmp_path / "data"

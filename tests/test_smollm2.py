@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 from prism import evaluation as ev
 from prism import fast, models
 from prism.data import load_texts, tokenize
+from prism.explorer import Explorer, steer
+from prism.explorer.steer import EXAMPLES
 from prism.models import SMOLLM2, SMOLLM2_WHEEL, is_fetched, load_model
 
 pytestmark = pytest.mark.skipif(
@@ -29,6 +31,11 @@ BITS = {
 @pytest.fixture(scope="module")
 def smollm2():
     return load_model(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    return Explorer("smollm2")
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +162,15 @@ class TestPasses:
         x, near = (models.kept_activations(model, "blocks.15.hook_resid_pre", batch) for model in (smollm2, low))
         error = (near - x).norm(dim=1) / x.norm(dim=1)
         assert error.median() < 0.02 and error.quantile(0.99) < 0.06
+
+
+class TestExplorer:
+    """Of the app's default SAE; the first time, the sample is read: minutes."""
+
+    @pytest.mark.parametrize("one", EXAMPLES["smollm2"], ids=lambda one: one.title)
+    def test_prepared_examples_show_their_feature(self, explorer, one):
+        assert explorer.reading(one.sae).statistics.counts[one.feature] > 0
+        own, steered, control = steer(explorer, one.prompt, one.feature, "add", one.strength, sae=one.sae)
+        fires = [int((run.activations > 0).sum()) for run in (own, steered, control)]
+        assert fires[1] > 0 and fires[0] == fires[2] == 0
+        assert steered.nats - own.nats < 2.5  # nats a token

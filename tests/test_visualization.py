@@ -13,8 +13,9 @@ from figure_checks import titled
 from prism import explorer
 from prism import visualization as viz
 from prism.analysis import feature
-from prism.data import CATEGORIES, CATEGORY_TITLES
+from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
+from prism.visualization.tokens import marked, shaded, templates
 
 SCRIPT = "<script>alert(1)</script>"
 DENSE = np.zeros((14 * 6, 9), np.float32)  # 14 texts (two a category) of 6 tokens; feature 7 is dead
@@ -66,17 +67,7 @@ def test_category_order_is_fixed_with_others_last():
     assert viz.category_order(["mine", *reversed(CATEGORIES), "math"]) == [*CATEGORIES, "mine"]
 
 
-# sentences
-
-
-def test_sentence_heatmap_shows_tokens_as_text():
-    fig = titled(viz.sentence_heatmap(np.array([[0.0, 0.25, 1.0]]), [SCRIPT, " cat", "\n"], ["7 · <b>"]))
-    assert fig.data[0].z.tolist() == [[0.0, 0.25, 1.0]] and (fig.data[0].zmin, fig.data[0].zmax) == (0, 1)
-    assert fig.layout.xaxis.ticktext == ("&lt;script&gt;alert(1)&lt;/script&gt;", "·cat", "↵")
-    assert fig.layout.yaxis.ticktext == ("7 · &lt;b&gt;",)
-    for tokens, labels in ((["a"], ["x"]), (["a", "b", "c"], ["x", "y"])):
-        with pytest.raises(ValueError, match=r"\(features, tokens\)"):
-            viz.sentence_heatmap(np.ones((1, 3)), tokens, labels)
+# labels
 
 
 def test_plotly_sees_no_markup_in_labels():
@@ -87,28 +78,39 @@ def test_plotly_sees_no_markup_in_labels():
 # tokens as HTML
 
 
+def shading(tokens, values, title="", **settings):
+    """As a page draws them."""
+    return str(templates().get_template("tokens.html").module.shading(shaded(tokens, values, **settings), title))
+
+
 def test_token_shading_scales_from_transparent_to_full():
-    html = viz.token_shading(["a", "b", "c"], np.array([0.0, 2.0, 4.0]))
+    html = shading(["a", "b", "c"], np.array([0.0, 2.0, 4.0]))
     assert '<span title="a · activation 0.000 · position 0">a</span>' in html
     assert re.findall(r"rgba\(230,159,0,([\d.]+)\)", html) == ["0.50", "1.00"]
-    assert "rgba(230,159,0,0.25)" in viz.token_shading(["a"], [1.0], maximum=4.0)
+    assert "rgba(230,159,0,0.25)" in shading(["a"], [1.0], maximum=4.0)
 
 
 def test_token_shading_escapes_everything_and_shows_white_space():
-    html = viz.token_shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
+    html = shading([SCRIPT, ' "x"', "\n", "\t", "\x00"], np.arange(5.0), title=SCRIPT, start=7)
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
     assert "·&#34;x&#34;" in html and "↵<br>" in html and "⇥" in html and "\x00" not in html
     assert "position 7" in html and "position 11" in html
 
 
+def test_no_token_is_invisible():
+    shown = [marked(token) for token in (" a", "\x7f", "\xa0", "\ufe0f", "\u200d\u200d", "❤\ufe0f", "é")]
+    assert shown == ["·a", "␡", "⍽", "‹U+FE0F›", "‹U+200D›‹U+200D›", "❤\ufe0f", "é"]
+    assert marked("« \xa0a\n", keep=" ") == "« \xa0a↵"
+
+
 @pytest.mark.parametrize("values", [[0.0, 0.0], [-1.0, 0.0], [float("nan"), 0.0]])
 def test_token_shading_without_activation_shades_nothing(values):
-    assert "rgba" not in viz.token_shading(["a", "b"], values)
+    assert "rgba" not in shading(["a", "b"], values)
 
 
 def test_token_shading_wants_one_value_per_token():
     with pytest.raises(ValueError, match="2 tokens"):
-        viz.token_shading(["a", "b"], [1.0])
+        shading(["a", "b"], [1.0])
 
 
 # one feature
@@ -197,143 +199,9 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
 
 
-# phase 0
-
-
-def test_direction_arrows_end_at_the_columns():
-    W = np.array([[[1.0, 0.0], [0.0, 0.01]], [[0.6, -0.6], [0.8, -0.8]]])
-    fig = titled(viz.direction_arrows(W, ["<b>one</b>", "two"]), "dimension 1", "dimension 2")
-    assert [(t.x[1], t.y[1]) for t in fig.data] == [(1.0, 0.0), (0.0, np.float32(0.01))] + [
-        (np.float32(0.6), np.float32(0.8)),
-        (np.float32(-0.6), np.float32(-0.8)),
-    ]
-    assert fig.data[0].marker.symbol[1] == "arrow" and fig.data[1].marker.symbol[1] == "circle"  # too short to point
-    assert [t.showlegend for t in fig.data] == [True, True, False, False]
-    assert fig.layout.annotations[0].text == "&lt;b&gt;one&lt;/b&gt;"
-    with pytest.raises(ValueError, match="need .models, 2, features."):
-        viz.direction_arrows(np.zeros((1, 3, 2)), ["three dimensions"])
-
-
-def test_gram_heatmaps_show_what_comes_back():
-    fig = titled(viz.gram_heatmaps(torch.tensor([[[1.0, -0.5]]]), ["pair"]), "feature in", "feature out")
-    assert np.asarray(fig.data[0].z).tolist() == [[1.0, -0.5], [-0.5, 0.25]]
-    assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax == -1
-
-
-def test_sweep_lines_show_mean_and_extremes():
-    frame = pd.DataFrame({"method": ["a", "a", "b"], "density": [0.1, 0.1, 0.5], "mcc": [0.2, 0.6, 0.5]})
-    fig = titled(viz.sweep_lines(frame, "mcc", "MCC", "Found again", by="method", line=(0.3, "bar")), "MCC", "chance")
-    assert [t.name for t in fig.data] == ["a", "b", "bar"]
-    first = fig.data[0]
-    assert first.y[0] == pytest.approx(0.4)
-    assert [first.error_y.array[0], first.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
-    assert fig.layout.xaxis.type == "log" and list(fig.layout.xaxis.ticktext) == ["0.1", "0.5"]
-
-
-def test_phase_diagram_marks_where_the_maps_differ():
-    measured, predicted = np.array([[0, 1], [1, 2]]), np.array([[0, 1], [2, 2]])
-    fig = titled(viz.phase_diagram(measured, predicted, np.array([1.0, 0.1]), np.array([0.1, 10.0])), "importance")
-    cross = next(t for t in fig.data if t.name == "differs from the prediction")
-    assert (list(cross.x), list(cross.y)) == ([-1.0], [-1.0])
-    assert not any("none" in (t.name or "") for t in fig.data)  # only the phases that occur are named
-    same = viz.phase_diagram(predicted, predicted, torch.tensor([1.0, 0.1]), torch.tensor([0.1, 10.0]))
-    assert not any((t.name or "").startswith("differs") for t in same.data)
-    with pytest.raises(ValueError, match="3 densities and 2 ratios"):
-        viz.phase_diagram(measured, predicted, np.ones(3), np.ones(2))
-
-
-def test_matched_cosines_are_sorted_and_averaged():
-    cosines = {"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}
-    fig = titled(viz.matched_cosines_figure(cosines), "cosine", "true")
-    assert fig.data[0].y.tolist() == [1.0, np.float32(0.2)] and fig.data[0].name == "SAE: mean 0.60"
-    assert fig.layout.yaxis.range[0] < -0.3
-
-
-def test_mixing_histogram_counts_shares():
-    fig = viz.mixing_histogram({"neurons": [1.0, 1.0, 2.0, 4.0], "shuffled": [5.0]}, marked=("neuron <7>", 2.0))
-    titled(fig, "effective number", "share")
-    assert fig.data[0].y.sum() == pytest.approx(1) and fig.data[0].y[0] == 0.5
-    assert fig.layout.annotations[0].text == "neuron &lt;7&gt;"
-    assert len(viz.mixing_histogram({"neurons": [1.0]}).layout.annotations) == 0
-
-
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
-
-
-# phase 3
-
-
-@pytest.fixture
-def fidelity():
-    rows = {"a": (30.0, 0.9, 0.1), "<b>": (160.0, 0.8, 0.3)}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["l0", "explained_variance", "delta_ce"])
-    for name in list(table):
-        table[f"{name}_low"], table[f"{name}_high"] = table[name] * 0.9, table[name] * 1.2
-    return table
-
-
-def test_fidelity_figure_has_a_row_an_sae_with_its_interval(fidelity):
-    fig = viz.fidelity_figure(fidelity, {"a": "ours"}, highlight="a", elsewhere=["<b>"])
-    titled(fig, "L0", "explained variance", "nats per token")
-    assert [t.name for t in fig.data] == ["ours", "SAE"] * 3 and [t.showlegend for t in fig.data[2:]] == [False] * 4
-    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], [], [30.0], [160.0]]  # no ΔCE from elsewhere
-    assert fig.data[2].error_x.array[0] == pytest.approx(0.02)
-    assert fig.data[2].error_x.arrayminus[0] == pytest.approx(0.01)
-    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.yaxis.ticktext == ("<b>a</b>", "&lt;b&gt;")
-    assert (fig.layout.xaxis3.type, fig.layout.xaxis2.type) == ("log", None)  # one ΔCE alone spans nothing
-    assert [line.x0 for line in fig.layout.shapes] == [0.9, 0.1, 30.0]
-    assert fig.data[0].marker.symbol[0] == "star"
-
-
-def test_fidelity_figure_needs_no_highlight_and_no_positive_cost(fidelity):
-    fidelity["delta_ce_low"] = -0.1
-    fig = viz.fidelity_figure(fidelity)
-    assert fig.layout.xaxis2.type is None and not fig.layout.shapes  # a log axis would drop what is below 0
-    assert [len(trace.x) for trace in fig.data] == [2, 2, 2]
-
-
-def test_density_curves_share_out_all_features():
-    fig = titled(viz.density_curves({"a": np.array([0, 1e-3, 0.5, 1.0]), "b": np.zeros(3)}, 10_000), "density", "share")
-    assert sum(fig.data[0].y) == pytest.approx(0.75) and "25% dead" in fig.data[0].name
-    assert sum(fig.data[1].y) == 0 and "100% dead" in fig.data[1].name
-    every = viz.density_curves({"a": np.arange(1, 400) / 1000}, 1000).data[0].y
-    assert (np.asarray(every)[:8] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
-
-
-def test_specialist_grid_marks_what_passed_and_leaves_gaps():
-    scores = pd.DataFrame({"math": [9.0, np.nan], "python": [3.0, 1.0]}, index=["SAE", "twin"])
-    passed = pd.DataFrame({"math": [True, False], "python": [False, False]}, index=["SAE", "twin"])
-    fig = titled(viz.specialist_grid(scores, passed), "category", "SAE")
-    assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
-    assert [list(row) for row in fig.data[0].text] == [["+3", "+9 ●"], ["+1", ""]]
-    assert (fig.data[0].zmin, fig.data[0].zmax) == (-9, 9)  # below 0 has a colour of its own
-    assert list(fig.data[1].text) == ["–"] and list(fig.data[1].y) == ["twin"] and "–" in fig.layout.title.subtitle.text
-    assert "–" not in viz.specialist_grid(scores.fillna(-3), passed).layout.title.subtitle.text
-
-
-def test_splitting_graph_shows_the_parents_with_most_children():
-    edges = pd.DataFrame(
-        {"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8], "coactivation": [0.2, 0.6, 1.0]}
-    )
-    fig = titled(viz.splitting_graph(edges, most=1), "narrow SAE")
-    words = [note.text for note in fig.layout.annotations]
-    assert words == ["2: cosine 0.90, on 60% of its firings", "1: cosine 0.50, on 20% of its firings", "feature 5"]
-    assert fig.data[0].line.width > fig.data[1].line.width
-    assert not viz.splitting_graph(edges.iloc[:0]).layout.annotations  # nothing splits: an empty graph, no error
-
-
-def test_probing_dots_are_one_a_source_and_size():
-    rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
-    table = pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"])
-    fig = titled(viz.probing_dots(table), "AUC", "concept")
-    assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
-    assert [t.showlegend for t in fig.data] == [True, False, True, False]
-    assert fig.data[0].error_x.array[0] == pytest.approx(0.2) and fig.data[0].text[0] == CATEGORY_TITLES["math"]
-    assert fig.data[0].y[0] < 0 < fig.data[2].y[0] and fig.layout.yaxis.ticktext == (CATEGORY_TITLES["math"],)
-    assert fig.layout.xaxis.range[0] == pytest.approx(0.48)
-    assert viz.probing_dots(table.assign(low=0.2)).layout.xaxis.range[0] < 0.2  # worse than chance is still seen
 
 
 # phase 4: training

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from prism.exercises import phase_5
+from prism.phases import phase_5
 
 
 def loop_share(activations, maxima):
@@ -57,22 +57,6 @@ def argmax_rows(column, groups):
     return np.array([part[column[part].argmax()] for part in parts])
 
 
-def loop_margin(fires, inside, asked):
-    left = [(f, i) for f, i, a in zip(fires, inside, asked, strict=True) if not a]
-    within, beyond = [f for f, i in left if i], [f for f, i in left if not i]
-    return sum(within) / len(within) - sum(beyond) / len(beyond)
-
-
-def frame_margin(fires, inside, asked):
-    means = pd.DataFrame({"fires": fires, "inside": inside})[~asked].groupby("inside")["fires"].mean()
-    return means[True] - means[False]
-
-
-def cut_margin(fires, inside, asked):
-    fires, inside = fires[~asked], inside[~asked]
-    return np.average(fires, weights=inside) - np.average(fires, weights=~inside)
-
-
 def equal_ranges(column, groups):
     bins = np.digitize(column, np.linspace(0, column.max(), groups + 1)[1:-1], right=True)
     rows = [np.flatnonzero((bins == b) & (column > 0)) for b in reversed(range(groups))]
@@ -89,9 +73,6 @@ RIGHT = [
     (phase_5.check_quantile_rows, loop_rows),
     (phase_5.check_quantile_rows, series_rows),
     (phase_5.check_quantile_rows, argmax_rows),
-    (phase_5.check_held_out_margin, loop_margin),
-    (phase_5.check_held_out_margin, frame_margin),
-    (phase_5.check_held_out_margin, cut_margin),
 ]
 
 WRONG = [
@@ -128,11 +109,4 @@ WRONG = [
         "the whole column",
     ),
     (phase_5.check_quantile_rows, lambda c, n: c.argsort()[::-1][:n], "the top group only"),
-    (phase_5.check_held_out_margin, lambda f, i, a: np.mean(f[i]) - np.mean(f[~i]), "they chose the feature"),
-    (phase_5.check_held_out_margin, lambda f, i, a: f[i & ~a].mean() - f[~i].mean(), "on both sides"),
-    (phase_5.check_held_out_margin, lambda f, i, a: f[i & a].mean() - f[~i & a].mean(), "keep the others"),
-    (phase_5.check_held_out_margin, lambda f, i, a: sum(f & i & ~a) - sum(f & ~i & ~a), "take shares"),
-    (phase_5.check_held_out_margin, lambda f, i, a: (2 * i[~a] - 1.0)[f[~a]].sum() / sum(~a), "its own group"),
-    (phase_5.check_held_out_margin, lambda f, i, a: -loop_margin(f, i, a), "inside minus outside"),
-    (phase_5.check_held_out_margin, lambda f, i, a: f[i & ~a].mean(), "Subtract the share outside"),
 ]

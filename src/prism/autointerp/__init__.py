@@ -1,6 +1,6 @@
 """Automated interpretability: units explained in sentences, and the sentences tested on held-out text.
 
-`TokenStatistics` explains by counting, `explain_with` asks a language model; `score_units` tests what either says by
+`TokenStatistics` explains by counting, `explain_with` asks a language model; `score` and `study` test what is said by
 detection and fuzzing, with hard negatives and shuffled explanations. Models are off unless the environment names one.
 """
 
@@ -22,14 +22,12 @@ from prism.autointerp.scoring import (
     SCORES,
     AlwaysNo,
     RuleJudge,
-    Study,
     accuracy,
     balanced_accuracy,
     density_partners,
     found_by_strength,
     other_places,
     score,
-    score_units,
     single_token,
     study,
     summarise,

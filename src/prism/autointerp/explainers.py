@@ -98,9 +98,9 @@ class Explanation:
             raise ValueError("this explanation is a sentence without a rule; a ModelJudge must judge it")
         return self._rates(windows.ids, *_bits(windows.ids, windows.tokens))
 
-    def brief(self, conditions: int = 2) -> str:
-        """The sentence with fewer of the rule's conditions; one without a rule as it is."""
-        return sentence_of(self.terms, self.base, self.cut, conditions) if self.terms else self.sentence
+    def brief(self) -> str:
+        """The sentence with two of the rule's conditions; one without a rule as it is."""
+        return sentence_of(self.terms, self.base, self.cut, shown=2) if self.terms else self.sentence
 
     def _rates(self, ids: np.ndarray, bits: np.ndarray, near: np.ndarray) -> np.ndarray:
         before = _shifted(ids, 1)

@@ -171,15 +171,12 @@ def density_partners(density: Float[np.ndarray, " units"]) -> Int[np.ndarray, " 
     return partner
 
 
-def score_units(
-    explanations: Mapping[int, Explanation], examples: Examples, judge: Judge | None = None
-) -> pd.DataFrame:
-    """Every unit under its own explanation, and under that of another which fires about as often.
+def score_units(explanations: Mapping[int, Explanation], examples: Examples) -> pd.DataFrame:
+    """Every unit under its own explanation, and under that of another which fires about as often; the rules judge.
 
     Args:
         explanations: unit -> its explanation, from other texts.
         examples: of held-out texts.
-        judge: who answers; by default the rules.
 
     Returns:
         One row a unit: unit, density (in the held-out texts), the columns of `score`, and each of `SCORES` as
@@ -192,8 +189,7 @@ def score_units(
     density = np.array([examples.fires(unit).mean() for unit in units])
     rows = []
     for unit, share, partner in zip(units.tolist(), density, units[density_partners(density)].tolist(), strict=True):
-        own = score(explanations[unit], examples, unit, judge)
-        other = score(explanations[partner], examples, unit, judge)
+        own, other = (score(explanations[which], examples, unit) for which in (unit, partner))
         rows.append({"unit": unit, "density": share, **own, **{f"shuffled_{name}": other[name] for name in SCORES}})
     return pd.DataFrame(rows)
 

@@ -33,13 +33,13 @@ GO_ON = {  # what is said when a step is stopped
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
-    parser.add_argument("step", choices=("all", "hub-corpus", "smollm2", "readings", *STEPS))
+    parser.add_argument("step", choices=("all", "smollm2", "readings", *STEPS))
     parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
     parser.add_argument(
         "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the results go (default: %(default)s)")
-    parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6; on a GPU 3e9)")
+    parser.add_argument("--tokens", type=float, help="tokens to pretrain on (default: 30e6)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--sample-tokens", type=int, default=1_000_000, help="size of the embedded corpus (tokens)")
     parser.add_argument("--sae-samples", type=int, default=4_000_000, help="activations harvested to train the SAEs on")
@@ -57,10 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         stopping.listen()
     options = parse(arguments)
     os.environ["PRISM_DATA"] = str(options.data.resolve())
-    if options.step == "hub-corpus":
-        from prism.build.corpus import download_hub_corpus
-
-        return download_hub_corpus(options.corpus)
     from prism import manifest
 
     for step in STEPS if options.step == "all" else (options.step,):
@@ -96,22 +92,13 @@ def _training_tokens(options: argparse.Namespace):
     return tokenizer, tokenise(options.corpus, tokenizer, path, options.work)
 
 
-def _pretrain_config(options: argparse.Namespace):
-    import torch
-
-    from prism.build.pretrain import CPU, GPU
-
-    config = GPU if torch.cuda.is_available() else CPU
-    return replace(config, tokens=options.tokens or config.tokens)
-
-
 def run_pretrain(options: argparse.Namespace) -> None:
     """Train the language model; the finished weights go to `data/model` as float16."""
-    from prism.build.pretrain import pretrain
+    from prism.build.pretrain import MINI, pretrain
 
     tokenizer, tokens = _training_tokens(options)
     run = options.work / "pretrain"
-    pretrain(tokens, tokenizer, run, _pretrain_config(options), resume=options.resume)
+    pretrain(tokens, tokenizer, run, replace(MINI, tokens=options.tokens or MINI.tokens), resume=options.resume)
     _publish(run, options.data / "model")
 
 
@@ -151,7 +138,7 @@ def run_saes(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from prism.build.corpus import END, MIXTURE
-    from prism.build.saes import SAMPLED_SHARE, embedded_saes, harvest_all, train_embedded
+    from prism.build.saes import SAMPLED_SHARE, embedded_config, harvest_all, train_embedded
     from prism.models import get_spec, load_model
 
     tokenizer, tokens = _training_tokens(options)
@@ -161,14 +148,14 @@ def run_saes(options: argparse.Namespace) -> None:
         ids = [np.array([*row, end], dtype=np.uint16) for row in pd.read_parquet(sampled)["tokens"]]
         tokens = {**tokens, "sampled": np.concatenate(ids)}
     model = load_model(replace(spec, folder=options.data / "model"))
-    family = embedded_saes(model.cfg.d_model)
-    wanted = [spec.sae(name).name for name in options.sae] if options.sae else list(family)
+    family = {name: embedded_config(sae, model.cfg.d_model) for name, sae in spec.saes.items()}
+    wanted = [spec.sae(name) for name in options.sae or family]
     shares = MIXTURE | {"sampled": SAMPLED_SHARE}
-    hooks = {sae.hook_name: sae.config.d_in for sae in family.values()}
+    hooks = {spec.sae(name).hook_name: config.d_in for name, config in family.items()}
     out = options.work / "activations"
     activations = harvest_all(model, tokens, hooks, out, options.sae_samples, end, spec.context, shares)
-    for name in wanted:
-        train_embedded(activations[family[name].hook_name], family[name], spec, options.data / "saes")
+    for sae in wanted:
+        train_embedded(activations[sae.hook_name], sae, family[sae.name], spec, options.data / "saes")
 
 
 def run_family(options: argparse.Namespace) -> None:
@@ -206,6 +193,10 @@ def run_cards(options: argparse.Namespace) -> None:
 
 def run_relatives(options: argparse.Namespace) -> None:
     """Train the further models that phase 6e compares, and their SAEs, into `data/models`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from prism.build.baselines import kind_bits
     from prism.build.pretrain import RELATIVES, pretrain, trained_tokens
     from prism.build.relatives import MEMBER, measure, write_card
     from prism.build.saes import train_family
@@ -223,7 +214,8 @@ def run_relatives(options: argparse.Namespace) -> None:
         home = out / "saes" / "family"
         home.mkdir(parents=True, exist_ok=True)
         train_family(spec, home, [MEMBER])
-        measured[name] = measure(out, tokenizer, options.corpus, trained_tokens(run))
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        measured[name] = measure(out, trained_tokens(run), kind_bits(model, tokenizer, options.corpus))
     write_card(options.data, measured)
 
 

@@ -7,13 +7,14 @@ trained on *all* training tokens, however few of them the language model has see
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from prism.build.corpus import END, encode_documents, find_kinds, split_documents
 
@@ -111,44 +112,56 @@ def model_nats(model, tokens: np.ndarray, context: int, end: int) -> float:
     return total
 
 
-def held_out(corpus: Path, kind: str, tokenizer, max_bytes: int = 200_000) -> Iterator[tuple[np.ndarray, int]]:
-    """Held-out documents of a kind, whole, until `max_bytes` are reached: token ids and size (bytes) of each."""
-    n_bytes = 0
-    for text in split_documents(find_kinds(corpus)[kind])[1]:
-        if n_bytes >= max_bytes:
-            return
-        n_bytes += len(text.encode())
-        yield encode_documents(tokenizer, [text])[:-1], len(text.encode())
-
-
-def bits_per_byte(
-    model, tokenizer, corpus: Path, train: dict[str, np.ndarray], max_bytes: int = 200_000
+def bits_by_kind(
+    measures: Mapping[str, Callable[[np.ndarray], float]], tokenizer, corpus: Path, max_bytes: int = 200_000
 ) -> dict[str, dict[str, float]]:
-    """Bits per byte on held-out documents, by kind: the model, a unigram, and the 5-gram.
+    """What the held-out documents of each kind cost, in bits per byte.
 
     Args:
+        measures: name -> nats of one document's token ids.
         max_bytes: held-out text used of each kind (bytes), whole documents.
 
     Returns:
-        kind -> {"model", "unigram", "5-gram", "bytes"}; plus the row "all", weighted by bytes.
+        kind -> one number a name, and "bytes"; plus the row "all", weighted by bytes.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for kind, path in find_kinds(corpus).items():
+        nats, n_bytes = dict.fromkeys(measures, 0.0), 0
+        for text in split_documents(path)[1]:
+            if n_bytes >= max_bytes:
+                break
+            n_bytes += len(text.encode())
+            ids = encode_documents(tokenizer, [text])[:-1]
+            for name, measure in measures.items():
+                nats[name] += measure(ids)
+        rows[kind] = {name: value / math.log(2) / n_bytes for name, value in nats.items()} | {"bytes": n_bytes}
+    total = sum(row["bytes"] for row in rows.values())
+    every = {name: sum(row[name] * row["bytes"] for row in rows.values()) / total for name in measures}
+    return rows | {"all": every | {"bytes": total}}
+
+
+def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
+    """Bits per byte of a model by kind, and 'all', by bytes; read in windows of at most 256 tokens."""
+    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
+    rows = bits_by_kind({"model": lambda ids: model_nats(model, ids, context, end)}, tokenizer, corpus, max_bytes)
+    return {kind: row["model"] for kind, row in rows.items()}
+
+
+def bits_per_byte(model, tokenizer, corpus: Path, train: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Bits per byte on held-out documents, by kind: "model", "unigram", "5-gram" and "bytes", as in `bits_by_kind`.
+
+    Args:
+        train: what the two baselines are counted on: kind -> token ids.
     """
     end = tokenizer.token_to_id(END)
     stream = np.concatenate([np.asarray(train[kind]) for kind in sorted(train)])
     ngram = NGram(stream, tokenizer.get_vocab_size())
     unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
     unigram = np.log(unigram / unigram.sum())
-    rows: dict[str, dict[str, float]] = {}
-    for kind in find_kinds(corpus):
-        nats, n_bytes = np.zeros(3), 0
-        for tokens, size in held_out(corpus, kind, tokenizer, max_bytes):
-            n_bytes += size
-            nats[0] += model_nats(model, tokens, model.config.max_position_embeddings, end)
-            nats[1] -= unigram[tokens].sum()
-            nats[2] -= np.log(ngram.probabilities(np.concatenate([[end], tokens]).astype(np.uint16))).sum()
-        bits = nats / math.log(2) / n_bytes
-        rows[kind] = {"model": bits[0], "unigram": bits[1], "5-gram": bits[2], "bytes": n_bytes}
-    total = sum(row["bytes"] for row in rows.values())
-    rows["all"] = {
-        name: sum(row[name] * row["bytes"] for row in rows.values()) / total for name in ("model", "unigram", "5-gram")
-    } | {"bytes": total}
-    return rows
+    behind_end = lambda ids: np.concatenate([[end], ids]).astype(np.uint16)  # noqa: E731
+    measures = {
+        "model": lambda ids: model_nats(model, ids, model.config.max_position_embeddings, end),
+        "unigram": lambda ids: -unigram[ids].sum(),
+        "5-gram": lambda ids: -np.log(ngram.probabilities(behind_end(ids))).sum(),
+    }
+    return bits_by_kind(measures, tokenizer, corpus)

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from prism.build.corpus import MIXTURE
-from prism.build.sample import OPENINGS
-from prism.evaluation import Evaluation, Sums, evaluate
+from prism.build.sample import TEMPERATURE
+from prism.evaluation import Evaluation, evaluate_all
 from prism.files import write_text
 from prism.models import get_spec, load_model, load_sae
 
@@ -31,7 +30,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def model_card(
-    bits: dict[str, dict[str, float]], trained_tokens: float, corpus_tokens: float, shape: str, samples: str
+    bits: dict[str, dict[str, float]], trained_tokens: float, corpus_tokens: float, shape: str, shown: str
 ) -> str:
     """Text of `data/model/README.md`."""
     frame = pd.DataFrame(
@@ -79,9 +78,9 @@ Training mixture (share of tokens): {", ".join(f"{kind} {share:.2f}" for kind, s
 
 ## Three samples of each kind
 
-Temperature {0.9}; the opening was written by us, the rest by the model.
+Temperature {TEMPERATURE}; the opening was written by us, the rest by the model.
 
-{samples}
+{shown}
 """
 
 
@@ -94,59 +93,42 @@ def describe(model) -> str:
     )
 
 
-def show_samples(corpus: pd.DataFrame, n: int = 3, width: int = 300) -> str:
-    """The first n sampled documents of each kind, shortened, as fenced blocks."""
-    blocks = []
-    for kind in OPENINGS:
-        mine = corpus[corpus["kind"] == kind]
-        mine = mine.drop_duplicates("opening").head(n)
-        for text in mine["text"]:
-            blocks.append(f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~")
-    return "\n\n".join(blocks)
+def samples(corpus: pd.DataFrame, width: int) -> str:
+    """The first three documents of each kind, cut after `width` characters, as fenced blocks."""
+    return "\n\n".join(
+        f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~"
+        for kind in MIXTURE
+        for text in corpus.loc[corpus["kind"] == kind, "text"].head(3)
+    )
 
 
-def keep_activation(caught: dict[str, torch.Tensor], name: str):
-    """A hook that keeps its activation under a name."""
-
-    def catch(activation: torch.Tensor, hook) -> None:
-        caught[name] = activation
-
-    return catch
+def cost(row) -> str:
+    """What an SAE costs in cross-entropy (nats), with its 95 % interval, from a row of measures."""
+    return f"{row.delta_ce:.3f} [{row.delta_ce_low:.3f}, {row.delta_ce_high:.3f}]"
 
 
-@torch.no_grad()
 def measure_saes(model, saes: dict, batch, small) -> dict[str, dict[str, object]]:
     """All that the SAE card says, by SAE.
 
     Args:
         saes: name -> SAE of this model.
-        batch: the whole embedded corpus, for densities, L0 and explained variance: one pass for all SAEs.
+        batch: the whole embedded corpus, for densities, L0 and explained variance.
         small: a part of it, for the cross-entropies.
     """
-    hooks = {sae.cfg.metadata.hook_name for sae in saes.values()}
-    stop = 1 + max(int(hook.split(".")[1]) for hook in hooks)
-    sums = {name: Sums(sae.cfg.d_in, sae.cfg.d_sae) for name, sae in saes.items()}
-    for start in tqdm(range(0, len(batch), 16), desc="measure", unit="batch"):
-        part, caught = batch[start : start + 16], {}
-        fwd_hooks = [(hook, keep_activation(caught, hook)) for hook in hooks]
-        model.run_with_hooks(part.tokens, fwd_hooks=fwd_hooks, stop_at_layer=stop, return_type=None)
-        for name, sae in saes.items():
-            x = caught[sae.cfg.metadata.hook_name][part.keep]
-            f = sae.encode(x)
-            sums[name].add(x, sae.decode(f), f)
-    return {name: _card_row(sums[name], sae, evaluate(model, sae, small, with_kl=False)) for name, sae in saes.items()}
+    whole = evaluate_all(model, saes, batch, with_ce=False)
+    ce = evaluate_all(model, saes, small, with_kl=False)
+    return {name: _card_row(sae, whole[name], ce[name]) for name, sae in saes.items()}
 
 
-def _card_row(sums: Sums, sae, ce: Evaluation) -> dict[str, object]:
-    measured = sums.measures()
-    density = measured["density"]
-    counts, _ = np.histogram(np.log10(density[density > 0]).clip(-6, 0), bins=np.arange(-6, 0.5, 0.5))
+def _card_row(sae, whole: Evaluation, ce: Evaluation) -> dict[str, object]:
+    live = whole.density[whole.density > 0]
+    counts, _ = np.histogram(np.log10(live).clip(-6, 0), bins=np.arange(-6, 0.5, 0.5))
     return {
         "hook": sae.cfg.metadata.hook_name,
         "d_sae": sae.cfg.d_sae,
         "samples": sae.cfg.metadata.training_samples,
-        "l0": measured["l0"],
-        "explained_variance": measured["explained_variance"],
+        "l0": whole.l0,
+        "explained_variance": whole.explained_variance,
         "ce_clean": ce.ce_clean,
         "ce_tokens": ce.n_tokens,
         "delta_ce": ce.delta_ce,
@@ -154,8 +136,8 @@ def _card_row(sums: Sums, sae, ce: Evaluation) -> dict[str, object]:
         "delta_ce_high": ce.delta_ce_interval[1],
         "ce_recovered_mean": ce.ce_recovered_mean,
         "ce_recovered_zero": ce.ce_recovered_zero,
-        "dead": measured["dead"],
-        "tokens": measured["n_tokens"],
+        "dead": whole.dead,
+        "tokens": whole.n_tokens,
         "density_histogram": counts.tolist(),
     }
 
@@ -171,7 +153,7 @@ def sae_card(measured: dict[str, dict]) -> str:
                 "trained on": f"{row['samples'] / 1e6:.1f} M",
                 "L0": f"{row['l0']:.1f}",
                 "EV": f"{row['explained_variance']:.3f}",
-                "ΔCE (nats, 95 %)": f"{row['delta_ce']:.3f} [{row['delta_ce_low']:.3f}, {row['delta_ce_high']:.3f}]",
+                "ΔCE (nats, 95 %)": cost(pd.Series(row)),
                 "CE recovered (mean)": f"{row['ce_recovered_mean']:.3f}",
                 "CE recovered (zero)": f"{row['ce_recovered_zero']:.3f}",
                 "dead": f"{row['dead']:,} ({row['dead'] / row['d_sae']:.1%})",
@@ -208,9 +190,7 @@ never fired on these tokens.
 
 def family_card(front: pd.DataFrame) -> str:
     """Text of `data/saes/family/README.md`."""
-    rows = front.assign(
-        cost=[f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in front.itertuples()]
-    )
+    rows = front.assign(cost=list(map(cost, front.itertuples())))
     columns = {
         "member": "SAE",
         "target_l0": "wanted L0",
@@ -280,7 +260,7 @@ The texts are ours, so they are not a sample of anything: results hold for texts
 """
 
 
-def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained_tokens: float) -> None:
+def write_cards(data: Path, corpus_dir: Path, train: dict[str, np.ndarray], trained_tokens: float) -> None:
     """Measure everything and write the data cards; `data/measurements.json` holds the same numbers."""
     from transformers import AutoModelForCausalLM
 
@@ -289,29 +269,23 @@ def write_cards(data: Path, corpus_dir: Path | None, train: dict | None, trained
 
     spec = get_spec("mini")
     bridge = load_model(spec)
-    path = data / "measurements.json"
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     corpus = pd.read_parquet(data / "corpus" / "sampled.parquet")
-    if corpus_dir is not None:
-        hf_model = AutoModelForCausalLM.from_pretrained(data / "model", dtype=torch.float32)
-        measured["bits_per_byte"] = bits_per_byte(hf_model, bridge.tokenizer.backend_tokenizer, corpus_dir, train)
-        measured["trained_tokens"] = trained_tokens
-        measured["corpus_tokens"] = sum(len(ids) for ids in train.values())
-        measured["shape"] = describe(hf_model)
+    hf_model = AutoModelForCausalLM.from_pretrained(data / "model", dtype=torch.float32)
     shuffled = corpus.sample(frac=1.0, random_state=0)
     batch = corpus_batch(shuffled, bridge.tokenizer, spec.context)
     small = corpus_batch(shuffled, bridge.tokenizer, spec.context, n_tokens=min(CE_TOKENS, batch.n_tokens))
     saes = {name: load_sae(spec, name) for name in spec.saes if (data / "saes" / name / "cfg.json").is_file()}
-    measured["saes"] = measure_saes(bridge, saes, batch, small)
-    write(path, json.dumps(measured, indent=1))
-    bits = measured["bits_per_byte"]
-    write(
-        data / "model" / "README.md",
-        model_card(
-            bits, *(measured[name] for name in ("trained_tokens", "corpus_tokens", "shape")), show_samples(corpus)
-        ),
-    )
-    write(data / "saes" / "README.md", sae_card(measured["saes"]))
+    of_model = {
+        "bits_per_byte": bits_per_byte(hf_model, bridge.tokenizer.backend_tokenizer, corpus_dir, train),
+        "trained_tokens": trained_tokens,
+        "corpus_tokens": sum(len(ids) for ids in train.values()),
+        "shape": describe(hf_model),
+    }
+    of_saes = measure_saes(bridge, saes, batch, small)
+    write(data / "measurements.json", json.dumps(of_model | {"saes": of_saes}, indent=1))
+    shown = samples(corpus.drop_duplicates(["kind", "opening"]), 300)
+    write(data / "model" / "README.md", model_card(*of_model.values(), shown))
+    write(data / "saes" / "README.md", sae_card(of_saes))
     write(data / "corpus" / "README.md", corpus_card(corpus))
     frames = {split: load_texts(split) for split in ("discover", "confirm")}
     write(data / "texts" / "README.md", texts_card(frames, bridge.tokenizer))

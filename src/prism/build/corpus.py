@@ -1,7 +1,6 @@
 """Training text: read documents by kind, hold some out, and tokenise them into one array per kind.
 
-A corpus is a folder of `KIND.txt` or `KIND.txt.xz` files whose documents are separated by a line
-`<|endoftext|>`. With a network, the public data sets in `HUB_SOURCES` can be written into such a folder.
+A corpus is a folder of `KIND.txt` or `KIND.txt.xz` files whose documents are separated by a line `<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from prism.files import sha256
 
 END = "<|endoftext|>"
 HELD_OUT_EVERY = 100  # one document in a hundred is never trained on
@@ -28,26 +29,6 @@ MIXTURE = {
     "stories": 0.07,
     "encyclopedic": 0.07,
 }
-
-# Public stand-ins on the Hugging Face hub: kind -> (data set, config, split, text column, licence).
-HUB_SOURCES = {
-    "python": ("codeparrot/codeparrot-clean-valid", None, "train", "content", "per-file open-source licences"),
-    "web": ("HuggingFaceFW/fineweb", "sample-10BT", "train", "text", "ODC-By 1.0"),
-    "math": ("open-web-math/open-web-math", None, "train", "text", "ODC-By 1.0"),
-    "nonenglish": ("wikimedia/wikipedia", "20231101.{language}", "train", "text", "CC BY-SA 4.0"),
-    "social": ("google-research-datasets/go_emotions", "simplified", "train", "text", "Apache-2.0"),
-    "formal": ("HFforLegal/case-law", None, "us", "document", "CC BY 4.0"),
-    "conversational": (
-        "HuggingFaceTB/everyday-conversations-llama3.1-2k",
-        None,
-        "train_sft",
-        "completion",
-        "Apache-2.0",
-    ),
-    "stories": ("roneneldan/TinyStories", None, "train", "text", "CDLA-Sharing-1.0"),
-    "encyclopedic": ("wikimedia/wikipedia", "20231101.en", "train", "text", "CC BY-SA 4.0"),
-}
-LANGUAGES = ("fr", "zh", "es", "de", "ru", "ja", "ar", "ko", "it", "pt")
 
 
 def find_kinds(corpus: Path) -> dict[str, Path]:
@@ -111,7 +92,7 @@ def tokenise(corpus: Path, tokenizer, tokenizer_path: Path, work: Path) -> dict[
     """
     folder = work / "tokens"
     folder.mkdir(parents=True, exist_ok=True)
-    key = {"tokenizer": _digest(tokenizer_path), "files": {k: p.stat().st_size for k, p in find_kinds(corpus).items()}}
+    key = {"tokenizer": sha256(tokenizer_path), "files": {k: p.stat().st_size for k, p in find_kinds(corpus).items()}}
     key_path = folder / "key.json"
     if not (key_path.is_file() and json.loads(key_path.read_text(encoding="utf-8")) == key):
         key_path.unlink(missing_ok=True)  # an interrupted run leaves no key behind
@@ -120,30 +101,3 @@ def tokenise(corpus: Path, tokenizer, tokenizer_path: Path, work: Path) -> dict[
             np.save(folder / f"{kind}.npy", encode_documents(tokenizer, train))
         key_path.write_text(json.dumps(key), encoding="utf-8")
     return {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in key["files"]}
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def download_hub_corpus(out: Path, megabytes_per_kind: float = 20.0) -> None:
-    """Write `KIND.txt` files from the public data sets of `HUB_SOURCES` (needs a network and `datasets`)."""
-    from datasets import load_dataset
-
-    out.mkdir(parents=True, exist_ok=True)
-    for kind, (name, config, split, column, licence) in HUB_SOURCES.items():
-        configs = [config.format(language=lang) for lang in LANGUAGES] if config and "{" in config else [config]
-        temporary = out / f"{kind}.txt.part"
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for one in configs:
-                written, limit = 0, megabytes_per_kind * 1e6 / len(configs)
-                for row in load_dataset(name, one, split=split, streaming=True):
-                    text = str(row[column]).strip()[:6000]
-                    file.write(f"{text}\n{END}\n")
-                    written += len(text.encode())
-                    if written >= limit:
-                        break
-        temporary.replace(out / f"{kind}.txt")
-        print(f"{kind}: {name} ({licence})")

@@ -62,8 +62,7 @@ class PretrainConfig:
         return min(warmup, 1.0, decay)
 
 
-CPU = PretrainConfig()
-GPU = PretrainConfig(n_layer=6, d_model=256, batch=256, tokens=3e9, warmup=30e6, checkpoint_minutes=1.0)
+MINI = PretrainConfig()
 RELATIVES = {  # the further models that phase 6e compares: one smaller, one of another architecture
     "mini-small": PretrainConfig(n_layer=2, d_model=128, tokens=7e6),
     "mini-llama": PretrainConfig(architecture="llama", n_layer=4, d_model=128, tokens=7e6),
@@ -234,12 +233,7 @@ def load_checkpoint(path: Path, model, optimizers) -> int:
 
 
 def pretrain(
-    tokens: dict[str, np.ndarray],
-    tokenizer: Tokenizer,
-    run: Path,
-    config: PretrainConfig,
-    resume: bool = False,
-    stop_at: int | None = None,
+    tokens: dict[str, np.ndarray], tokenizer: Tokenizer, run: Path, config: PretrainConfig, resume: bool = False
 ) -> list[tuple[int, float]]:
     """Train, with checkpoints in the folder `run`; the finished model goes to `run/model`.
 
@@ -250,9 +244,8 @@ def pretrain(
         (step, loss in nats per token) of every step of this call.
     """
     run.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     end = tokenizer.token_to_id(END)
-    model = make_model(config, tokenizer.get_vocab_size(), end).to(device)
+    model = make_model(config, tokenizer.get_vocab_size(), end)
     optimizers = make_optimizers(model, config)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     batches = Batches(tokens, config, end)
@@ -261,18 +254,16 @@ def pretrain(
         raise ValueError(f"'{last}' holds an earlier run; go on from it with --resume, or choose another --work")
     start = _resume(last, stable, model, optimizers, config) if resume else 0
     losses, saved = [], time.monotonic()
-    stop = min(config.steps, stop_at or config.steps)
     per_step = config.batch * config.context
     bar = tqdm(total=config.steps * per_step, initial=start * per_step, unit="tok", unit_scale=True, mininterval=5)
     log = (run / "log.jsonl").open("a" if resume else "w", encoding="utf-8")
-    for step in range(start, stop):
+    for step in range(start, config.steps):
         if step == config.decay_start:
             save_checkpoint(stable, model, optimizers, step, config)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * config.lr_scale(step)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = chunked_loss(model, batches(step).to(device), chunk=1024 if device == "cpu" else 8192)
+        loss = chunked_loss(model, batches(step))
         if not np.isfinite(loss):
             raise FloatingPointError(f"loss became {loss} at step {step}; last good checkpoint: '{last}'")
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -283,16 +274,15 @@ def pretrain(
         log.write(json.dumps({"step": step, "loss": round(loss, 5)}) + "\n")
         bar.update(per_step)
         bar.set_postfix(loss=f"{np.mean([x for _, x in losses[-50:]]):.3f}", refresh=False)
-        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step == stop - 1:
+        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step == config.steps - 1:
             save_checkpoint(last, model, optimizers, step + 1, config)
             log.flush()
             saved = time.monotonic()
     bar.close()
     log.close()
-    if stop == config.steps:
-        if config.architecture == "gpt2":
-            model.config.activation_function = "gelu_new"  # the same function under GPT-2's own name
-        model.to("cpu").save_pretrained(run / "model")
+    if config.architecture == "gpt2":
+        model.config.activation_function = "gelu_new"  # the same function under GPT-2's own name
+    model.save_pretrained(run / "model")
     return losses
 
 

@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pandas as pd
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
-from prism.build.baselines import held_out, model_nats
-from prism.build.cards import markdown_table, write
-from prism.build.corpus import END, find_kinds
+from prism.build.cards import cost, markdown_table, write
 
 MEMBER = "batch_topk"  # of the family, at the default hook
 
 
-def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
-    """Bits per byte on the same held-out documents as `baselines.bits_per_byte`, by kind; and 'all', by bytes."""
-    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
-    rows, bits, sizes = {}, 0.0, 0
-    for kind in find_kinds(corpus):
-        documents = list(held_out(corpus, kind, tokenizer, max_bytes))
-        nats = sum(model_nats(model, tokens, context, end) for tokens, _ in documents)
-        size = sum(n_bytes for _, n_bytes in documents)
-        rows[kind] = nats / math.log(2) / size
-        bits, sizes = bits + nats / math.log(2), sizes + size
-    return rows | {"all": bits / sizes}
-
-
-def measure(folder: Path, tokenizer, corpus: Path, trained_tokens: float) -> dict[str, object]:
-    """What the card says of one model in `folder`: parameters, size on disk (MB), tokens, bits per byte by kind."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config = model.config
+def measure(folder: Path, trained_tokens: float, bits: dict[str, float]) -> dict[str, object]:
+    """What the card says of one model in `folder`: parameters, size on disk (MB), tokens, and its bits by kind."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
     return {
-        "architecture": config.model_type,
-        "layers": config.num_hidden_layers,
-        "channels": config.hidden_size,
+        "architecture": model.config.model_type,
+        "layers": model.config.num_hidden_layers,
+        "channels": model.config.hidden_size,
         "parameters": model.num_parameters(),
         "trained_tokens": trained_tokens,
         "megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2),
-        "bits_per_byte": kind_bits(model, tokenizer, corpus),
+        "bits_per_byte": bits,
     }
 
 
@@ -76,8 +58,7 @@ def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.D
         ]
     )
     saes = pd.concat([front.assign(model=name) for name, front in fronts.items()])
-    cost = [f"{r.delta_ce:.3f} [{r.delta_ce_low:.3f}, {r.delta_ce_high:.3f}]" for r in saes.itertuples()]
-    saes = saes.assign(**{"ΔCE (nats, 95 %)": cost})[
+    saes = saes.assign(**{"ΔCE (nats, 95 %)": list(map(cost, saes.itertuples()))})[
         ["model", "target_l0", "l0", "d_sae", "explained_variance", "ΔCE (nats, 95 %)", "ce_recovered_mean"]
     ].round({"l0": 1, "explained_variance": 3, "ce_recovered_mean": 3})
     return f"""# Further embedded models
@@ -115,17 +96,8 @@ Measured on the other documents of the embedded corpus.
 def write_card(data: Path, measured: dict[str, dict]) -> None:
     """Write `data/models/README.md` and `data/models/measurements.json`."""
     embedded = json.loads((data / "measurements.json").read_text(encoding="utf-8"))
-    config = json.loads((data / "model" / "config.json").read_text(encoding="utf-8"))
-    parameters = AutoModelForCausalLM.from_pretrained(data / "model").num_parameters()
-    mini = {
-        "architecture": config["model_type"],
-        "layers": config["n_layer"],
-        "channels": config["n_embd"],
-        "parameters": parameters,
-        "trained_tokens": embedded["trained_tokens"],
-        "megabytes": round((data / "model" / "model.safetensors").stat().st_size / 1e6, 2),
-        "bits_per_byte": {kind: row["model"] for kind, row in embedded["bits_per_byte"].items()},
-    }
+    bits = {kind: row["model"] for kind, row in embedded["bits_per_byte"].items()}
+    mini = measure(data / "model", embedded["trained_tokens"], bits)
     write(data / "models" / "measurements.json", json.dumps({"mini": mini} | measured, indent=1))
     homes = {"mini": data / "saes" / "family"} | {name: data / "models" / name / "saes" / "family" for name in measured}
     fronts = {name: pd.read_csv(home / "front.csv") for name, home in homes.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from prism.evaluation import evaluate
 from prism.models import (
     FAMILY,
     ModelSpec,
+    SaeSpec,
     activations_at,
     held_out_batch,
     load_model,
@@ -31,33 +32,16 @@ from prism.models import (
 )
 from prism.models.saes import TARGET_L0
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
-from prism.training import TrainConfig, train
+from prism.training import Monitor, TrainConfig, train
 
 SAMPLED_SHARE = 0.25  # of the SAEs' training text is the embedded corpus (a quarter of what the mixture weighs)
+WIDTHS = {"2-res-x4": 4, "2-res-x32": 32, "2-mlp-post": 8}  # features a channel of the model; of the others 16
 
 
-@dataclass(frozen=True)
-class EmbeddedSae:
-    """One SAE to train: its name, where it reads, and its shape."""
-
-    name: str
-    hook_name: str
-    config: SaeConfig
-
-
-def embedded_saes(d_model: int) -> dict[str, EmbeddedSae]:
-    """The embedded family: three depths, MLP output and neurons, and three widths at the default layer."""
-    resid = "blocks.2.hook_resid_pre"
-    rows = [
-        EmbeddedSae("2-res", resid, SaeConfig(d_model, 16 * d_model)),
-        EmbeddedSae("1-res", "blocks.1.hook_resid_pre", SaeConfig(d_model, 16 * d_model)),
-        EmbeddedSae("3-res", "blocks.3.hook_resid_pre", SaeConfig(d_model, 16 * d_model)),
-        EmbeddedSae("2-mlp-out", "blocks.2.hook_mlp_out", SaeConfig(d_model, 16 * d_model)),
-        EmbeddedSae("2-mlp-post", "blocks.2.mlp.hook_post", SaeConfig(4 * d_model, 8 * d_model)),
-        EmbeddedSae("2-res-x4", resid, SaeConfig(d_model, 4 * d_model)),
-        EmbeddedSae("2-res-x32", resid, SaeConfig(d_model, 32 * d_model)),
-    ]
-    return {row.name: row for row in rows}
+def embedded_config(sae: SaeSpec, d_model: int) -> SaeConfig:
+    """Shape of one of `mini`'s embedded SAEs."""
+    d_in = 4 * d_model if sae.hook_name.endswith("mlp.hook_post") else d_model
+    return SaeConfig(d_in, WIDTHS.get(sae.name, 16) * d_model)
 
 
 @torch.no_grad()
@@ -109,10 +93,12 @@ def harvest_all(
     return {hook: np.load(path, mmap_mode="r") for hook, path in files.items()}
 
 
-def train_embedded(activations: np.ndarray, sae: EmbeddedSae, spec: ModelSpec, out: Path) -> SparseAutoencoder:
+def train_embedded(
+    activations: np.ndarray, sae: SaeSpec, settings: SaeConfig, spec: ModelSpec, out: Path
+) -> SparseAutoencoder:
     """Train one SAE on harvested activations `[samples, d_in]` and save it in SAELens' format, as float16."""
     config = TrainConfig(tokens=len(activations))
-    trained = train(activations, sae.config, config, progress=sae.name)
+    trained = train(activations, settings, config, Monitor(sae.name))
     text = "the training mixture of mini and its embedded corpus, BOS positions left out"
     metadata = metadata_of(trained, config, spec, sae.hook_name, len(activations), text)
     save_saelens(trained, out / sae.name, metadata)
@@ -141,7 +127,7 @@ def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FA
         reads = random_model(spec) if member.random_model else model
         for target in FRONT_L0 if name == member.sae.get("architecture", "batch_topk") else (TARGET_L0,):
             sae, config = member_configs(name, activations.shape[1], FAMILY_TOKENS, target)
-            trained = train(activations, sae, config, progress=f"{name}, L0 {target}")
+            trained = train(activations, sae, config, Monitor(f"{name}, L0 {target}"))
             metadata = metadata_of(trained, config, spec, hook, len(activations))
             if target == TARGET_L0:
                 save_saelens(trained, out / name, metadata)

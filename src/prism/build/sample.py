@@ -16,7 +16,7 @@ from prism.build.corpus import MIXTURE
 from prism.files import replacing
 from prism.stopping import deaf, ending_children
 
-TEMPERATURE = 0.9
+TEMPERATURE = 0.9  # of the softmax; no top-k or top-p cut
 
 # A few first words for each kind; the model writes the rest. None ends in a space: tokens carry it in front.
 OPENINGS: dict[str, tuple[str, ...]] = {
@@ -130,9 +130,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def sample_corpus(
-    model, tokenizer, out: Path, n_tokens: int = 1_000_000, temperature: float = TEMPERATURE, seed: int = 0
-) -> pd.DataFrame:
+def sample_corpus(model, tokenizer, out: Path, n_tokens: int) -> pd.DataFrame:
     """Sample documents of every kind, in the proportions of the training mixture, and write them as Parquet.
 
     Each kind is one job of a process with one thread, as many at a time as there are cores: the result does not
@@ -140,7 +138,6 @@ def sample_corpus(
 
     Args:
         model: a GPT-2 language model; tokenizer: its Hugging Face tokenizer.
-        temperature: of the softmax; no top-k or top-p cut.
 
     Returns:
         One row a document: kind, opening, temperature, seed, text, tokens (ids without BOS).
@@ -150,34 +147,37 @@ def sample_corpus(
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool, ending_children():
         begin = partial(pool.submit, sample_kind, model, tokenizer)
         with deaf():
-            jobs = [
-                begin(kind, n_tokens * MIXTURE[kind], temperature, seed + 10_000 * k) for k, kind in enumerate(OPENINGS)
-            ]
+            jobs = [begin(kind, n_tokens * MIXTURE[kind], 10_000 * k) for k, kind in enumerate(OPENINGS)]
         for job in jobs:
             job.add_done_callback(lambda job: job.exception() or bar.update(sum(len(row[-1]) for row in job.result())))
         rows = [row for job in jobs for row in job.result()]
     bar.close()
     frame = pd.DataFrame(rows, columns=["kind", "opening", "temperature", "seed", "text", "tokens"])
-    with replacing(out) as temporary:
-        frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
+    keep(frame, out)
     return frame
 
 
+def keep(frame: pd.DataFrame, path: Path) -> None:
+    """Write a corpus, or a part of one, as Parquet."""
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
+
+
 @torch.no_grad()
-def sample_kind(model, tokenizer, kind: str, n_tokens: float, temperature: float, seed: int) -> list[tuple]:
+def sample_kind(model, tokenizer, kind: str, n_tokens: float, seed: int) -> list[tuple]:
     """Documents of one kind, opening after opening, until they hold `n_tokens` in all."""
     openings, rows, i, total = OPENINGS[kind], [], 0, 0
     share = int(n_tokens / len(openings) / 150)  # documents a pass, at about 150 tokens each
     while total < n_tokens:
         opening = openings[i % len(openings)]
-        for ids in _sample(model, tokenizer, opening, min(64, max(1, share)), temperature, seed + i):
-            rows.append((kind, opening, temperature, seed + i, tokenizer.decode(ids), ids))
+        for ids in _sample(model, tokenizer, opening, min(64, max(1, share)), seed + i):
+            rows.append((kind, opening, TEMPERATURE, seed + i, tokenizer.decode(ids), ids))
             total += len(ids)
         i += 1
     return rows
 
 
-def _sample(model, tokenizer, opening: str, n: int, temperature: float, seed: int) -> list[list[int]]:
+def _sample(model, tokenizer, opening: str, n: int, seed: int) -> list[list[int]]:
     """Token ids of n documents that begin with one opening, up to the model's end token or its context."""
     torch.manual_seed(seed)
     end = tokenizer.bos_token_id
@@ -186,7 +186,7 @@ def _sample(model, tokenizer, opening: str, n: int, temperature: float, seed: in
         torch.tensor([prompt] * n),
         attention_mask=torch.ones(n, len(prompt), dtype=torch.long),
         do_sample=True,
-        temperature=temperature,
+        temperature=TEMPERATURE,
         top_k=0,
         top_p=1.0,
         max_length=model.config.n_positions,

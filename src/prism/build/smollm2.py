@@ -15,9 +15,9 @@ from sae_lens import SAE
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from prism.build.baselines import kind_bits
 from prism.build.cards import write
 from prism.build.real_text import Activations, Rows, held_out_tokens, training_tokens
-from prism.build.relatives import kind_bits
 from prism.build.smollm2_card import card
 from prism.build.writing import write_corpus
 from prism.data import TokenBatch, corpus_batch, load_texts, token_table

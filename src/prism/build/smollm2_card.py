@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from prism.build.cards import markdown_table
+from prism.build.cards import cost, markdown_table, samples
 from prism.build.openings import OPENINGS
 from prism.build.real_text import SHARES
 
@@ -19,7 +19,7 @@ def quality(table: pd.DataFrame) -> str:
             "features": f"{row.d_sae:,}",
             "L0": f"{row.l0:.1f}",
             "EV": f"{row.explained_variance:.3f}",
-            "ΔCE (nats, 95 %)": f"{row.delta_ce:.3f} [{row.delta_ce_low:.3f}, {row.delta_ce_high:.3f}]",
+            "ΔCE (nats, 95 %)": cost(row),
             "CE recovered (mean)": f"{row.ce_recovered_mean:.3f}",
             "never fired": f"{row.never_fired:,} ({row.never_fired / row.d_sae:.1%})",
             "median density": f"{row.median_density:.2%}",
@@ -41,15 +41,6 @@ def side_by_side(bits: Mapping[str, Mapping[str, float]], first: str) -> str:
     return markdown_table(
         pd.DataFrame([{first: kind} | {name: f"{one[kind]:.3f}" for name, one in bits.items()} for kind in kinds])
     )
-
-
-def samples(corpus: pd.DataFrame, n: int = 3, width: int = 400) -> str:
-    """The first n documents of each kind, shortened, as fenced blocks."""
-    blocks = []
-    for kind in OPENINGS:
-        for text in corpus.loc[corpus["kind"] == kind, "text"].head(n):
-            blocks.append(f"*{kind}*\n\n~~~text\n{text[:width].replace('~~~', '~')}\n~~~")
-    return "\n\n".join(blocks)
 
 
 def corpus_card(corpus: pd.DataFrame, dropped: Mapping[str, int]) -> str:
@@ -187,5 +178,5 @@ The 140 labelled texts:
 
 ## Three samples of each kind
 
-{samples(corpus)}
+{samples(corpus, 400)}
 """

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from prism.build.openings import OPENINGS, openings, requests
-from prism.files import replacing
+from prism.build.sample import keep
 
 TEMPERATURE, TOP_P, TOP_K = 0.8, 0.9, 200  # of the softmax; then what is left of its mass; and at most so many tokens
 CHATS = 0.6  # share of the documents that answer a request
@@ -121,7 +121,7 @@ def write_corpus(
         each = shares(everything["kind"].value_counts(), lengths.groupby(kept["kind"]).sum(), rows)
     bar.close()
     kept["text"] = [tokenizer.decode(ids) for ids in kept["tokens"]]
-    _keep(kept[["kind", "opening", "text", "tokens"]], out)
+    keep(kept[["kind", "opening", "text", "tokens"]], out)
     return {"sampled": len(everything), "kept": len(kept)} | dropped
 
 
@@ -148,12 +148,7 @@ def _write_part(
         (kind, opening, len(ids) - 1, document[1:])
         for (kind, opening, ids), document in zip(asked, written, strict=True)
     ]
-    _keep(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), path)
-
-
-def _keep(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        frame.to_parquet(temporary, compression="zstd", compression_level=19, index=False)
+    keep(pd.DataFrame(rows, columns=["kind", "opening", "given", "tokens"]), path)
 
 
 def weed(frame: pd.DataFrame, end: int) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -29,7 +29,6 @@ class Dictionary(torch.nn.Module):
         centre: the point that they start from.
         k: active features a token.
         metadata: of an SAE at the same hook (`sae.cfg.metadata`): the hook's name and the model's weight processing.
-        scale: what activations are multiplied by.
         title: what it is, in a few words.
 
     Raises:
@@ -42,7 +41,6 @@ class Dictionary(torch.nn.Module):
         centre: Float[Tensor, " d_in"],
         k: int,
         metadata: SAEMetadata,
-        scale: float = 1.0,
         title: str = "",
     ):
         if k < 1 or directions.shape[1] != len(centre):
@@ -53,7 +51,8 @@ class Dictionary(torch.nn.Module):
         super().__init__()
         self.register_buffer("W_dec", directions.float())
         self.register_buffer("b_dec", centre.float())
-        self.scale, self.title = scale, title
+        self.scale = 1.0  # what activations are multiplied by
+        self.title = title
         self.k = min(k, len(directions))
         self.cfg = SimpleNamespace(d_in=directions.shape[1], d_sae=len(directions), metadata=metadata)
 
@@ -105,17 +104,15 @@ def random_directions(
     return out
 
 
-def sanity_dictionaries(model, sae, batch: TokenBatch, k: int | None = None, seed: int = 0) -> dict[str, Dictionary]:
-    """PCA, raw channels and random directions at an SAE's hook, with the SAE's L0 and width where they have one.
+def sanity_dictionaries(model, sae, batch: TokenBatch, seed: int = 0) -> dict[str, Dictionary]:
+    """PCA, raw channels and random directions at an SAE's hook, with the SAE's L0 on these tokens, and its width.
 
     Args:
         batch: tokens to fit them on, best not those that they are measured on; 20,000 are plenty.
-        k: active features a token; by default the SAE's L0 on these tokens, rounded.
     """
     metadata = sae.cfg.metadata
     x = kept_activations(model, metadata.hook_name, ordinary(model, sae, batch))
-    if k is None:
-        active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
-        k = max(1, round(active / len(x)))
+    active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
+    k = max(1, round(active / len(x)))
     made = (pca(x, k, metadata), raw_channels(x, k, metadata), random_directions(x, k, metadata, sae.cfg.d_sae, seed))
     return {dictionary.title: dictionary for dictionary in made}

@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix, issparse
 from torch import Tensor
 
 from prism.data import TokenBatch, token_table
-from prism.evaluation.metrics import bootstrap_counts
-from prism.evaluation.probing import Values, auc_interval, fit_probe, text_means, top_columns
+from prism.evaluation.metrics import bootstrap_counts, middle
+from prism.evaluation.probing import Values, auc_draws, auc_interval, fit_probe, text_means, top_columns
 from prism.features import encode_activations, word_features
 
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C: from strongly to weakly held back
@@ -228,30 +228,16 @@ def monitor_report(
     moved = fpr_at_recall(scores, labels, recall)
     return MonitorReport(
         auc=auc_interval(scores, labels, n=n, seed=seed),
-        fpr_at_recall=(moved, *_middle(_fpr_draws(scores, labels, counts, recall))),
-        recall=(realised[0], *_middle(rates[0])),
-        fpr=(realised[1], *_middle(rates[1])),
+        fpr_at_recall=(moved, *middle(_fpr_draws(scores, labels, counts, recall))),
+        recall=(realised[0], *middle(rates[0])),
+        fpr=(realised[1], *middle(rates[1])),
     )
-
-
-def _middle(draws: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values, those left out in which one kind was missing."""
-    if np.isnan(draws).all():
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _falling(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Units by falling score, and the place of the last unit that ties with each."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1
-    return order, last
 
 
 def _fpr_draws(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray, recall: float) -> np.ndarray:
     """`fpr_at_recall` of each resample."""
-    order, last = _falling(scores)
+    order = np.argsort(-scores, kind="stable")
+    last = np.searchsorted(-scores[order], -scores[order], side="right") - 1  # of the units that tie with each
     found = np.cumsum(counts[:, order] * labels[order], axis=1)
     false = np.cumsum(counts[:, order] * ~labels[order], axis=1)
     wanted = _needed(recall, found[:, -1])
@@ -259,23 +245,6 @@ def _fpr_draws(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray, recal
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = false[np.arange(len(at)), at] / false[:, -1]
     return np.where(found[:, -1] > 0, rate, np.nan)
-
-
-def auc_draws(
-    scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"], counts: Int[np.ndarray, "n units"]
-) -> Float[np.ndarray, " n"]:
-    """AUC of each resample, given how often each unit is in it; NaN where one kind is missing.
-
-    >>> auc_draws(np.array([2.0, 1.0, 1.0]), np.array([True, False, True]), np.array([[1, 1, 1], [2, 1, 0]])).tolist()
-    [0.75, 1.0]
-    """
-    order, last = _falling(np.asarray(scores))
-    labels = np.asarray(labels, dtype=bool)
-    starts = np.unique(last, return_index=True)[1]
-    inside, outside = (np.add.reduceat(counts[:, order] * part[order], starts, axis=1) for part in (labels, ~labels))
-    below = outside.sum(1, keepdims=True) - np.cumsum(outside, axis=1) + outside / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (inside * below).sum(1) / (inside.sum(1) * outside.sum(1))
 
 
 def auc_difference(
@@ -305,7 +274,7 @@ def auc_difference(
     counts = np.concatenate([np.ones((1, labels.shape[1]), dtype=counts.dtype), counts])  # first, all as they are
     draws = [auc_draws(x, y, counts) - auc_draws(z, y, counts) for x, z, y in zip(a, b, labels, strict=True)]
     mean = np.mean(draws, axis=0)
-    return (float(mean[0]), *_middle(mean[1:]))
+    return (float(mean[0]), *middle(mean[1:]))
 
 
 def roc_band(

@@ -197,8 +197,7 @@ class Predictions:
                 picked = logits.gather(-1, targets[rows, None])[:, 0] - logits.logsumexp(-1)
                 nats[name].append(-picked.double().cpu())
                 if name in divergence:
-                    every = torch.ones(1, len(rows), dtype=torch.bool)
-                    divergence[name] += kl(before[None], logits[None], every) * len(rows)
+                    divergence[name] += kl(before, logits) * len(rows)
         sums = {
             name: np.bincount(sequence, torch.cat(parts).numpy(), len(mask)) if parts else np.zeros(len(mask))
             for name, parts in nats.items()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from prism.evaluation.metrics import bootstrap_counts
+from prism.evaluation.metrics import bootstrap_counts, middle
 
 RATIOS = {  # measure -> sums over sequences whose ratio it is (explained variance: 1 minus it)
     "l0": ("active", "tokens"),
@@ -50,12 +50,6 @@ class Evaluation:
     kl: float | None = _measure("nats per token", default=None)
     per_sequence: pd.DataFrame | None = field(default=None, repr=False)  # sums, one row a sequence: for resampling
 
-    @property
-    def ultralow(self) -> int | None:
-        """Features that fired on less than one token in a million; None where the sample is too small to tell."""
-        seen = self.density > 0
-        return int((self.density[seen] < 1e-6).sum()) if self.n_tokens > 1e6 else None
-
     def interval(self, measure: str, n: int = 2000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval over sequences of a measure that `RATIOS` lists.
 
@@ -64,8 +58,7 @@ class Evaluation:
         Raises:
             ValueError: another measure, or one that was not measured.
         """
-        low, high = np.quantile(_resampled(self, measure, n, seed), [0.025, 0.975])
-        return float(low), float(high)
+        return middle(_resampled(self, measure, n, seed))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a measure, with its value and unit; densities are left out."""
@@ -120,8 +113,7 @@ def paired_difference(
     if not same or not np.array_equal(a.per_sequence["tokens"], b.per_sequence["tokens"]):
         raise ValueError("the two evaluations are of different tokens; give both the same batch")
     difference = _resampled(a, measure, n, seed) - _resampled(b, measure, n, seed)
-    low, high = np.quantile(difference, [0.025, 0.975])
-    return getattr(a, measure) - getattr(b, measure), float(low), float(high)
+    return getattr(a, measure) - getattr(b, measure), *middle(difference)
 
 
 def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFrame:
@@ -148,9 +140,11 @@ def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFram
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`evaluation_table` to read: each measure with its interval, as text; then shares and width."""
+    """`evaluation_table` to read: each measure with its interval, as text, or a dash; then shares and width."""
 
     def cell(row: pd.Series, name: str, digits: int) -> str:
+        if np.isnan(row[name]):
+            return "–"
         return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row[[name, f"{name}_low", f"{name}_high"]], d=digits)
 
     shown = {"L0": ("l0", 1), "EV": ("explained_variance", 3), "ΔCE (nats)": ("delta_ce", 3)}

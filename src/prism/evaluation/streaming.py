@@ -110,14 +110,14 @@ def _reconstruct(sae) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def splice_check(model, sae, batch: TokenBatch, batch_size: int | None = None) -> float:
+def splice_check(model, sae, batch: TokenBatch) -> float:
     """Largest change of any sequence's mean CE when `x̂ + (x − x̂)` is put in place of `x` (nats; should be below 1e-5).
 
     It tests the plumbing: hook, positions and shapes, not the SAE's quality.
     """
     batch = ordinary(model, sae, batch)
     worst, hook_name, rebuild = 0.0, sae.cfg.metadata.hook_name, _reconstruct(sae)
-    batch_size = batch_size or logit_rows(model, batch, [hook_name])
+    batch_size = logit_rows(model, batch, [hook_name])
     for part, mask in zip(_parts(batch, batch_size), counted(batch).split(batch_size), strict=True):
         seen = Predictions(model, part.tokens, [hook_name])
         same = seen.changed(hook_name, part.keep, lambda x: rebuild(x) + (x - rebuild(x)))

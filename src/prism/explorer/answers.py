@@ -32,6 +32,7 @@ ASK = {  # a way of searching -> what is asked for
     "concept": "Texts that share a concept, one a line",
 }
 SHADE = "Shade: how near a rare feature comes to its maximum in the sample."
+PREPARED = "Examples, chosen by hand because they work; most others that we tried never fired in what was written:"
 HELP = {  # a tab of the web page -> what it is for
     "sentence": "Type a sentence and read it; then choose a token to see its features, or a feature to read its page.",
     "feature": "One feature's page, with your last sentence above it; its links lead to the features near to it.",

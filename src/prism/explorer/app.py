@@ -127,7 +127,7 @@ class Page:
     def _steer(self, first: int) -> None:
         self.prepared = EXAMPLES.get(self.explorer.spec.name, ())
         with gr.Row(visible=bool(self.prepared), elem_classes="prism-examples"):
-            gr.HTML(sentence("Examples", "help"))
+            gr.HTML(sentence(answers.PREPARED, "help"))
             self.examples = [gr.Button(one.title, size="sm", min_width=120) for one in self.prepared]
         self.prompt = _textbox("Prompt", answers.PROMPT, "prompt")
         with gr.Row():

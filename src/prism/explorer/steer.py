@@ -35,7 +35,15 @@ class Example:
     strength: float = STRENGTH
 
 
-EXAMPLES: dict[str, tuple[Example, ...]] = {"smollm2": ()}  # model -> features that were found to work
+# Model -> examples chosen by hand because they work. Most features are none: of the 195 of 15-res with a written label,
+# added once each at 1.25 behind 'The next morning I' (seed 0), 150 fire nowhere in the 30 tokens that were written.
+EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "smollm2": (
+        Example("Emoji", "What a beautiful day", "15-res", 37, 0.75),
+        Example("The language of research", "The next morning I", "15-res", 3832, 1.25),
+        Example("Italian articles", "The next morning I", "15-res", 222, 1.25),
+    )
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,9 +64,8 @@ class SteerPanel(Trial):
         prepared = EXAMPLES.get(explorer.spec.name, ())
         self.examples = [button(one.title, partial(self.prepare, one), one.prompt) for one in prepared]
         folded = widgets.Accordion([widgets.VBox(more)], titles=["More settings"])
-        super().__init__(
-            [widgets.HBox(self.examples, layout=WRAP), self.prompt, self.feature, self.strength, folded], "Write"
-        )
+        offered = [widgets.HTML(words(answers.PREPARED)), widgets.HBox(self.examples, layout=WRAP)] if prepared else []
+        super().__init__([*offered, self.prompt, self.feature, self.strength, folded], "Write")
 
     def prepare(self, one: Example) -> None:
         """Ask a prepared question."""

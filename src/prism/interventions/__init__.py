@@ -25,7 +25,6 @@ from prism.interventions.ablation import (
     top_set,
 )
 from prism.interventions.attribution import (
-    ERROR,
     METHODS,
     Nodes,
     agreement,
@@ -53,10 +52,9 @@ from prism.interventions.counterfactual import (
     swap_effects,
     target_logprobs,
 )
-from prism.interventions.prompts import Prompts, make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes
+from prism.interventions.prompts import make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes
 from prism.interventions.steering import (
     Curve,
-    Generation,
     Response,
     at_cost,
     compare_at_cost,

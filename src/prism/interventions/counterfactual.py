@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prism.data import DATA, TokenBatch, read_table
 from prism.evaluation.predictions import Change, Predictions, logit_rows
+from prism.evaluation.probing import text_means
 
 COLUMNS = ["template", "kind", "text_a", "text_b", "target_a", "target_b"]
 
@@ -116,9 +117,7 @@ def by_template(values: Float[np.ndarray, "pairs ..."], pairs: pd.DataFrame) -> 
 
     Pairs of one template are no independent samples: intervals and tests go by templates.
     """
-    codes = pd.factorize(pairs["template"])[0]
-    ones = csr_matrix((1 / np.bincount(codes)[codes], (codes, np.arange(len(codes)))))
-    return ones @ np.asarray(values, dtype=float)
+    return text_means(values, pd.factorize(pairs["template"])[0])
 
 
 def sign_flip_p(effects: Float[np.ndarray, " templates"], n: int = 10_000, seed: int = 0) -> float:

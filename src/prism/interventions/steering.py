@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prism.evaluation.metrics import bootstrap_counts
+from prism.evaluation.metrics import bootstrap_counts, middle
 from prism.evaluation.predictions import Change, Predictions
 from prism.interventions.changes import add, edited
 
@@ -274,5 +274,4 @@ def compare_at_cost(
     difference = draws - others
     if np.isnan(gain - other) or np.isnan(difference).mean() > 0.05:
         return gain - other, float("nan"), float("nan")
-    low, high = np.nanquantile(difference, [0.025, 0.975])
-    return gain - other, float(low), float(high)
+    return gain - other, *middle(difference)

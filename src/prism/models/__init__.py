@@ -21,14 +21,8 @@ from prism.models.massive import (
     without_massive,
 )
 from prism.models.registry import (
-    GEMMA_2_2B,
-    GPT2_SMALL,
-    HOME_TOKENS,
     MINI,
-    MINI_LLAMA,
-    MINI_SMALL,
     MODELS,
-    PYTHIA_70M,
     SMOLLM2,
     ModelSpec,
     SaeSpec,

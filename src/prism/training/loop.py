@@ -256,33 +256,29 @@ def train(
     sae: SaeConfig,
     config: TrainConfig | None = None,
     monitor: Monitor | None = None,
-    progress: str | None = None,
     checkpoint: Path | None = None,
-    way: str | None = None,
-    device: str | torch.device | None = None,
 ) -> SparseAutoencoder:
     """Train an SAE on activations; inputs are scaled to mean norm `sqrt(d_in)`, and the scale folded in at the end.
+
+    It is trained where `PRISM_DEVICE` says, and returned on the CPU.
 
     Args:
         activations: `[samples, d_in]` (array, memory map, tensor), visited in random order as often as `config.tokens`
             asks for; or anything that `torch.utils.data` gives (see `sources.as_source`).
-        monitor: shows and keeps the run's measures; by default one with `progress` as its label.
-        progress: label of the live view (curves in a notebook, a progress bar elsewhere); none without one.
+        monitor: keeps the run's measures, and shows them if it has a label; by default one that shows nothing.
         checkpoint: file written ten times in the run; if it is there, the run goes on from it, exactly.
-        way: "sparse" or "dense" gradients; by default the quicker one at each step.
-        device: where to train; by default what `PRISM_DEVICE` names. The SAE that is returned is on the CPU.
 
     Raises:
         ValueError: activations of another width, or fewer than one batch; a checkpoint of another run.
         FloatingPointError: the loss is not finite; the message names the step. The last checkpoint stays.
     """
     config = config or TrainConfig()
-    monitor = monitor or Monitor(progress)
+    monitor = monitor or Monitor()
     source = as_source(activations, config.batch, config.seed)
     sample = source.sample()
     if sample.shape[1] != sae.d_in:
         raise ValueError(f"activations are {sample.shape[1]} wide; this SAE reads {sae.d_in}")
-    trainer = Trainer(sae, config, sample, way, device or default_device())
+    trainer = Trainer(sae, config, sample, device=default_device())
     if checkpoint is not None and checkpoint.is_file():
         monitor.rows = trainer.load(checkpoint)
     monitor.start(config.steps, config.batch, trainer.step)
@@ -293,7 +289,6 @@ def train(
             monitor.record(trainer.step, **trainer.take(next(batches)))
             if checkpoint is not None and trainer.step % every == 0:
                 trainer.save(checkpoint, monitor.rows)
-                monitor.save()
     finally:
         monitor.close()
     return trainer.finish()

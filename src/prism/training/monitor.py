@@ -1,9 +1,8 @@
-"""What a training run shows and keeps: a live view, and a log that becomes a Parquet file."""
+"""What a training run shows and keeps: a live view, and a log."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -11,8 +10,6 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 from tqdm.auto import tqdm
-
-from prism.files import replacing
 
 COLUMNS = ("step", "tokens", "loss", "mse", "l0", "explained_variance", "dead", "lr", "sparsity", "tokens_per_second")
 SHOWN = {"loss": "loss", "explained_variance": "explained variance", "l0": "L0", "dead": "dead features"}
@@ -23,12 +20,11 @@ class Monitor:
 
     Args:
         label: title of the live view; None shows nothing.
-        path: Parquet file for the log, written at every checkpoint and at the end.
         every: steps between two rows of the log.
     """
 
-    def __init__(self, label: str | None = None, path: Path | None = None, every: int = 10):
-        self.label, self.path, self.every = label, path, every
+    def __init__(self, label: str | None = None, every: int = 10):
+        self.label, self.every = label, every
         self.rows: list[dict] = []
         self._view = self._bar = None
 
@@ -86,16 +82,8 @@ class Monitor:
         """The log so far: one row every `every` steps, columns as in `COLUMNS`."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
 
-    def save(self) -> None:
-        """Write the log, if it has a path; the old file stays until the new one is whole."""
-        if self.path is None:
-            return
-        with replacing(self.path) as temporary:
-            self.frame().to_parquet(temporary)
-
     def close(self) -> None:
         """The run is over, well or not: the live view goes, in a notebook one line stays."""
-        self.save()
         if self._bar is not None:
             self._bar.close()
         if self._view is not None:

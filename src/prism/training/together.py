@@ -105,15 +105,14 @@ def train_together(
     runs: Mapping[str, Run],
     rounds: int,
     folder: Path | None = None,
-    keep_every: int = 1,
     progress: str | None = None,
 ) -> dict[str, SparseAutoencoder]:
     """Train several SAEs on one stream of activations; each becomes what it would have become alone.
 
     Args:
         rounds: of the buffer.
-        folder: for a checkpoint after every `keep_every` rounds; a call that finds one there goes on from it, exactly,
-            if the buffer's chunks are what they were.
+        folder: for a checkpoint after every round; a call that finds one there goes on from it, exactly, if the
+            buffer's chunks are what they were.
         progress: label of a progress bar; none without one.
 
     Raises:
@@ -141,7 +140,7 @@ def train_together(
                     if step < sum(steps[:number]) + run.every:  # one row a round
                         logs[name].append({"round": number, **measured})
             bar.update()
-        if folder is not None and ((number + 1) % keep_every == 0 or number + 1 == rounds):
+        if folder is not None:
             _keep(folder, number + 1, trainers, logs, _key(buffer, runs))
     bar.close()
     return {name: trainer.finish() for name, trainer in trainers.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -45,39 +46,20 @@ def _harmless(address: str) -> bool:
 
 
 def marked(token: str, keep: str = "") -> str:
-    """A token with its white space made visible (· ↵ ⇥; but for what is kept), and control characters replaced."""
-    marks = {"\n": "↵", " ": "·", "\t": "⇥"} | {c: c for c in keep}
-    return "".join(marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
+    """A token with its white space made visible (· ↵ ⇥ ⍽; but for what is kept), and control characters replaced.
+
+    Of a token that is nothing but invisible marks, such as the one behind ❤️, the marks' numbers are shown.
+    """
+    if token and all(unicodedata.category(c) == "Cf" or c in "\ufe0e\ufe0f" for c in token):
+        return "".join(f"‹U+{ord(c):04X}›" for c in token)
+    marks = {"\n": "↵", " ": "·", "\xa0": "⍽", "\t": "⇥", "\x7f": "␡"}
+    keep += "\xa0" * (" " in keep)
+    return "".join(c if c in keep else marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
 
 
 def visible(token: str) -> str:
     """The same, escaped for HTML."""
     return escape(marked(token))
-
-
-def token_shading(
-    tokens: Sequence[str],
-    activations: Float[np.ndarray, " pos"],
-    title: str = "",
-    maximum: float | None = None,
-    start: int = 0,
-) -> str:
-    """A text as HTML, each token shaded by how strongly a feature fires on it; hovering shows token and value.
-
-    Tokens that make up one character are drawn as one, shaded by the largest of their values.
-
-    Args:
-        tokens: the text, token by token.
-        activations: one value per token; a value of 0 leaves the token unshaded.
-        title: a line above the text.
-        maximum: the activation that gets the full colour; by default the largest one here.
-        start: position of the first token, for the hover text.
-
-    Raises:
-        ValueError: as many activations as tokens are needed.
-    """
-    shades = shaded(tokens, activations, maximum, start)
-    return str(templates().get_template("tokens.html").module.shading(shades, title))
 
 
 class Piece(NamedTuple):
@@ -97,7 +79,19 @@ class Piece(NamedTuple):
 def shaded(
     tokens: Sequence[str], activations: Float[np.ndarray, " pos"], maximum: float | None = None, start: int = 0
 ) -> list[Piece]:
-    """What the macro `shading` shows. Args, errors: as `token_shading`."""
+    """What the macro `shading` shows: a text, each token shaded by how strongly a feature fires on it.
+
+    Tokens that make up one character are drawn as one, shaded by the largest of their values.
+
+    Args:
+        tokens: the text, token by token.
+        activations: one value per token; a value of 0 leaves the token unshaded.
+        maximum: the activation that gets the full colour; by default the largest one here.
+        start: position of the first token, for the hover text.
+
+    Raises:
+        ValueError: as many activations as tokens are needed.
+    """
     values = np.nan_to_num(as_array(activations))
     if values.shape != (len(tokens),):
         raise ValueError(f"{len(tokens)} tokens but activations of shape {values.shape}: give one value per token")
