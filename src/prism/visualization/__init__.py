@@ -10,7 +10,6 @@ from prism.visualization.style import (
     BLUE,
     CATEGORY_COLOURS,
     WIDTH,
-    category_colours,
     category_order,
     category_title,
     short_label,
