@@ -39,7 +39,7 @@ CHANGED = {
     "6e": "MEASURED, READ, UNITS, PERMUTATIONS = 6, 40, 40, 50",
     "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'formal', 50, 1, (5, 20)",
 }
-LARGE = {name: CHANGED[name] for name in ("0", "6a", "6b", "6e", "6f")} | {  # with 24,576 features: less data
+LARGE = {name: CHANGED[name] for name in ("6a", "6b", "6e", "6f")} | {  # with 24,576 features: less data
     "3": "DOCUMENTS, TWINS = 12, 1",
     "4": "TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, HELD_OUT_TOKENS = 150_000, 20_000, 40_000, 6_000",
 }
@@ -71,7 +71,7 @@ def gpt2(tmp_path_factory) -> dict[str, object]:
     return {"PRISM_MODEL": "gpt2-small", "HF_HUB_CACHE": folder / "hub", "PRISM_CACHE": folder / "cache"} | nobody
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in PATHS if phase_of(path) != "0"], ids=lambda path: path.stem)
 def test_gpt2_with_random_weights_from_the_cache(path, gpt2, tmp_path):
     seen = verdicts(run(changed(path, tmp_path, LARGE), **gpt2))
     supported = [claim for claim, verdict in seen.items() if verdict == "supported"]
