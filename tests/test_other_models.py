@@ -82,8 +82,6 @@ def test_gpt2_with_random_weights_from_the_cache(path, gpt2, tmp_path):
         assert not any(word in claim for claim in supported for word in meaning), supported
     elif phase_of(path).startswith("6"):
         assert not [claim for claim in supported if not any(words in claim for words in NEED_NO_LEARNING)], supported
-    elif phase_of(path) == "0":  # toy data, on which the model has no say
-        assert len(seen) == len(supported), seen
     else:
         assert len(supported) <= len(seen) / 2, supported
 
