@@ -1,7 +1,7 @@
 """What phases 1 and 2 state of SmolLM2 is so, and no other feature's number would pass in its place.
 
-Their cells run on the real model, where it has been fetched; that takes minutes. Cross-entropies are left out here, since they
-would take as long as all the rest: `prism execute` asserts what is stated of them.
+Their cells run on the real model, where it has been fetched; that takes minutes. Cross-entropies are left out here,
+since they would take as long as all the rest: `prism execute` asserts what is stated of them.
 """
 
 import re
