@@ -461,6 +461,7 @@ def test_claim_card_prints_and_escapes(capsys):
     card.print()
     assert capsys.readouterr().out == str(card) + "\n"
     assert "not supported" in str(ClaimCard("c", "e", "i", "n", "r", supported=False))
+    assert "undecided" in str(ClaimCard("c", "e", "i", "n", "r", supported=None))
     with pytest.raises(TypeError, match="True or False"):
         ClaimCard("c", "e", "i", "n", "r", supported="False")
 

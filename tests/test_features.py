@@ -30,6 +30,7 @@ from prism.features import (
     channel_features,
     encode_activations,
     encode_features,
+    peak_tokens,
     word_features,
 )
 
@@ -306,6 +307,14 @@ def test_one_text_is_read_as_in_a_matrix_of_many(mini):
     for text, row in zip(texts, peaks, strict=True):
         assert activation(text, int(row.argmax())) == pytest.approx(row.max(), rel=1e-4)
         assert activation(text, silent) == 0
+    matrix = encode_features(mini, sae, batch, data.token_table(batch, mini.tokenizer))
+    for feature in (int(peaks[0].argmax()), silent):
+        tried = peak_tokens(mini, sae, texts, feature, 64)
+        np.testing.assert_allclose(tried["activation"], peaks[:, feature], rtol=1e-4)
+        for text, on in enumerate(tried["on"]):
+            rows = np.flatnonzero(matrix.table["text"] == text)
+            values = matrix.column(feature)[rows]
+            assert on == (matrix.table["token"].iloc[rows[values.argmax()]] if values.any() else "")
     for text, says in ((" ", "is empty"), ("word " * 99, "the longest that fits is 63")):
         with pytest.raises(ValueError, match=says):
             activation(text, 0)

@@ -124,7 +124,7 @@ class ClaimCard:
         interval: of the effect, and of what kind.
         control: what it was compared with, and the control's value.
         refuted_by: what result would refute the claim.
-        supported: the verdict, as computed.
+        supported: the verdict, as computed; None where the measurement cannot tell.
     """
 
     claim: str
@@ -132,18 +132,18 @@ class ClaimCard:
     interval: str
     control: str
     refuted_by: str
-    supported: bool
+    supported: bool | None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.supported, (bool, np.bool_)):
-            raise TypeError(f"supported is {self.supported!r}; compute it as True or False")
+        if not isinstance(self.supported, (bool, np.bool_, type(None))):
+            raise TypeError(f"supported is {self.supported!r}; compute it as True or False, or None for undecided")
         for name in ("effect", "interval", "control"):
             object.__setattr__(self, name, UNMEASURED.sub("–", str(getattr(self, name))))
 
     @property
     def verdict(self) -> str:
-        """'supported' or 'not supported'."""
-        return "supported" if self.supported else "not supported"
+        """'supported', 'not supported' or 'undecided'."""
+        return "undecided" if self.supported is None else "supported" if self.supported else "not supported"
 
     def _parts(self) -> dict[str, str]:
         names = ("claim", "effect", "interval", "control", "refuted_by", "verdict")

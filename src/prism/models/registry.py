@@ -107,9 +107,9 @@ def _by_name(*specs: SaeSpec) -> dict[str, SaeSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def _embedded(home: Path, name: str, site: str, title: str) -> SaeSpec:
+def _embedded(home: Path, name: str, site: str, title: str, l0: float | None = None) -> SaeSpec:
     hook = f"blocks.{name.split('-')[0]}.{site}"
-    return SaeSpec(name=name, hook_name=hook, title=title, folder=home / "saes" / name)
+    return SaeSpec(name=name, hook_name=hook, title=title, folder=home / "saes" / name, published_l0=l0)
 
 
 def _gpt2_res(layer: int, l0: float) -> SaeSpec:
@@ -207,11 +207,17 @@ SMOLLM2 = ModelSpec(
     documents=32,
     folder=SMOLLM2_WHEEL.folder,
     saes=_by_name(
-        _embedded(DATA / "smollm2", "15-res", "hook_resid_pre", "residual stream before block 15, 4,608 features"),
-        _embedded(DATA / "smollm2", "7-res", "hook_resid_pre", "residual stream before block 7, 4,608 features"),
-        _embedded(DATA / "smollm2", "23-res", "hook_resid_pre", "residual stream before block 23, 4,608 features"),
-        _embedded(DATA / "smollm2", "15-mlp-out", "hook_mlp_out", "MLP output of block 15, 4,608 features"),
-        _embedded(DATA / "smollm2", "15-mlp-post", "mlp.hook_post", "gated MLP neurons of block 15, 3,072 features"),
+        _embedded(
+            DATA / "smollm2", "15-res", "hook_resid_pre", "residual stream before block 15, 4,608 features", 46.4
+        ),
+        _embedded(DATA / "smollm2", "7-res", "hook_resid_pre", "residual stream before block 7, 4,608 features", 47.4),
+        _embedded(
+            DATA / "smollm2", "23-res", "hook_resid_pre", "residual stream before block 23, 4,608 features", 47.9
+        ),
+        _embedded(DATA / "smollm2", "15-mlp-out", "hook_mlp_out", "MLP output of block 15, 4,608 features", 48.6),
+        _embedded(
+            DATA / "smollm2", "15-mlp-post", "mlp.hook_post", "gated MLP neurons of block 15, 3,072 features", 48.4
+        ),
     ),
 )
 

@@ -12,73 +12,46 @@ from plotly.subplots import make_subplots
 
 from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
-from prism.visualization.style import BLUE, GREY, VERMILLION, as_array, finish
+from prism.visualization.style import BLUE, VERMILLION, as_array, finish
 
 
-def dense_vs_sparse(
-    activations: Float[np.ndarray, " n"],
-    features: Float[np.ndarray, " m"],
-    title: str = "The same tokens as dense activations and as sparse features",
-) -> go.Figure:
-    """Two value distributions side by side, with the share of non-zeros that each holds.
+def dense_vs_sparse(activation: Float[np.ndarray, " d_in"], features: Float[np.ndarray, " d_sae"]) -> go.Figure:
+    """One token twice, a line for each number: the model's activation above, the SAE's features below.
 
     Args:
-        activations: a sample of the model's activations, all channels together.
-        features: a sample of SAE feature activations of the same tokens.
-        title: the figure's title.
+        activation: of the token, all channels.
+        features: the SAE's feature activations of the same token.
 
     Raises:
-        ValueError: a sample is empty.
+        ValueError: one of them is empty.
     """
-    panels = {
-        "Activations": (as_array(activations).ravel(), BLUE),
-        "Features": (as_array(features).ravel(), VERMILLION),
-    }
+    panels = {"activation": (as_array(activation), BLUE), "features": (as_array(features), VERMILLION)}
     if not all(values.size for values, _ in panels.values()):
-        raise ValueError("a sample is empty: give at least one activation and one feature value")
-    heads = [f"{name}: {np.mean(values != 0):.2%} non-zero" for name, (values, _) in panels.items()]
-    fig = make_subplots(1, 2, subplot_titles=heads, shared_yaxes=True, horizontal_spacing=0.06)
-    for column, (name, (values, colour)) in enumerate(panels.items(), start=1):
-        for trace in _value_bars(values, name, colour):
-            fig.add_trace(trace, 1, column)
-    fig.update_xaxes(title="value (the central 99.8 %)")
-    fig.update_yaxes(type="log", exponentformat="power", dtick=1)
-    fig.update_yaxes(title="share of values in the bin (log scale)", col=1)
-    return finish(
-        fig, title, 430, barmode="overlay", bargap=0.02, margin=dict(t=90, b=90), legend=dict(y=-0.2, yanchor="top")
-    )
-
-
-def _value_bars(values: np.ndarray, name: str, colour: str, bins: int = 50) -> list[go.Bar]:
-    """Shares of the non-zero values by bin, and one bar of its own for the exact zeros, left of the bins or on 0."""
-    nonzero = values[values != 0]
-    low, high = np.quantile(nonzero, [0.001, 0.999]) if nonzero.size else (0.0, 1.0)
-    low = 0.0 if low > 0 else low
-    counts, edges = np.histogram(nonzero, bins, range=(low, max(high, low + 1e-6)))
-    step, kept = edges[1] - edges[0], counts > 0
-    bars = [
-        go.Bar(
-            x=(edges[:-1] + step / 2)[kept],
-            y=counts[kept] / values.size,
-            width=step,
-            marker_color=colour,
-            name=f"{name}: non-zero",
-            hovertemplate="around %{x:.3g}: %{y:.3%}<extra></extra>",
-        )
+        raise ValueError("no numbers to draw: give the activation and the features of one token")
+    heads = [
+        f"Its {name}: {len(values):,} numbers, {np.count_nonzero(values):,} of them not zero"
+        for name, (values, _) in panels.items()
     ]
-    zeros = 1 - nonzero.size / values.size
-    if zeros:
-        bars.append(
-            go.Bar(
-                x=[-step if low == 0 else 0.0],
-                y=[zeros],
-                width=step,
-                marker_color=GREY,
-                name=f"{name}: exactly 0",
-                hovertemplate="exactly 0: %{y:.2%}<extra></extra>",
-            )
-        )
-    return bars
+    fig = make_subplots(2, 1, subplot_titles=heads, vertical_spacing=0.2)
+    for row, (name, (values, colour)) in enumerate(panels.items(), start=1):
+        at = values.nonzero()[0]
+        fig.add_trace(_lines(at, values[at], name, colour), row, 1)
+        fig.update_xaxes(title="feature" if row == 2 else "channel", range=[-1, len(values)], row=row)
+    fig.update_yaxes(title="value")
+    return finish(fig, "One token, dense and sparse", 520, showlegend=False)
+
+
+def _lines(at: np.ndarray, values: np.ndarray, name: str, colour: str) -> go.Scatter:
+    """A vertical line from 0 to each value, as one trace with gaps."""
+    gaps = np.full(len(at), np.nan)
+    return go.Scatter(
+        x=np.repeat(at, 3),
+        y=np.stack([np.zeros(len(at)), values, gaps], axis=1).ravel(),
+        mode="lines",
+        name=name,
+        line=dict(color=colour, width=1.5),
+        hovertemplate="%{x}: %{y:.2f}<extra></extra>",
+    )
 
 
 # --- exercises -------------------------------------------------------------------------------------------------------

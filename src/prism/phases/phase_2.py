@@ -14,12 +14,9 @@ from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
 from prism.visualization.style import (
     GREY,
-    INK,
-    PALE,
     SEQUENTIAL,
     VERMILLION,
     as_array,
-    category_colours,
     category_order,
     category_title,
     colour_bar,
@@ -29,27 +26,20 @@ from prism.visualization.style import (
 
 
 def category_heatmap(
-    values: Float[np.ndarray, "features texts"],
-    labels: Sequence[object],
-    categories: Sequence[str],
-    scale: str = "log1p",
-    title: str = "Each feature on each text",
+    values: Float[np.ndarray, "features texts"], labels: Sequence[object], categories: Sequence[str], title: str
 ) -> go.Figure:
-    """Features × texts, the texts sorted into bands by category.
+    """Features × texts, each feature as a share of its own maximum, the texts sorted into bands by category.
 
     Args:
         values: activation of each feature on each text (its maximum over the text's tokens).
         labels: one label per feature.
         categories: one category per text; any order, the figure sorts.
-        scale: 'log1p' for log(1 + activation), 'feature' for each feature's share of its own maximum.
         title: the figure's title.
 
     Raises:
-        ValueError: an unknown scale, or labels or categories that do not match the array's shape.
+        ValueError: labels or categories that do not match the array's shape.
     """
     values, categories = as_array(values), list(categories)
-    if scale not in ("log1p", "feature"):
-        raise ValueError(f"scale is {scale!r}: choose 'log1p' or 'feature'")
     if values.shape != (len(labels), len(categories)):
         raise ValueError(
             f"values are {values.shape}, but there are {len(labels)} labels and {len(categories)} texts: "
@@ -58,136 +48,75 @@ def category_heatmap(
     names = category_order(categories)
     order = sorted(range(len(categories)), key=lambda text: names.index(categories[text]))
     values = values[:, order]
-    shown = np.log1p(values) if scale == "log1p" else values / np.maximum(values.max(1, keepdims=True), 1e-9)
-    bar = "log(1 + activation)" if scale == "log1p" else "share of the feature's maximum"
-    fig = go.Figure(
-        go.Heatmap(
-            z=shown,
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            customdata=values.round(2),
-            colorbar=colour_bar(bar),
-            hovertemplate="text %{x}<br>%{y}: %{customdata:.2f}<extra></extra>",
-        )
+    heat = go.Heatmap(
+        z=values / np.maximum(values.max(1, keepdims=True), 1e-9),
+        colorscale=SEQUENTIAL,
+        zmin=0,
+        customdata=values.round(2),
+        colorbar=colour_bar("share of the feature's maximum"),
+        hovertemplate="text %{x}<br>%{y}: %{customdata:.2f}<extra></extra>",
     )
-    slanted = _category_bands(fig, [categories[text] for text in order])
-    fig.update_xaxes(
-        title="texts, sorted by category",
-        showticklabels=False,
-        ticks="",
-        showgrid=False,
-        range=[-0.5, len(order) - 0.5],
-    )
+    fig = go.Figure(heat)
+    _category_bands(fig, [categories[text] for text in order])
+    fig.update_xaxes(title="texts, sorted by category", showticklabels=False, ticks="", showgrid=False)
+    fig.update_xaxes(range=[-0.5, len(order) - 0.5])
     fig.update_yaxes(
-        title="feature",
-        tickvals=list(range(len(labels))),
-        ticktext=[short_label(x, 40) for x in labels],
-        autorange="reversed",
-        ticks="",
-        showgrid=False,
-        tickfont=dict(size=12),
+        tickvals=list(range(len(labels))), ticktext=[short_label(x, 40) for x in labels], autorange="reversed"
     )
-    top = 150 if slanted else 110
-    return finish(fig, title, top + 60 + max(22 * len(labels), 180), margin=dict(t=top))
+    fig.update_yaxes(ticks="", showgrid=False, tickfont=dict(size=12))
+    return finish(fig, title, 170 + max(22 * len(labels), 180), margin=dict(t=110))
 
 
-def _category_bands(fig: go.Figure, categories: list[str]) -> bool:
-    """A strip of colour and a title above each run of texts of one category; True if the titles had to be slanted."""
-    colours, names = category_colours(categories), category_order(categories)
-    lines = {name: textwrap.wrap(category_title(name), 14, break_long_words=False) for name in names}
-    pixels = {name: 700 * categories.count(name) / len(categories) for name in names}
-    slanted = any(6.8 * max(map(len, lines[name])) > pixels[name] for name in names)
-    style = dict(textangle=-32, xanchor="left") if slanted else dict(xanchor="center")
-    for name in names:
+def _category_bands(fig: go.Figure, categories: list[str]) -> None:
+    """A title above each run of texts of one category, and a line between two runs."""
+    for name in category_order(categories):
         first, count = categories.index(name), categories.count(name)
-        left, right = first - 0.5, first + count - 0.5
-        fig.add_shape(
-            type="rect",
-            x0=left,
-            x1=right,
-            yref="paper",
-            ysizemode="pixel",
-            yanchor=1,
-            y0=4,
-            y1=13,
-            fillcolor=colours[name],
-            line=dict(color="white", width=2),
-        )
-        text = (" " if slanted else "<br>").join(short_label(line) for line in lines[name])
+        head = "<br>".join(textwrap.wrap(category_title(name), 11, break_long_words=False))
         fig.add_annotation(
-            x=(left + right) / 2,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            yshift=14,
-            text=text,
-            showarrow=False,
-            font=dict(size=12),
-            **style,
+            x=first + (count - 1) / 2, y=1, yref="paper", yanchor="bottom", text=head, showarrow=False, yshift=4
         )
         if first:
-            fig.add_vline(left, line=dict(color=GREY, width=1))
-    return slanted
+            fig.add_vline(first - 0.5, line=dict(color=GREY, width=1))
 
 
-def null_figure(
-    null: Null,
-    observed: Mapping[str, float],
-    title: str = "The best specialist, against the best by chance",
-) -> go.Figure:
-    """Per category: what the whole search finds when labels are shuffled, and what it found in truth.
+def null_figure(null: Null, observed: Mapping[str, float]) -> go.Figure:
+    """What the whole search finds when labels are shuffled, as bars, and what it found in truth, as diamonds.
 
     Args:
-        null: from `analysis.permutation_null`: the maximum specialist score over all features, for each permutation.
-        observed: category -> best specialist score with the true labels; a category left out gets no marker.
-        title: the figure's title.
+        null: from `analysis.permutation_null`.
+        observed: category -> best specialist score with the true labels.
     """
-    names = category_order(null.categories)
-    scores = null.scores[:, [null.categories.index(name) for name in names]]
-    low, q05, middle, q95, high = np.quantile(scores, [0, 0.05, 0.5, 0.95, 1], axis=0, method="nearest")
-    titles = [category_title(name) for name in names]
-    found = [observed.get(name) for name in names]
+    scores, shares = np.unique(null.scores.max(1), return_counts=True)
+    shares = shares / shares.sum()
+    at: dict[float, list[str]] = {}
+    for name, score in observed.items():
+        at.setdefault(score, []).append(name)
     fig = go.Figure(
         [
-            _segments(low, high, titles, "shuffled labels: all permutations", PALE, 12),
-            _segments(q05, q95, titles, "5th to 95th percentile", "#aab2bb", 12),
-            go.Scatter(
-                x=middle,
-                y=titles,
-                mode="markers",
-                name="median",
-                hovertemplate="null median %{x:g}<extra></extra>",
-                marker=dict(symbol="line-ns", size=14, line=dict(width=3, color=INK)),
+            go.Bar(
+                x=scores,
+                y=shares,
+                name="shuffled labels",
+                marker_color=GREY,
+                hovertemplate="best score %{x:+d} in %{y:.1%} of shuffles<extra></extra>",
             ),
             go.Scatter(
-                x=found,
-                y=titles,
-                mode="markers",
-                name="observed best",
+                x=[*at],
+                y=[0.02 * max(shares)] * len(at),
+                text=["<br>".join(names) for names in at.values()],
+                mode="markers+text",
+                textposition="top center",
+                name="true labels: the best of each category",
                 cliponaxis=False,
                 marker=dict(symbol="diamond", size=13, color=VERMILLION, line=dict(color="white", width=1)),
-                hovertemplate="%{y}: observed %{x:g}<extra></extra>",
             ),
         ]
     )
-    fig.update_xaxes(title="specialist score (texts inside the category that fire − texts outside)")
-    fig.update_yaxes(title="category", categoryarray=titles, autorange="reversed", showgrid=False)
-    subtitle = f"{len(scores):,} permutations of the text labels, each searched over all features"
-    return finish(fig, title, 190 + 44 * len(names), subtitle, margin=dict(t=115))
-
-
-def _segments(starts, stops, ys: Sequence[str], name: str, colour: str, width: int) -> go.Scatter:
-    """Horizontal segments as one trace, with gaps between them."""
-    x = [value for start, stop in zip(starts, stops, strict=True) for value in (start, stop, None)]
-    return go.Scatter(
-        x=x,
-        y=[y for y in ys for _ in range(3)],
-        mode="lines",
-        name=name,
-        connectgaps=False,
-        line=dict(color=colour, width=width),
-        hovertemplate="%{x:g}<extra></extra>",
-    )
+    fig.update_xaxes(title="specialist score (texts inside the category that fire − texts outside)", dtick=1)
+    fig.update_xaxes(range=[min(scores[0], *at) - 1, max(scores[-1], *at) + 1])
+    fig.update_yaxes(title="share of shuffles", tickformat=".0%")
+    subtitle = f"{len(null.scores):,} shuffles of the text labels, each searched over all features and categories"
+    return finish(fig, "The best by chance, and the best in truth", 400, subtitle, margin=dict(t=115))
 
 
 # --- exercises -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from html import escape
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -34,7 +35,7 @@ SEQUENTIAL = [[0.0, "#f4f6f8"], [0.15, "#cfe4f3"], [0.45, "#56B4E9"], [0.75, "#0
 
 
 def use_style() -> None:
-    """Make 'prism' plotly's default template, and show figures as JSON, with a PNG beside it if `PRISM_PNG=1`.
+    """Make 'prism' plotly's default template, show figures as JSON, with a PNG if `PRISM_PNG=1`, and whole sentences.
 
     A PNG is what GitHub shows of a notebook; it needs a Chromium or Chrome on this machine.
     """
@@ -42,6 +43,7 @@ def use_style() -> None:
     pio.templates.default = "prism"
     pio.renderers["png"].width = WIDTH
     pio.renderers["png"].scale = 0.8  # a notebook with its pictures stays below 1 MB
+    pd.set_option("display.max_colwidth", 100)  # a table shows a sentence whole
     pio.renderers.default = "plotly_mimetype+png" if os.environ.get("PRISM_PNG") == "1" else "plotly_mimetype"
 
 
