@@ -10,16 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
-from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, mean_correlation_coefficient
 from sae_lens.training.activation_scaler import ActivationScaler
+from saelens_agreement import agreement_with_saelens
 
 from prism import evaluation as ev
 from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
 from prism.evaluation.results import RATIOS
 from prism.models import get_spec, harvest, load_sae
-from prism.sae import SaeConfig
-from prism.training import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +310,7 @@ class TestIntervals:
         assert np.isnan(table.loc["b", "delta_ce"]) and (table["l0_low"] < table["l0"]).all()
         assert table.loc["a", "dead_share"] == found.dead / found.d_sae
         shown = ev.readable_table(table)
-        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "nan [nan, nan]"
+        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "–"
         assert list(ev.readable_table(table.loc[["b"]].dropna(axis=1)))[:2] == ["L0", "EV"]
 
 
@@ -346,7 +344,7 @@ class TestAgainstSaeLens:
     def test_run_evals(self, mini, name):
         """All that `run_evals` says, where it means the same; and where it does not, the reason and the direction."""
         batch = corpus_batch(load_corpus("mini", 40), mini.tokenizer, 64)
-        frame = ev.agreement_with_saelens(mini, load_sae(get_spec("mini"), name), batch, batch_size=8)
+        frame = agreement_with_saelens(mini, load_sae(get_spec("mini"), name), batch, batch_size=8)
         same = frame[frame["same definition"]]
         assert {"l0", "mse", "explained_variance", "cosine", "ce_clean", "ce_sae"} <= set(same["measure"])
         np.testing.assert_allclose(same["ours"], same["theirs"], rtol=1e-4, atol=1e-5)
@@ -358,7 +356,7 @@ class TestAgainstSaeLens:
 
     def test_nothing_to_compare_is_said(self, mini, sae, batch):
         with pytest.raises(ValueError, match="free of special tokens"):
-            ev.agreement_with_saelens(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
+            agreement_with_saelens(mini, sae, TokenBatch(batch.tokens, torch.zeros_like(batch.keep)))
 
 
 class TestPreflight:
@@ -508,77 +506,3 @@ class TestPreflight:
         sae.threshold.data.fill_(1e9)
         with pytest.raises(PreflightError, match="failed at L0: found 0.0, wanted more than 0"):
             preflight(fitting[0], sae, fitting[2])
-
-
-def _directions(seed: int, n: int = 6, d: int = 4) -> torch.Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double()
-
-
-class TestMcc:
-    def test_by_hand(self):
-        truth = torch.eye(2)
-        assert ev.mcc(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), truth) == pytest.approx((0.6 + 1) / 2)
-        assert ev.mcc(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), truth) == 0.5  # one row cannot stand for two directions
-        greedy_fails = torch.tensor([[1.0, 0.0], [0.9, -0.1]])  # the sum is largest if the best single pair gives way
-        truth = torch.tensor([[0.9, 0.1], [1.0, 0.0]])
-        cosines = ev.matched_cosines(greedy_fails, truth)
-        assert cosines.sum() >= torch.cosine_similarity(greedy_fails, truth.flip(0)).sum() - 1e-6
-
-    def test_the_sign_counts(self):
-        assert ev.mcc(-torch.eye(2), torch.eye(2)) == 0.0
-        assert ev.mcc(torch.cat([-torch.eye(2), torch.eye(2)]), torch.eye(2)) == 1.0
-
-    def test_directions_left_without_a_row_count_zero(self):
-        assert ev.matched_cosines(torch.tensor([[0.0, 2.0]]), torch.eye(2)).tolist() == [0.0, 1.0]
-        assert ev.mcc(torch.tensor([[0.0, 2.0]]), torch.eye(2)) == 0.5
-
-    @pytest.mark.parametrize(
-        "decoder, words",
-        [
-            (torch.eye(3), "one width"),
-            (torch.zeros(0, 2), "one width"),
-            (torch.zeros(1, 2), "no direction"),
-            (torch.tensor([[1.0, float("nan")]]), "no direction"),
-        ],
-    )
-    def test_bad_input_is_named(self, decoder, words):
-        with pytest.raises(ValueError, match=words):
-            ev.mcc(decoder, torch.eye(2))
-
-    @given(seed=st.integers(0, 10_000), n=st.integers(1, 9))
-    def test_a_permuted_and_scaled_copy_gives_1(self, seed, n):
-        truth = _directions(seed, n)
-        generator = torch.Generator().manual_seed(seed)
-        copy = truth[torch.randperm(n, generator=generator)] * (0.1 + torch.rand(n, 1, generator=generator))
-        assert ev.mcc(copy, truth) == pytest.approx(1)
-
-    @given(seed=st.integers(0, 10_000), rows=st.integers(1, 9), n=st.integers(1, 9))
-    def test_order_does_not_matter_and_more_rows_never_hurt(self, seed, rows, n):
-        decoder, truth = _directions(seed, rows), _directions(seed + 1, n)
-        score = ev.mcc(decoder, truth)
-        assert ev.mcc(decoder.flip(0), truth.flip(0)) == pytest.approx(score)
-        assert -1 <= score <= 1 + 1e-9
-        bound = (torch.nn.functional.normalize(decoder) @ torch.nn.functional.normalize(truth).T).amax(0).clamp_min(0)
-        assert score <= bound.mean() + 1e-9
-        if rows >= n:
-            assert ev.mcc(torch.cat([decoder, _directions(seed + 2, 2)]), truth) >= score - 1e-9
-
-    @given(seed=st.integers(0, 10_000), extra=st.integers(0, 3))
-    def test_equals_sae_lens_where_no_cosine_is_negative(self, seed, extra):
-        decoder, truth = _directions(seed, 5 + extra).abs(), _directions(seed + 1, 5).abs()
-        theirs = mean_correlation_coefficient(decoder.float(), truth.float())
-        assert ev.mcc(decoder, truth) == pytest.approx(theirs, abs=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
-def test_our_saes_recover_the_directions_of_sae_lens_synthetic_data(architecture):
-    dictionary = FeatureDictionary(num_features=24, hidden_dim=24, seed=0)  # nearly orthogonal: an easy setting
-    torch.manual_seed(0)
-    x = dictionary(ActivationGenerator(24, 0.08, std_firing_magnitudes=0.2).sample(40_000)).detach().numpy()
-    truth = dictionary.feature_vectors.detach()
-    settings = TrainConfig(tokens=300_000, batch=512, lr=1e-2, dead_after=20_000)
-    sae = train(x, SaeConfig(24, 24, architecture=architecture, k=2), settings)
-    random = np.random.default_rng(0).normal(size=(24, 24))
-    found = ev.mcc(sae.W_dec, truth)
-    assert found >= 0.9 > 0.6 > ev.mcc(random, truth)
-    assert found == pytest.approx(mean_correlation_coefficient(sae.W_dec.detach(), truth), abs=0.02)

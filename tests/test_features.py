@@ -30,6 +30,7 @@ from prism.features import (
     channel_features,
     encode_activations,
     encode_features,
+    peak_reader,
     peak_tokens,
     word_features,
 )
@@ -311,6 +312,7 @@ def test_one_text_is_read_as_in_a_matrix_of_many(mini):
     for feature in (int(peaks[0].argmax()), silent):
         tried = peak_tokens(mini, sae, texts, feature, 64)
         np.testing.assert_allclose(tried["activation"], peaks[:, feature], rtol=1e-4)
+        assert peak_reader(mini, sae, 64)(feature, *texts).equals(tried.round(1))
         for text, on in enumerate(tried["on"]):
             rows = np.flatnonzero(matrix.table["text"] == text)
             values = matrix.column(feature)[rows]

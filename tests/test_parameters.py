@@ -15,6 +15,7 @@ from prism.models import get_spec
 from prism.parameters import (
     check_lengths,
     check_parameters,
+    check_toy_parameters,
     each,
     model,
     number,
@@ -302,3 +303,45 @@ def test_who_forgot_the_mark_is_told_it():
         check_parameters(DEFAULTS, **RULES)[1]({"it": (1, 1)})
     with pytest.raises(ValueError, match="did you mean 'smollm2'"):
         check_parameters(DEFAULTS, "smollm 123456", **RULES)[1]({"it": (1, 1)})
+
+
+# --- a notebook without a model --------------------------------------------------------------------------------------
+
+TOY = {"K": 5, "SEED": 0}
+
+
+def toy_guard(**changes):
+    with pytest.raises(ValueError, match='write told_of="[0-9a-f]{6}"$') as told:
+        check_toy_parameters(TOY, K=whole(1))({})
+    return check_toy_parameters(TOY | changes, re.search(r'told_of="(.*)"', str(told.value))[1], K=whole(1))
+
+
+def test_without_a_model_the_guard_asserts_on_every_model(monkeypatch):
+    monkeypatch.setattr("prism.parameters.device", lambda: torch.device("cuda"))
+    monkeypatch.setenv("PRISM_DTYPE", "bfloat16")
+    for name in ("mini", "mini-llama", "smollm2", "a model that is not there"):
+        monkeypatch.setenv("PRISM_MODEL", name)
+        toy_guard()({"it": (1, 1)})
+        with pytest.raises(AssertionError, match="it is stated as 2, computed as 1"):
+            toy_guard()({"it": (1, 2)})
+
+
+@pytest.mark.parametrize("changes", [{"K": 6}, {"SEED": 1}])
+def test_without_a_model_a_tweak_is_one_line(changes, capsys):
+    toy_guard(**changes)({"it": (1, 2)})
+    said = "Your settings differ (a parameter was changed); the text tells of the notebook's defaults.\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"K": 5}, "SEED is missing from the parameter cell"),
+        ({"SEED": 0}, "K is missing from the parameter cell"),
+        (TOY | {"K": 0}, "K is 0; it must be a whole number of at least 1"),
+        (TOY | {"SEED": -1}, "SEED is -1"),
+    ],
+)
+def test_without_a_model_the_rules_are_the_same(cell, says):
+    with pytest.raises(ValueError, match=says):
+        check_toy_parameters(cell, K=whole(1))

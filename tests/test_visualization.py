@@ -13,8 +13,9 @@ from figure_checks import titled
 from prism import explorer
 from prism import visualization as viz
 from prism.analysis import feature
-from prism.data import CATEGORIES, CATEGORY_TITLES
+from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
+from prism.visualization import style
 from prism.visualization.tokens import marked, shaded, templates
 
 SCRIPT = "<script>alert(1)</script>"
@@ -59,8 +60,8 @@ def test_use_style_registers_the_template_and_picks_the_renderer(monkeypatch, pn
 def test_category_colours_are_fixed_distinct_and_extended_for_others():
     assert list(viz.CATEGORY_COLOURS) == list(CATEGORIES)
     assert len(set(viz.CATEGORY_COLOURS.values())) == 7
-    assert viz.category_colours(["mine", "math"])["math"] == viz.CATEGORY_COLOURS["math"]
-    assert "mine" in viz.category_colours(["mine"])
+    assert style.category_colours(["mine", "math"])["math"] == viz.CATEGORY_COLOURS["math"]
+    assert "mine" in style.category_colours(["mine"])
 
 
 def test_category_order_is_fixed_with_others_last():
@@ -199,143 +200,9 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
     assert all(len(re.findall("position", part)) == 6 for part in html.split('class="example"')[1:])
 
 
-# phase 0
-
-
-def test_direction_arrows_end_at_the_columns():
-    W = np.array([[[1.0, 0.0], [0.0, 0.01]], [[0.6, -0.6], [0.8, -0.8]]])
-    fig = titled(viz.direction_arrows(W, ["<b>one</b>", "two"]), "dimension 1", "dimension 2")
-    assert [(t.x[1], t.y[1]) for t in fig.data] == [(1.0, 0.0), (0.0, np.float32(0.01))] + [
-        (np.float32(0.6), np.float32(0.8)),
-        (np.float32(-0.6), np.float32(-0.8)),
-    ]
-    assert fig.data[0].marker.symbol[1] == "arrow" and fig.data[1].marker.symbol[1] == "circle"  # too short to point
-    assert [t.showlegend for t in fig.data] == [True, True, False, False]
-    assert fig.layout.annotations[0].text == "&lt;b&gt;one&lt;/b&gt;"
-    with pytest.raises(ValueError, match="need .models, 2, features."):
-        viz.direction_arrows(np.zeros((1, 3, 2)), ["three dimensions"])
-
-
-def test_gram_heatmaps_show_what_comes_back():
-    fig = titled(viz.gram_heatmaps(torch.tensor([[[1.0, -0.5]]]), ["pair"]), "feature in", "feature out")
-    assert np.asarray(fig.data[0].z).tolist() == [[1.0, -0.5], [-0.5, 0.25]]
-    assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax == -1
-
-
-def test_sweep_lines_show_mean_and_extremes():
-    frame = pd.DataFrame({"method": ["a", "a", "b"], "density": [0.1, 0.1, 0.5], "mcc": [0.2, 0.6, 0.5]})
-    fig = titled(viz.sweep_lines(frame, "mcc", "MCC", "Found again", by="method", line=(0.3, "bar")), "MCC", "chance")
-    assert [t.name for t in fig.data] == ["a", "b", "bar"]
-    first = fig.data[0]
-    assert first.y[0] == pytest.approx(0.4)
-    assert [first.error_y.array[0], first.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
-    assert fig.layout.xaxis.type == "log" and list(fig.layout.xaxis.ticktext) == ["0.1", "0.5"]
-
-
-def test_phase_diagram_marks_where_the_maps_differ():
-    measured, predicted = np.array([[0, 1], [1, 2]]), np.array([[0, 1], [2, 2]])
-    fig = titled(viz.phase_diagram(measured, predicted, np.array([1.0, 0.1]), np.array([0.1, 10.0])), "importance")
-    cross = next(t for t in fig.data if t.name == "differs from the prediction")
-    assert (list(cross.x), list(cross.y)) == ([-1.0], [-1.0])
-    assert not any("none" in (t.name or "") for t in fig.data)  # only the phases that occur are named
-    same = viz.phase_diagram(predicted, predicted, torch.tensor([1.0, 0.1]), torch.tensor([0.1, 10.0]))
-    assert not any((t.name or "").startswith("differs") for t in same.data)
-    with pytest.raises(ValueError, match="3 densities and 2 ratios"):
-        viz.phase_diagram(measured, predicted, np.ones(3), np.ones(2))
-
-
-def test_matched_cosines_are_sorted_and_averaged():
-    cosines = {"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}
-    fig = titled(viz.matched_cosines_figure(cosines), "cosine", "true")
-    assert fig.data[0].y.tolist() == [1.0, np.float32(0.2)] and fig.data[0].name == "SAE: mean 0.60"
-    assert fig.layout.yaxis.range[0] < -0.3
-
-
-def test_mixing_histogram_counts_shares():
-    fig = viz.mixing_histogram({"neurons": [1.0, 1.0, 2.0, 4.0], "shuffled": [5.0]}, marked=("neuron <7>", 2.0))
-    titled(fig, "effective number", "share")
-    assert fig.data[0].y.sum() == pytest.approx(1) and fig.data[0].y[0] == 0.5
-    assert fig.layout.annotations[0].text == "neuron &lt;7&gt;"
-    assert len(viz.mixing_histogram({"neurons": [1.0]}).layout.annotations) == 0
-
-
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
-
-
-# phase 3
-
-
-@pytest.fixture
-def fidelity():
-    rows = {"a": (30.0, 0.9, 0.1), "<b>": (160.0, 0.8, 0.3)}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["l0", "explained_variance", "delta_ce"])
-    for name in list(table):
-        table[f"{name}_low"], table[f"{name}_high"] = table[name] * 0.9, table[name] * 1.2
-    return table
-
-
-def test_fidelity_figure_has_a_row_an_sae_with_its_interval(fidelity):
-    fig = viz.fidelity_figure(fidelity, {"a": "ours"}, highlight="a", elsewhere=["<b>"])
-    titled(fig, "L0", "explained variance", "nats per token")
-    assert [t.name for t in fig.data] == ["ours", "SAE"] * 3 and [t.showlegend for t in fig.data[2:]] == [False] * 4
-    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], [], [30.0], [160.0]]  # no ΔCE from elsewhere
-    assert fig.data[2].error_x.array[0] == pytest.approx(0.02)
-    assert fig.data[2].error_x.arrayminus[0] == pytest.approx(0.01)
-    assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.yaxis.ticktext == ("<b>a</b>", "&lt;b&gt;")
-    assert (fig.layout.xaxis3.type, fig.layout.xaxis2.type) == ("log", None)  # one ΔCE alone spans nothing
-    assert [line.x0 for line in fig.layout.shapes] == [0.9, 0.1, 30.0]
-    assert fig.data[0].marker.symbol[0] == "star"
-
-
-def test_fidelity_figure_needs_no_highlight_and_no_positive_cost(fidelity):
-    fidelity["delta_ce_low"] = -0.1
-    fig = viz.fidelity_figure(fidelity)
-    assert fig.layout.xaxis2.type is None and not fig.layout.shapes  # a log axis would drop what is below 0
-    assert [len(trace.x) for trace in fig.data] == [2, 2, 2]
-
-
-def test_density_curves_share_out_all_features():
-    fig = titled(viz.density_curves({"a": np.array([0, 1e-3, 0.5, 1.0]), "b": np.zeros(3)}, 10_000), "density", "share")
-    assert sum(fig.data[0].y) == pytest.approx(0.75) and "25% dead" in fig.data[0].name
-    assert sum(fig.data[1].y) == 0 and "100% dead" in fig.data[1].name
-    every = viz.density_curves({"a": np.arange(1, 400) / 1000}, 1000).data[0].y
-    assert (np.asarray(every)[:8] > 0).all()  # counts of 1, 2, 3 … leave no gap between them
-
-
-def test_specialist_grid_marks_what_passed_and_leaves_gaps():
-    scores = pd.DataFrame({"math": [9.0, np.nan], "python": [3.0, 1.0]}, index=["SAE", "twin"])
-    passed = pd.DataFrame({"math": [True, False], "python": [False, False]}, index=["SAE", "twin"])
-    fig = titled(viz.specialist_grid(scores, passed), "category", "SAE")
-    assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
-    assert [list(row) for row in fig.data[0].text] == [["+3", "+9 ●"], ["+1", ""]]
-    assert (fig.data[0].zmin, fig.data[0].zmax) == (-9, 9)  # below 0 has a colour of its own
-    assert list(fig.data[1].text) == ["–"] and list(fig.data[1].y) == ["twin"] and "–" in fig.layout.title.subtitle.text
-    assert "–" not in viz.specialist_grid(scores.fillna(-3), passed).layout.title.subtitle.text
-
-
-def test_splitting_graph_shows_the_parents_with_most_children():
-    edges = pd.DataFrame(
-        {"narrow": [5, 5, 7], "wide": [1, 2, 3], "cosine": [0.5, 0.9, 0.8], "coactivation": [0.2, 0.6, 1.0]}
-    )
-    fig = titled(viz.splitting_graph(edges, most=1), "narrow SAE")
-    words = [note.text for note in fig.layout.annotations]
-    assert words == ["2: cosine 0.90, on 60% of its firings", "1: cosine 0.50, on 20% of its firings", "feature 5"]
-    assert fig.data[0].line.width > fig.data[1].line.width
-    assert not viz.splitting_graph(edges.iloc[:0]).layout.annotations  # nothing splits: an empty graph, no error
-
-
-def test_probing_dots_are_one_a_source_and_size():
-    rows = [("SAE", "math", 1, 0.7, 0.6, 0.9), ("SAE", "math", 5, 0.8, 0.7, 0.9), ("dense", "math", -1, 1.0, 1.0, 1.0)]
-    table = pd.DataFrame(rows, columns=["source", "concept", "k", "auc", "low", "high"])
-    fig = titled(viz.probing_dots(table), "AUC", "concept")
-    assert [t.name for t in fig.data] == ["SAE", "SAE", "dense", "dense"]  # in the panels of 1 and of 5 columns
-    assert [t.showlegend for t in fig.data] == [True, False, True, False]
-    assert fig.data[0].error_x.array[0] == pytest.approx(0.2) and fig.data[0].text[0] == CATEGORY_TITLES["math"]
-    assert fig.data[0].y[0] < 0 < fig.data[2].y[0] and fig.layout.yaxis.ticktext == (CATEGORY_TITLES["math"],)
-    assert fig.layout.xaxis.range[0] == pytest.approx(0.48)
-    assert viz.probing_dots(table.assign(low=0.2)).layout.xaxis.range[0] < 0.2  # worse than chance is still seen
 
 
 # phase 4: training

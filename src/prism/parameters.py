@@ -40,16 +40,43 @@ def check_parameters(cell: Mapping[str, object], told_of: str = "", **rules: Rul
     Raises:
         ValueError: the first parameter that may not be as it is; the message names it and says what it may be.
     """
-    for name in ("MODEL", "SEED", *rules):
-        require(name in cell, f"{name} is missing from the parameter cell; write it there again")
+    _all_there(cell, "MODEL", "SEED", *rules)
     spec = get_spec(_name("MODEL", cell["MODEL"]))
     for name in {"SAE", "SAE_NAME"} & cell.keys():
         if not isinstance(cell[name], type):  # SAELens has a class of that name
             spec.sae(_name(name, cell[name]))
+    return spec, _checked(cell, spec, told_of, rules)
+
+
+def check_toy_parameters(cell: Mapping[str, object], told_of: str = "", **rules: Rule | None) -> Observed:
+    """`check_parameters` for a notebook that loads no model: its cell has no MODEL, and its guard needs none.
+
+    Args:
+        cell: the notebook's names, `globals()`.
+        told_of: the mark of the defaults that the notebook's text tells of, "1f3c9a".
+        rules: as in `check_parameters`.
+
+    Returns:
+        The guard of what the text states.
+
+    Raises:
+        ValueError: as in `check_parameters`.
+    """
+    _all_there(cell, "SEED", *rules)
+    return _checked(cell, None, told_of, rules)
+
+
+def _all_there(cell: Mapping[str, object], *names: str) -> None:
+    for name in names:
+        require(name in cell, f"{name} is missing from the parameter cell; write it there again")
+
+
+def _checked(cell: Mapping[str, object], spec: ModelSpec | None, told_of: str, rules: Mapping[str, Rule]) -> Observed:
+    """The guard, once every value has been held against its rule."""
     for name, rule in {"SEED": whole(0, LARGEST_SEED), **rules}.items():
         if rule:
             rule(name, cell[name])
-    return spec, Observed(cell, ("SEED", *rules), spec, told_of)
+    return Observed(cell, ("SEED", *rules), spec, told_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +84,13 @@ class Observed:
     """Guards what a notebook's text states, `observed({"texts inside": (inside, 10)})`.
 
     The text tells of one model at the notebook's defaults, which are known by a mark made of their values. Elsewhere
-    (another model, a changed parameter, a GPU, a PRISM_DTYPE of lower precision) nothing is asserted.
+    (another model, a changed parameter, a GPU, a PRISM_DTYPE of lower precision) nothing is asserted. Where a notebook
+    loads no model (`spec` is None) its toys run on the CPU in float32 everywhere, so a changed parameter alone counts.
     """
 
     cell: Mapping[str, object]
     parameters: tuple[str, ...]
-    spec: ModelSpec
+    spec: ModelSpec | None
     told_of: str
 
     def __call__(self, numbers: Stated | Callable[[], Stated]) -> None:
@@ -78,11 +106,12 @@ class Observed:
             AssertionError: something is not as stated; the message has both.
             ValueError: `told_of` is missing; the message has what to write.
         """
-        model, _, mark = self.told_of.partition(" ")
-        told = f'told_of="{model or self.spec.name} {self._mark()}"'
-        require(mark, f"behind globals(), where the parameters are checked, write {told}")
+        model, _, mark = self.told_of.partition(" ") if self.spec else ("", "", self.told_of)
+        told = f"{model or self.spec.name} {self._mark()}" if self.spec else self._mark()
+        require(mark, f'behind globals(), where the parameters are checked, write told_of="{told}"')
         if differs := self._differs(model, mark):
-            print(f"Your settings differ ({differs}); the text tells of {model} at the notebook's defaults.")
+            defaults = f"{model} at the notebook's defaults" if self.spec else "the notebook's defaults"
+            print(f"Your settings differ ({differs}); the text tells of {defaults}.")
             return
         wrong = [
             f"{what} is stated as {stated}{f' (within {within[0]:g})' if within else ''}, computed as {value}"
@@ -95,10 +124,12 @@ class Observed:
 
     def _differs(self, model: str, mark: str) -> str:
         """What is not as the text has it; nothing where all is."""
-        low = os.environ.get("PRISM_DTYPE", "").strip().lower()
+        changed, low = self._mark() != mark, os.environ.get("PRISM_DTYPE", "").strip().lower()
+        if not self.spec:
+            return "a parameter was changed" if changed else ""
         found = {
             f"the model is {self.spec.name}": self.spec is not get_spec(model),
-            "a parameter was changed": self._mark() != mark,
+            "a parameter was changed": changed,
             f"PRISM_DTYPE is {low}": low not in ("", "auto", "float32"),
             f"the device is {device().type}": device().type != "cpu",
         }
@@ -108,7 +139,8 @@ class Observed:
         """Six digits that stand for the parameters' values, the default SAE by its name or as None."""
         named = {self.cell[name] for name in ("SAE", "SAE_NAME") if isinstance(self.cell.get(name), str)}
         values = [(name, self.cell.get(name)) for name in sorted(self.parameters)]
-        return hashlib.sha256(repr((sorted(named - {self.spec.default_sae}), values)).encode()).hexdigest()[:6]
+        other = sorted(named - {self.spec and self.spec.default_sae})
+        return hashlib.sha256(repr((other, values)).encode()).hexdigest()[:6]
 
 
 def _same(value: object, stated: object, within: float = 0.0) -> bool:

@@ -1,13 +1,11 @@
 """How well an SAE stands in for the activation that it reads: one definition for each measure.
 
 Pure functions (`metrics`); `evaluate`, which streams them over tokens in bounded memory (`streaming`, `results`);
-`preflight` and `agreement_with_saelens`, which test the plumbing; baseline `dictionaries` for the same tables; and what
-a reconstruction does not tell: `probing`, `absorption`, `splitting`. BOS and padding are left out everywhere:
-activations there are passed on unchanged, and predictions made from there are not counted.
+`preflight`, which tests the plumbing; baseline `dictionaries` for the same tables; and what a reconstruction does not
+tell: `probing`. BOS and padding are left out everywhere: activations there are passed on unchanged, and predictions
+made from there are not counted.
 """
 
-from prism.evaluation.absorption import AbsorptionConfig, absorption_total, first_letter_absorption
-from prism.evaluation.agreement import agreement_with_saelens
 from prism.evaluation.bits import bits_per_byte, lost_share, text_bits
 from prism.evaluation.dictionaries import Dictionary, pca, random_directions, raw_channels, sanity_dictionaries
 from prism.evaluation.metrics import (
@@ -17,8 +15,6 @@ from prism.evaluation.metrics import (
     explained_variance,
     kl,
     l0,
-    matched_cosines,
-    mcc,
     mse,
     paired_bootstrap,
     relative_reconstruction_bias,
@@ -40,15 +36,11 @@ from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, seq
 from prism.evaluation.preflight import PreflightError, preflight
 from prism.evaluation.probing import (
     auc_interval,
-    probe_table,
     sparse_probe_auc,
     text_means,
-    token_concepts,
-    tokens_matching,
     top_columns,
 )
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
-from prism.evaluation.splitting import children, splitting
 from prism.evaluation.streaming import (
     Sums,
     evaluate,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -88,50 +87,6 @@ def density(f: Float[Tensor, "tokens d_sae"]) -> Float[np.ndarray, " d_sae"]:
     [1.0, 0.0]
     """
     return ((f > 0).sum(0).double() / len(f)).numpy()
-
-
-def matched_cosines(
-    decoder: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_directions d_in"]
-) -> Float[np.ndarray, " n_directions"]:
-    """Cosine of each true direction with its partner among the decoder's rows, one row a direction.
-
-    The pairing is the one with the largest sum of cosines (Hungarian algorithm), so no row can stand for two
-    directions. The sign counts: a feature only ever adds its row, so the opposite direction is another feature.
-
-    Returns:
-        In the order of `directions`; 0 for those left without a row where there are fewer rows than directions.
-
-    Raises:
-        ValueError: widths that differ, nothing to match, or a row without a direction (zero or not finite).
-    """
-    rows, truth = (torch.as_tensor(x).detach().double() for x in (decoder, directions))
-    if rows.shape[-1] != truth.shape[-1] or not len(rows) or not len(truth):
-        raise ValueError(f"decoder {tuple(rows.shape)} and directions {tuple(truth.shape)} need rows of one width")
-    norms = torch.cat([rows.norm(dim=1), truth.norm(dim=1)])
-    if not (torch.isfinite(norms) & (norms > 0)).all():
-        raise ValueError("a row is zero or not finite, so it has no direction; leave such rows out")
-    cosines = (rows / rows.norm(dim=1, keepdim=True)) @ (truth / truth.norm(dim=1, keepdim=True)).T
-    chosen, partners = linear_sum_assignment(cosines.numpy(), maximize=True)
-    out = np.zeros(len(truth))
-    out[partners] = cosines.numpy()[chosen, partners]
-    return out
-
-
-def mcc(decoder: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_directions d_in"]) -> float:
-    """Mean cosine of true directions with their partners among the decoder's rows, one to one: 1 where all were found.
-
-    A *mean correlation coefficient* (Hyvärinen & Morioka 2016), with cosines for correlations. It is not MMCS, the mean
-    *max* cosine similarity (Sharkey et al. 2022), in which one row may stand for many directions.
-
-    For a method whose rows have no sign (PCA, ICA), give each row and its opposite.
-
-    >>> mcc(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.eye(2))
-    1.0
-
-    Raises:
-        ValueError: see `matched_cosines`.
-    """
-    return float(matched_cosines(decoder, directions).mean())
 
 
 def ce_recovered(ce_clean: float, ce_sae: float, ce_ablated: float) -> float:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse import csr_matrix, issparse
 
-from prism.data import BYTES
 from prism.evaluation.metrics import bootstrap_counts, middle
 
 Values = csr_matrix | Float[np.ndarray, "units columns"]
-TOKEN_CONCEPTS = {  # title -> what the token's own text must match
-    "digit": r"\d",
-    "capitalised word start": r"^ ?[A-Z]",
-    "closing punctuation or bracket": r"^ ?[.,;:!?)\]}]",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,28 +31,6 @@ class ProbeScore:
     low: float
     high: float
     columns: Int[np.ndarray, " k"]
-
-
-def token_concepts(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, " tokens"]]:
-    """Three concepts that the token's own text decides: a digit, a capitalised word start, closing punctuation.
-
-    Bag-of-words can know them by heart, so they ask for readability, not for depth.
-
-    Args:
-        table: from `data.token_table`.
-    """
-    return {title: tokens_matching(table, pattern) for title, pattern in TOKEN_CONCEPTS.items()}
-
-
-def tokens_matching(table: pd.DataFrame, pattern: str) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens' text a regular expression finds something in.
-
-    Bytes that are only a part of a character have no text: the digits of their hexadecimal names are not digits.
-    """
-    names = table["token"].astype("category")  # each different token is looked at once
-    texts = [BYTES.sub("\ufffd", str(name)) for name in names.cat.categories]
-    found = np.array([re.search(pattern, text) is not None for text in texts], dtype=bool)
-    return found[names.cat.codes.to_numpy()]
 
 
 def text_means(
@@ -196,43 +166,3 @@ def auc_draws(
         pairs, below = inside.sum() * outside.sum(), np.cumsum(outside) - outside / 2
         draws.append((inside * below).sum() / pairs if pairs else np.nan)
     return np.array(draws)
-
-
-def probe_table(
-    sources: Mapping[str, Values],
-    concepts: Mapping[str, Bool[np.ndarray, " units"]],
-    train: Bool[np.ndarray, " units"],
-    ks: Sequence[int | None] = (1, 5),
-    dense: Sequence[str] = (),
-    groups: Shaped[np.ndarray, " units"] | None = None,
-    n: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Sparse probes of several sources for several concepts, on the same halves: what a figure of bars shows.
-
-    Args:
-        sources: name -> one row a unit: SAE features, raw channels, bag-of-words, … The columns of a source with
-            numbers below zero are chosen by standardised difference.
-        concepts: name -> which units have it. One that a half does not have both ways is left out.
-        train: which units choose and fit; the others are scored.
-        ks: numbers of columns.
-        dense: sources that are probed with all their columns instead.
-        groups, n, seed: see `sparse_probe_auc`.
-
-    Returns:
-        Columns source, concept, k (−1 for all columns), auc, low, high, units (held out, with the concept), columns.
-    """
-    rows = []
-    for concept, labels in concepts.items():
-        if any(not labels[half].any() or labels[half].all() for half in (train, ~train)):
-            continue
-        for source, values in sources.items():
-            signed = (values.data if issparse(values) else np.asarray(values)).min(initial=0) < 0
-            for k in (None,) if source in dense else ks:
-                found = sparse_probe_auc(values, labels, train, k, groups, bool(signed), n, seed)
-                columns = found.columns[: k or 5].tolist()
-                rows.append(
-                    (source, concept, k or -1, found.auc, found.low, found.high, int(labels[~train].sum()), columns)
-                )
-    names = ["source", "concept", "k", "auc", "low", "high", "units", "columns"]
-    return pd.DataFrame(rows, columns=names)

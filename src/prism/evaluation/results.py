@@ -140,9 +140,11 @@ def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFram
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`evaluation_table` to read: each measure with its interval, as text; then shares and width."""
+    """`evaluation_table` to read: each measure with its interval, as text, or a dash; then shares and width."""
 
     def cell(row: pd.Series, name: str, digits: int) -> str:
+        if np.isnan(row[name]):
+            return "–"
         return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row[[name, f"{name}_low", f"{name}_high"]], d=digits)
 
     shown = {"L0": ("l0", 1), "EV": ("explained_variance", 3), "ΔCE (nats)": ("delta_ce", 3)}

@@ -51,6 +51,7 @@ _TABLE = """
 0   dimensionality         medium  8   dimensionality
 0   critical_density       medium  8   critical_density
 0   recovered              easy    5   recovered
+0   hypothesis             medium  6   hypothesis
 1   hypothesis             medium  5   hypothesis
 1   l0_without_bos         easy    3   l0_without_bos
 1   ev                     medium  6   ev
@@ -60,6 +61,7 @@ _TABLE = """
 2   hypothesis             medium  8   hypothesis
 3   kept_share             easy    4   recovered
 3   paired_interval        medium  8   paired_interval
+3   hypothesis             medium  8   hypothesis
 3   count_children         medium  6   n_children
 4   l1_loss                easy    5   l1_loss
 4   topk_activation        medium  8   topk

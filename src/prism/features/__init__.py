@@ -7,6 +7,7 @@ from prism.features.encoding import (
     encode_activations,
     encode_features,
     neuron_features,
+    peak_reader,
     peak_tokens,
     word_features,
 )

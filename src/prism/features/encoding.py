@@ -112,8 +112,13 @@ def peak_tokens(model, sae, texts: Sequence[str], feature: int, context: int) ->
     return pd.DataFrame({"activation": values[best], "on": on}, index=pd.Index(texts, name=f"feature {feature}"))
 
 
+def peak_reader(model, sae, context: int) -> Callable[..., pd.DataFrame]:
+    """A function `(feature, *texts)` that gives `peak_tokens`, rounded as one reads it. Args, errors: as there."""
+    return lambda feature, *texts: peak_tokens(model, sae, texts, feature, context).round(1)
+
+
 def activation_reader(model, sae, context: int) -> Callable[[str, int], float]:
-    """A function from a text and a feature to the feature's activation in it; Args, errors: as `peak_tokens`."""
+    """A function from a text and a feature to the feature's activation in it. Args, errors: as `peak_tokens`."""
     return lambda text, feature: float(peak_tokens(model, sae, [text], feature, context)["activation"].iloc[0])
 
 

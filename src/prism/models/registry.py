@@ -108,6 +108,7 @@ def _by_name(*specs: SaeSpec) -> dict[str, SaeSpec]:
 
 
 def _embedded(home: Path, name: str, site: str, title: str, l0: float | None = None) -> SaeSpec:
+    """An SAE of `data/`, with the L0 of its data card."""
     hook = f"blocks.{name.split('-')[0]}.{site}"
     return SaeSpec(name=name, hook_name=hook, title=title, folder=home / "saes" / name, published_l0=l0)
 

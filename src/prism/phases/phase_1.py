@@ -32,13 +32,13 @@ def dense_vs_sparse(activation: Float[np.ndarray, " d_in"], features: Float[np.n
         f"Its {name}: {len(values):,} numbers, {np.count_nonzero(values):,} of them not zero"
         for name, (values, _) in panels.items()
     ]
-    fig = make_subplots(2, 1, subplot_titles=heads, vertical_spacing=0.2)
+    fig = make_subplots(2, 1, subplot_titles=heads, vertical_spacing=0.28)
     for row, (name, (values, colour)) in enumerate(panels.items(), start=1):
         at = values.nonzero()[0]
         fig.add_trace(_lines(at, values[at], name, colour), row, 1)
         fig.update_xaxes(title="feature" if row == 2 else "channel", range=[-1, len(values)], row=row)
     fig.update_yaxes(title="value")
-    return finish(fig, "One token, dense and sparse", 520, showlegend=False)
+    return finish(fig, "One token, dense and sparse", 540, showlegend=False)
 
 
 def _lines(at: np.ndarray, values: np.ndarray, name: str, colour: str) -> go.Scatter:

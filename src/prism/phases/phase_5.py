@@ -131,7 +131,7 @@ def firing_rates(
 
 
 def read(reading, texts: Sequence[str], context: int) -> FeatureMatrix:
-    """Texts through the model and the SAE of an `explorer.Reading`; `context` is the model's longest sequence, BOS included."""
+    """Texts through the model and the SAE of an `explorer.Reading`; `context`: the model's longest, with BOS."""
     batch = tokenize(list(texts), reading.model.tokenizer, context)
     return encode_features(reading.model, reading.sae, batch, token_table(batch, reading.model.tokenizer))
 

@@ -141,8 +141,8 @@ which may be narrower or wider than the paper's. Terms are in the [glossary](GLO
 |:--|:--|:--|:--|:--|:--|:--|
 {rows}
 
-Not held against any card: how many features die at scale, whether features serve safety, and every statement about
-large models as such.
+Not held against any card: how many features die at scale, whether features serve safety, sparse probes on many data
+sets, the absorption of first letters, and every statement about large models as such.
 
 ## All claim cards
 

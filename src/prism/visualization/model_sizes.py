@@ -10,10 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from prism.visualization.comparison import SYMBOLS
 from prism.visualization.style import GREY, OKABE_ITO, PALE, finish, short_label
 
 POINTS = 101  # of a curve: enough for an eye
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 
 
 def grouped_dots(

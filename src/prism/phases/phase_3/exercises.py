@@ -1,4 +1,4 @@
-"""Phase 3: CE recovered, a paired interval, children of a feature."""
+"""Phase 3: CE recovered, a paired interval, children of a feature, a hypothesis about one of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from prism.exercises import check
+from prism.exercises.hypothesis import try_hypothesis
 
 
 def recovered(clean: float, sae: float, ablated: float) -> float:
@@ -82,3 +83,8 @@ def check_n_children(answer: Callable) -> Callable:
         ),
     }
     return check(answer, n_children, [(parent, wide, 0.7), (0.01 * parent, wide, 0.5), (parent, wide, 0.95)], mistakes)
+
+
+def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
+    """Exercise 4, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    try_hypothesis("3", fire, silent, activation)

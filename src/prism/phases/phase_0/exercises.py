@@ -1,4 +1,4 @@
-"""Phase 0: collisions, feature dimensionality, where superposition begins to pay, directions recovered."""
+"""Exercises of phase 0: collisions, dimensionality, where superposition pays, directions recovered, a hypothesis."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from prism.exercises import check
+from prism.exercises.hypothesis import try_hypothesis
 
 
 def collision(n: int, p: float) -> float:
@@ -135,3 +136,8 @@ def check_recovered(answer: Callable) -> Callable:
     directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]])
     decoder = torch.tensor([[0.5, 0.02, 0], [0, -2, 0], [0.1, 0, 3], [0.3, 0.1, 3], [0, 0.2, 4], [0.3, 0.38, 0.02]])
     return check(answer, recovered, [(decoder, directions, 0.9), (decoder, directions, 0.995)], mistakes)
+
+
+def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
+    """Exercise 5, about meaning: reads the reader's two inputs and says what happened (`try_hypothesis`)."""
+    try_hypothesis("0", fire, silent, activation)

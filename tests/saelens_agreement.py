@@ -1,4 +1,4 @@
-"""Our measures beside SAELens' own, on the same tokens."""
+"""Our measures beside SAELens' own, on the same tokens: what the tests of `evaluation` hold them against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of phase 0: directions and their overlaps, phases, recovery of known directions, mixed neurons."""
+"""Figures of phase 0: directions and their overlaps, phases, recovery of known directions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from prism.visualization.style import (
-    BLUE,
     DIVERGING,
     GREY,
     INK,
@@ -57,18 +56,9 @@ def direction_arrows(
         raise ValueError(
             f"weights are {weights.shape} with {len(heads)} heads: need (models, 2, features) and a head for each model"
         )
-    columns = min(columns, len(weights))
-    rows = -(-len(weights) // columns)
     reach = 1.3 * max(1.0, float(np.linalg.norm(weights, axis=1).max()))
-    fig = make_subplots(
-        rows,
-        columns,
-        subplot_titles=[short_label(head, 40) for head in heads],
-        horizontal_spacing=0.03,
-        vertical_spacing=0.16 / rows,
-    )
-    for panel, W in enumerate(weights):
-        row, column = panel // columns + 1, panel % columns + 1
+    fig, rows, places = _panels(heads, columns, 0.03, 0.16)
+    for panel, (W, (row, column)) in enumerate(zip(weights, places, strict=True)):
         fig.add_shape(
             type="circle",
             x0=-1,
@@ -82,13 +72,27 @@ def direction_arrows(
         )
         for trace in _arrows(W, panel == 0):
             fig.add_trace(trace, row, column)
-        x_axis = fig.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
-        fig.update_yaxes(scaleanchor=x_axis, title="dimension 2" if column == 1 else None, row=row, col=column)
+        _square(fig, row, column, "dimension 2")
     ticks = dict(range=[-reach, reach], tickvals=[-1, 0, 1], showgrid=False, zeroline=True, zerolinecolor=PALE)
     fig.update_xaxes(title="dimension 1", constrain="domain", **ticks)
     fig.update_yaxes(**ticks).update_annotations(font=dict(size=14, color=INK))
     legend = dict(orientation="h", x=0.5, xanchor="center", y=-90 / (rows * 235), yanchor="top")
     return finish(fig, title, 160 + rows * 235, margin=dict(t=90, b=110), legend=legend)
+
+
+def _panels(heads: Sequence[str], columns: int, across: float, down: float) -> tuple[go.Figure, int, list[tuple]]:
+    """Small multiples with their heads: the figure, its number of rows, and each panel's row and column."""
+    columns = min(columns, len(heads))
+    rows = -(-len(heads) // columns)
+    titles = [short_label(head, 40) for head in heads]
+    fig = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=across, vertical_spacing=down / rows)
+    return fig, rows, [(panel // columns + 1, panel % columns + 1) for panel in range(len(heads))]
+
+
+def _square(fig: go.Figure, row: int, column: int, title: str) -> None:
+    """One scale for both axes of a panel; the leftmost says what goes up."""
+    x_axis = fig.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
+    fig.update_yaxes(scaleanchor=x_axis, title=title if column == 1 else None, row=row, col=column)
 
 
 def _arrows(W: Float[np.ndarray, "2 features"], legend: bool) -> list[go.Scatter]:
@@ -135,17 +139,8 @@ def gram_heatmaps(
     weights = as_array(weights)
     grams = np.einsum("kmi,kmj->kij", weights, weights)
     names = [str(i + 1) for i in range(grams.shape[1])]
-    columns = min(columns, len(grams))
-    rows = -(-len(grams) // columns)
-    fig = make_subplots(
-        rows,
-        columns,
-        subplot_titles=[short_label(head, 40) for head in heads],
-        horizontal_spacing=0.05,
-        vertical_spacing=0.2 / rows,
-    )
-    for panel, gram in enumerate(grams):
-        row, column = panel // columns + 1, panel % columns + 1
+    fig, rows, places = _panels(heads, columns, 0.05, 0.2)
+    for gram, (row, column) in zip(grams, places, strict=True):
         written = dict(texttemplate="%{z:.1f}", textfont=dict(size=11)) if len(gram) <= 6 else {}
         fig.add_trace(
             go.Heatmap(
@@ -159,14 +154,13 @@ def gram_heatmaps(
             row,
             column,
         )
-        x_axis = fig.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
-        fig.update_yaxes(scaleanchor=x_axis, title="feature out" if column == 1 else None, row=row, col=column)
+        _square(fig, row, column, "feature out")
     limit = float(max(1.0, np.abs(grams).max()))
     plain = dict(showgrid=False, ticks="", constrain="domain", type="category")
     fig.update_xaxes(title="feature in", **plain)
     fig.update_yaxes(autorange="reversed", **plain).update_annotations(font=dict(size=14, color=INK))
     axis = dict(colorscale=DIVERGING, cmin=-limit, cmax=limit, colorbar=colour_bar("entry of WᵀW"))
-    height = 150 + rows * (700 // columns) + (rows - 1) * 60
+    height = 150 + rows * (700 // min(columns, len(grams))) + (rows - 1) * 60
     return finish(fig, title, height, margin=dict(t=80, b=70), coloraxis=axis)
 
 
@@ -324,7 +318,7 @@ def matched_cosines_figure(
     """One line a method: the cosine of each true direction with its partner, the best first.
 
     Args:
-        cosines: method -> from `evaluation.matched_cosines`.
+        cosines: method -> from `methods.matched_cosines`.
         title: the figure's title.
     """
     fig = go.Figure()
@@ -345,53 +339,3 @@ def matched_cosines_figure(
 
 def _lowest(cosines: Mapping[str, np.ndarray]) -> float:
     return min(float(np.min(values)) for values in cosines.values()) - 0.04
-
-
-def mixing_histogram(
-    groups: Mapping[str, Float[np.ndarray, " units"]],
-    marked: tuple[str, float] | None = None,
-    highest: float = 7,
-    title: str = "How many kinds of text share a unit's top texts?",
-) -> go.Figure:
-    """Distributions of the effective number of categories: the first group as bars, the others as steps over it.
-
-    Args:
-        groups: name -> effective number of categories of each unit (neuron, feature, shuffle), from 1 on.
-        marked: a unit to point out: its name and its number.
-        highest: the number of categories that there are.
-        title: the figure's title.
-    """
-    edges = np.arange(0.75, highest + 0.75, 0.5)
-    middles, fig, tallest = (edges[:-1] + edges[1:]) / 2, go.Figure(), 0.0
-    for i, (name, values) in enumerate(groups.items()):
-        values = as_array(values)
-        shares = np.histogram(values, edges)[0] / max(len(values), 1)
-        label, tallest = f"{short_label(name)}: mean {values.mean():.2f}", max(tallest, shares.max())
-        hover = dict(hovertemplate="around %{x:.1f}: %{y:.1%}<extra></extra>")
-        if i == 0:
-            fig.add_bar(x=middles, y=shares, name=label, marker_color="#9fc9e6", **hover)
-        else:
-            fig.add_scatter(
-                x=middles,
-                y=shares,
-                name=label,
-                mode="lines",
-                **hover,
-                line=dict(shape="hvh", width=2.5, color=(INK, VERMILLION)[(i - 1) % 2], dash=DASHES[(i - 1) % 4]),
-            )
-    if marked:
-        fig.add_vline(marked[1], line=dict(color=BLUE, dash="dash", width=2))
-        fig.add_annotation(
-            x=marked[1],
-            y=1,
-            yref="paper",
-            yanchor="top",
-            xanchor="right",
-            xshift=-6,
-            showarrow=False,
-            text=short_label(marked[0]),
-            font=dict(color=BLUE, size=14),
-        )
-    fig.update_xaxes(title="effective number of categories among the top texts (1 = a single one)", dtick=1)
-    fig.update_yaxes(title="share of units", tickformat=".0%", range=[0, 1.15 * tallest])
-    return finish(fig, title, 410, bargap=0.03, margin=dict(t=92))

@@ -1,0 +1,1 @@
+"""Phase 0: superposition in toy models, and an SAE that undoes it."""
