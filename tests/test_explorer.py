@@ -288,15 +288,6 @@ def test_a_page_is_the_gallerys(explorer):
         explorer.page(3072)
 
 
-def test_a_page_in_short_says_the_same_in_less(explorer):
-    short, whole = explorer.in_short(667, k=3).data, explorer.page(667)
-    assert "<h1>Feature 667</h1>" in short and len(short) < len(whole) and short.count("<h2>") == 6
-    sentence = re.search(r'<div class="sentence">(.+?)</div>', whole)[1]
-    assert sentence in short
-    with pytest.raises(IndexError, match="choose from 0 to 3071"):
-        explorer.in_short(3072)
-
-
 def test_concepts_are_held_against_random_passages(explorer):
     texts = "def f(x):\n    return x\nfor i in range(10):\n    print(i)"
     found = search(explorer, "concept", texts)

@@ -83,7 +83,7 @@ GOOD = {
     ],
     "5": [
         "SENTENCE, DOUBTED, SHARED, TOP = 'Hi <b>there</b>, 東京!', '東', 'absent', 1",
-        "SENTENCE, KIND, PER_KIND = '\\n ?? \\n', ['Tea', 'green tea', '東京'], 2",
+        "SENTENCE, KIND, OUTSIDE, PER_KIND = '\\n ?? \\n', ['Tea', 'green tea', '東京'], ('Tea',), 2",
         "TOP, PER_KIND = 100, 20",
     ],
     "6a": [
@@ -167,7 +167,8 @@ BAD = {
         ("SENTENCE = 'a ' * 501", "SENTENCE may have 1,000 characters, not 1,002"),
         ("KIND = 'coffee'", "KIND is 'coffee'; it must be several values"),
         ("KIND = ('tea', 'tea')", "the same value stands there twice"),
-        ("KIND = ['x' * 25]", "a word in KIND may have 24 characters"),
+        ("KIND = ['x' * 25]", "a word in KIND or OUTSIDE may have 24 characters"),
+        ("OUTSIDE = ()", "number of values in OUTSIDE is 0"),
         ("KIND = [str(i) for i in range(21)]", "number of values in KIND is 21; .* from 1 to 20"),
         ("SHARED = ' '", "SHARED is ' '"),
         ("PER_KIND = 21", "PER_KIND is 21; .* from 2 to 20: a text is held against"),

@@ -117,18 +117,14 @@ def test_a_page_is_balanced_and_runs_nothing(matrix, feature):
 
 
 @pytest.mark.parametrize("feature", [0, 1, 2, 3])
-def test_a_page_in_short_is_balanced_and_keeps_to_the_telling_parts(matrix, feature):
-    decoder, unembed = np.random.default_rng(0).normal(size=(2, 4, 7)).astype(np.float32)
-    short = explorer.feature_in_short(feature, matrix, decoder, unembed.T[:, :3] @ unembed[:3], HOSTILE, 2, HOSTILE[1])
-    checker = Checker(short.data)
+def test_a_feature_across_its_range_is_balanced_and_shows_one_firing_of_each_group(matrix, feature):
+    shown = explorer.explore_feature(matrix, feature, k=4, profile=False, across=True).data
+    checker, heads = Checker(shown), re.findall("<h2>(.+?)</h2>", shown)
     assert not {"script", "img", "html", "body", "details"} & {tag for tag, _ in checker.tags}
     assert not [name for _, attributes in checker.tags for name in attributes if name.startswith("on")]
-    heads = re.findall("<h2>(.+?)</h2>", short.data)
-    assert ("Activations" in heads) == ("Fires together with" in heads) == (feature != 3), "3 is dead"
-    assert {"Explanation", "Writes towards", "Writes away from"} <= set(heads)
-    assert {"Density", "Strongest texts", "Nearest directions"}.isdisjoint(heads)
-    assert short.data.count('class="example"') == (5 if feature < 2 else 0), "2 fires twice: no range to cut"
-    assert HOSTILE[1] in checker.text
+    assert heads == {0: ["Across the range"], 1: ["Across the range"], 2: ["Strongest texts"], 3: []}[feature]
+    assert shown.count('class="example"') == 4 if feature < 2 else "Categories" not in shown
+    assert "Categories" in explorer.explore_feature(matrix, 0, across=True).data
 
 
 def test_anchors_lead_somewhere_and_the_first_one_skips(matrix):
@@ -195,11 +191,8 @@ def test_explanation_shows_the_scores_it_has(matrix):
 
 def test_a_hypothesis_stands_with_its_author_and_what_would_refute_it(matrix):
     label = Label("2-res", 0, HOSTILE[0], HOSTILE[1], "2025-03-31", "hypothesis", HOSTILE[2])
-    decoder, unembed = np.zeros((4, 7)), np.zeros((7, 7))
-    short = explorer.feature_in_short(0, matrix, decoder, unembed, HOSTILE, hypothesis=label).data
-    for page in (page_of(matrix, hypothesis=label), short):
-        text = Checker(page).text
-        assert f"Hypothesisby {HOSTILE[1]}, 2025-03-31{HOSTILE[0]}It would be refuted by: {HOSTILE[2]}" in text
+    text = Checker(page_of(matrix, hypothesis=label)).text
+    assert f"Hypothesisby {HOSTILE[1]}, 2025-03-31{HOSTILE[0]}It would be refuted by: {HOSTILE[2]}" in text
     assert "Hypothesis" not in page_of(matrix)
 
 

@@ -6,19 +6,6 @@ import pandas as pd
 from prism.phases import phase_5
 
 
-def loop_share(activations, maxima):
-    return [a / m if m > 0 else 0 for a, m in zip(activations, maxima, strict=True)]
-
-
-def divided_share(activations, maxima):
-    return np.divide(activations, maxima, out=np.zeros(len(maxima)), where=maxima > 0)
-
-
-def frame_share(activations, maxima):
-    shares = pd.Series(activations) / pd.Series(maxima).replace(0, np.nan)
-    return shares.fillna(0).to_numpy()
-
-
 def harmonic_f1(fires, is_token):
     hits = (fires & is_token).sum()
     if hits == 0:
@@ -64,9 +51,6 @@ def equal_ranges(column, groups):
 
 
 RIGHT = [
-    (phase_5.check_share_of_maximum, loop_share),
-    (phase_5.check_share_of_maximum, divided_share),
-    (phase_5.check_share_of_maximum, frame_share),
     (phase_5.check_token_f1, harmonic_f1),
     (phase_5.check_token_f1, set_f1),
     (phase_5.check_token_f1, counted_f1),
@@ -76,13 +60,6 @@ RIGHT = [
 ]
 
 WRONG = [
-    (phase_5.check_share_of_maximum, lambda a, m: a / np.max(a), "of this text"),
-    (phase_5.check_share_of_maximum, lambda a, m: a / np.max(m), "each feature has its own"),
-    (phase_5.check_share_of_maximum, lambda a, m: m / a, "turn the fraction round"),
-    (phase_5.check_share_of_maximum, lambda a, m: m - a, "do not subtract"),
-    (phase_5.check_share_of_maximum, lambda a, m: np.divide(a, m), "nan or inf"),
-    (phase_5.check_share_of_maximum, lambda a, m: np.clip(divided_share(a, m), 0, 1), "cut shares at 1"),
-    (phase_5.check_share_of_maximum, lambda a, m: (a / m)[m > 0], "Your function returned shape"),
     (phase_5.check_token_f1, lambda f, t: t[f].mean(), "precision alone"),
     (phase_5.check_token_f1, lambda f, t: f[t].mean(), "recall alone"),
     (phase_5.check_token_f1, lambda f, t: (t[f].mean() + f[t].mean()) / 2, "plain mean"),

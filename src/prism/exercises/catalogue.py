@@ -67,7 +67,6 @@ _TABLE = """
 4   topk_activation        medium  8   topk
 4   firing_share           easy    5   density dead_share
 4   diagnosis              hard    12  diagnosis
-5   share_of_maximum       easy    4   share_of_maximum
 5   token_f1               easy    6   token_f1
 5   hypothesis             medium  8   hypothesis
 5   quantile_rows          medium  8   quantile_rows

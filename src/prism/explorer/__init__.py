@@ -5,7 +5,7 @@ and answers with tables and HTML; `search` finds features, `steer` writes text u
 all of it, `explorer.app` the same in a browser.
 """
 
-from prism.explorer.pages import explore_feature, feature_in_short, feature_page
+from prism.explorer.pages import explore_feature, feature_page
 from prism.explorer.search import WAYS, Found, by_category, by_concept, by_number, by_token, categories, search
 from prism.explorer.session import ERRORS, MAX_CHARACTERS, RARE, Explorer, Reading
 from prism.explorer.steer import HOWS, MAX_NEW_TOKENS, MAX_STRENGTH, Continuation, steer

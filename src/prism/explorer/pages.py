@@ -56,7 +56,9 @@ def compose(
     return render(template, head=head, **groups, **values)
 
 
-def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str = "Feature") -> HTML:
+def explore_feature(
+    matrix: FeatureMatrix, feature: int, k: int = 10, name: str = "Feature", profile: bool = True, across: bool = False
+) -> HTML:
     """One feature at a glance: density, maximum, category profile, and its strongest texts around their top token.
 
     Args:
@@ -64,6 +66,9 @@ def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str 
         feature: column, 0 to d_sae − 1.
         k: texts shown.
         name: what a column of this matrix is called, such as 'Neuron'.
+        profile: whether with the categories of texts on which it fires.
+        across: instead of the strongest texts, one firing from each of `k` equally large groups, the strongest group
+            first, where there are at least two for a group.
 
     Returns:
         An object that a notebook displays; `.data` holds the HTML.
@@ -72,13 +77,14 @@ def explore_feature(matrix: FeatureMatrix, feature: int, k: int = 10, name: str 
         IndexError: no such feature; the message names the range.
     """
     summary = summarise_feature(matrix, feature, k)
+    strongest, whole_range = _strongest(matrix, summary), _across(matrix, matrix.column(summary.feature), k, 1, False)
     return HTML(
         compose(
             "short.html",
             f"{name} {summary.feature}",
-            [_profile(summary)],
+            [_profile(summary)] if profile else [],
             [],
-            [_strongest(matrix, summary)],
+            [whole_range if across and whole_range.data else strongest],
             stats=_stats(summary),
             styles=["page.css"],
         )
@@ -156,36 +162,6 @@ def feature_page(
     )
 
 
-def feature_in_short(
-    feature: int,
-    matrix: FeatureMatrix,
-    decoder: Float[np.ndarray, "d_sae d_in"] | None = None,
-    unembed: Float[np.ndarray, "d_in d_vocab"] | None = None,
-    vocabulary: Sequence[str] | None = None,
-    k: int = 5,
-    explanation: str = "",
-    scores: Mapping[str, float] | None = None,
-    hypothesis: Label | None = None,
-) -> HTML:
-    """The page's most telling parts, for a notebook's cell: explanation, histogram, logits, co-active, quantiles.
-
-    Args, errors: as for `feature_page`.
-    """
-    summary, column = summarise_feature(matrix, feature, k), matrix.column(feature)
-    panels = [_activations(column), *_logits(decoder, unembed, vocabulary, feature, k), _together(matrix, feature, k)]
-    return HTML(
-        compose(
-            "short.html",
-            f"Feature {feature}",
-            [_hypothesis(hypothesis), _explanation(explanation, scores)],
-            panels,
-            [_across(matrix, column, each=1, listed=False)],
-            stats=_stats(summary),
-            styles=["page.css", "short.css"],
-        )
-    )
-
-
 def _stats(summary: FeatureSummary) -> dict[str, str] | str:
     if not summary.firings:
         return f"This feature fires on none of the {summary.n_tokens:,} tokens: it is dead in this sample."
@@ -193,7 +169,7 @@ def _stats(summary: FeatureSummary) -> dict[str, str] | str:
         "density": f"{summary.density:.3%}",
         "fires on": f"{summary.firings:,} of {summary.n_tokens:,} tokens",
         "maximum": f"{summary.maximum:.2f}",
-        "top 20: same token": f"{summary.top_token_share:.0%}",
+        f"top {min(summary.firings, 20)}: same token": f"{summary.top_token_share:.0%}",
     }
 
 

@@ -32,8 +32,9 @@ NUMBERS = {  # column of a table -> what a row says of it
 LEAST = 0.15  # of the strongest rare feature; weaker ones are noise that happens to be rare
 ORDERS = {"special to this text first": "special", "strongest first": "strongest"}  # in words -> by name
 RULES = {
-    "special": "Order: share of its own maximum × rarity (−log10 of the share of tokens on which it fires), among the "
-    f"features that reach {LEAST:.0%} of the strongest rare one here.",
+    "special": "Order: share of its own maximum (at most 1) × rarity (−log10 of the share of the sample's tokens on "
+    f"which it fires). Left out: features weaker here than {LEAST:.0%} of the strongest one that fires on at most "
+    f"{RARE:.0%} of tokens.",
     "strongest": "Order: activation.",
 }
 
@@ -72,7 +73,7 @@ def ordered(reading: Reading, found: pd.DataFrame, order: str, hide: bool) -> tu
     if order == "special":
         found = found.iloc[special_order(*(found[name].to_numpy() for name in ("activation", "of_maximum", "density")))]
     single = reading.one_token[found["feature"]]
-    said = f" Hidden: {single.sum()} features of one token (that of all their 20 strongest firings)."
+    said = f" Hidden: {single.sum()} features of one token (their 20 strongest firings fall on one and the same token)."
     return found[~(single & hide)], RULES[order] + said * bool(hide and single.any())
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 from jaxtyping import Bool, Float
 
 from prism.data import TokenBatch, readable, token_ids, token_table, tokenize, whole_characters
 from prism.evaluation import evaluate
-from prism.explorer.pages import feature_in_short, feature_page
+from prism.explorer.pages import feature_page
 from prism.explorer.sample import PageFacts, Sample, read_dictionary, read_sample
 from prism.features import FeatureMatrix, encode_features
 from prism.features.matrix import FeatureStatistics
@@ -109,7 +108,7 @@ class Reading:
         return {"by": "automatic", "text": explanation.brief()} if explanation else {}
 
     def facts(self, feature: int) -> dict[str, object]:
-        """What a page says of a feature, whole or in short, as arguments of `pages.feature_page`.
+        """What a page says of a feature, as arguments of `pages.feature_page`.
 
         Raises:
             IndexError: no such feature; the message gives the valid range and the nearest choice.
@@ -273,14 +272,6 @@ class Explorer:
             link_to=link_to,
             **reading.facts(feature),
         )
-
-    def in_short(self, feature: int, name: str | None = None, k: int = 5) -> HTML:
-        """The most telling parts of the feature's page, for a notebook's cell.
-
-        Raises:
-            IndexError: no such feature.
-        """
-        return feature_in_short(feature, k=k, **self.reading(name).facts(feature))
 
     def compare(self, text: str, names: Iterable[str]) -> pd.DataFrame:
         """What each SAE keeps of a text: one row an SAE, by the definitions of `evaluation.evaluate`.

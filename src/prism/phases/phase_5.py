@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import HTML, Markdown
+from IPython.display import HTML
 from jaxtyping import Bool, Float
 from scipy.sparse import csr_matrix
 
-from prism.data import CACHE
+from prism.data import token_table, tokenize
 from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
-from prism.files import write_text
+from prism.features import FeatureMatrix, encode_features
 from prism.visualization.style import SEQUENTIAL, as_array, colour_bar, finish, short_label
 from prism.visualization.tokens import marked
+
+RULES = ("special", "as rare", "strongest, same filter", "strongest")  # by which a text's features are listed
+LISTED = 10  # features in such a list
+WITH_NUMBERS = 45  # tokens at most, for a heat map with its numbers written in
 
 
 def sentence_heatmap(
@@ -43,19 +47,22 @@ def sentence_heatmap(
             f"shares are {shares.shape}, but there are {len(labels)} labels and {len(tokens)} tokens: "
             "they need the shape (features, tokens)"
         )
+    few = len(tokens) <= WITH_NUMBERS
     fig = go.Figure(
         go.Heatmap(
             z=shares,
             colorscale=SEQUENTIAL,
             zmin=0,
-            zmax=1,
+            zmax=max(1, shares.max(initial=0)),
+            text=[[f"{share:.1f}" if share > 0.05 else "" for share in row] for row in shares],
+            texttemplate="%{text}" if few else "",
+            textfont=dict(size=11),
             xgap=1,
             ygap=1,
             colorbar=colour_bar("share of its maximum"),
             hovertemplate="%{y}, token %{x}: %{z:.2f}<extra></extra>",
         )
     )
-    size = 13 if len(tokens) <= 45 else 10
     fig.update_xaxes(
         tickvals=list(range(len(tokens))),
         ticktext=[short_label(marked(token)) for token in tokens],
@@ -63,7 +70,7 @@ def sentence_heatmap(
         tickangle=-60,
         showgrid=False,
         ticks="",
-        tickfont=dict(size=size),
+        tickfont=dict(size=13 if few else 10),
     )
     fig.update_yaxes(
         tickvals=list(range(len(labels))),
@@ -103,13 +110,6 @@ def bounds(text: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(text)], strict=True))
 
 
-def kept_page(page: str, feature: int) -> Markdown:
-    """A feature's page as a file beside the cache, and a link to it."""
-    path = CACHE / "pages" / f"feature_{feature}.html"
-    write_text(path, page)
-    return Markdown(f"[The page of feature {feature}]({Path(os.path.relpath(path)).as_posix()})")
-
-
 def firing_rates(
     values: csr_matrix, text: Sequence[int], lists: Sequence[Sequence[int]], counted: Bool[np.ndarray, "lists tokens"]
 ) -> Float[np.ndarray, "lists texts"]:
@@ -130,34 +130,61 @@ def firing_rates(
     return np.add.reduceat(shares * counted, starts, axis=1) / np.maximum(tokens, 1)
 
 
+def read(reading, texts: Sequence[str], context: int) -> FeatureMatrix:
+    """Texts through the model and the SAE of an `explorer.Reading`; `context`: the model's longest, with BOS."""
+    batch = tokenize(list(texts), reading.model.tokenizer, context)
+    return encode_features(reading.model, reading.sae, batch, token_table(batch, reading.model.tokenizer))
+
+
+def of_category(reading, name: str):
+    """The same `explorer.Reading`, with maxima and rarity from texts of one category of its sample alone."""
+    sample = reading.sample
+    keep = (sample.matrix.table["category"] == name).to_numpy()
+    part = replace(sample, matrix=sample.matrix.select(keep), labelled=sample.labelled[keep], held=sample.held[keep])
+    return replace(reading, sample=part)
+
+
+def lists_of(reading, half: FeatureMatrix, ordered: Callable) -> dict[str, list[list[int]]]:
+    """For each text, ten features by each of four rules.
+
+    Args:
+        reading: the `explorer.Reading` from which maxima and rarity come.
+        half: features of the texts' halves.
+        ordered: `explorer.rows.ordered`.
+
+    Returns:
+        Name of a rule (`RULES`) -> for each text the features: those that the explorer lists as special; as many others
+        that fire there, that pass the same filter, and that are nearest in rarity; the strongest that pass this filter;
+        and the strongest.
+    """
+    lists: dict[str, list[list[int]]] = {rule: [] for rule in RULES}
+    for start, end in bounds(half.table["text"]):
+        firing = reading.firing(half, slice(start, end))
+        pool, _ = ordered(reading, firing, "special", hide=True)
+        special, rest = pool.head(LISTED), pool.iloc[LISTED:]
+        found = special, as_rare(special, rest), pool.nlargest(LISTED, "activation"), firing.head(LISTED)
+        for rule, some in zip(RULES, found, strict=True):
+            lists[rule].append(some["feature"].tolist())
+    return lists
+
+
+def as_rare(wanted: pd.DataFrame, rest: pd.DataFrame) -> pd.DataFrame:
+    """For each wanted density in turn, the row of the rest that is nearest to it in its logarithm, each taken once."""
+    rarity, picked = np.log(np.maximum(rest["density"].to_numpy(float), 1e-9)), []
+    for density in wanted["density"].head(len(rest)):
+        away = np.abs(rarity - np.log(max(density, 1e-9)))
+        away[picked] = np.inf
+        picked.append(int(away.argmin()))
+    return rest.iloc[picked]
+
+
+def unseen(half_1: FeatureMatrix, half_2: FeatureMatrix) -> Bool[np.ndarray, "texts tokens"]:
+    """For each first half, which tokens of all the second halves it does not contain, in whatever case."""
+    old, later = (half.table["token"].astype(str).str.strip().str.casefold() for half in (half_1, half_2))
+    return np.array([~later.isin(old[start:end]) for start, end in bounds(half_1.table["text"])])
+
+
 # --- exercises -------------------------------------------------------------------------------------------------------
-
-
-def share_of_maximum(activations: np.ndarray, maxima: np.ndarray) -> np.ndarray:
-    """Each feature's activation as a share of its own maximum; 0 for one whose maximum is 0."""
-    return np.where(maxima > 0, activations / np.where(maxima > 0, maxima, 1), 0.0)
-
-
-def check_share_of_maximum(answer: Callable) -> Callable:
-    """Check exercise 1."""
-    cases = [
-        (np.array([5.0, 0.0, 3.0, 12.0]), np.array([10.0, 4.0, 4.0, 10.0])),
-        (np.array([5.0, 2.0, 0.0, 1.5]), np.array([10.0, 0.0, 0.0, 2.0])),
-    ]
-    mistakes = {
-        "You divided by the largest activation of this text; divide by each feature's own maximum.": (
-            lambda a, m: a / a.max()
-        ),
-        "You divided by the largest maximum of all; each feature has its own.": lambda a, m: a / m.max(),
-        "That is the maximum as a share of the activation; turn the fraction round.": lambda a, m: m / a,
-        "That is how far each is from its maximum; divide, do not subtract.": lambda a, m: m - a,
-        "A feature whose maximum is 0 gives nan or inf in yours; its share is 0 by definition.": lambda a, m: a / m,
-        "You cut shares at 1; an activation above the sample's maximum is worth knowing, leave it.": (
-            lambda a, m: np.minimum(share_of_maximum(a, m), 1)
-        ),
-    }
-    with np.errstate(all="ignore"):
-        return check(answer, share_of_maximum, cases, mistakes)
 
 
 def token_f1(fires: np.ndarray, is_token: np.ndarray) -> float:
@@ -166,7 +193,7 @@ def token_f1(fires: np.ndarray, is_token: np.ndarray) -> float:
 
 
 def check_token_f1(answer: Callable) -> Callable:
-    """Check exercise 2."""
+    """Check exercise 1."""
     fires = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], dtype=bool)
     is_token = np.array([1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0], dtype=bool)
     nothing = np.zeros(12, dtype=bool)
@@ -209,7 +236,7 @@ def _equal_ranges(column: np.ndarray, groups: int) -> list[int]:
 
 
 def check_quantile_rows(answer: Callable) -> Callable:
-    """Check exercise 4."""
+    """Check exercise 3."""
     column = np.array([0, 4.0, 0, 9.0, 0.4, 0, 7.5, 0.2, 1.6, 0, 0.9, 0])
     cases = [(column, 3), (column, 2), (np.concatenate([column[::-1], [20.0, 0.1]]), 4)]
     mistakes = {
@@ -231,5 +258,5 @@ def check_quantile_rows(answer: Callable) -> Callable:
 
 
 def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    """Exercise 2, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
     try_hypothesis("5", fire, silent, activation)
