@@ -49,12 +49,12 @@ JUNK = (
 
 GOOD = {
     "0": [
-        "PICTURES, SWEEP, DENSITIES = (1, 0.001), [0.001, 0.0012], ()",
+        "PICTURES, SWEEP, CHANCES = (1, 0.001), [0.001, 0.0012], ()",
         "FEATURES, HIDDEN, RUNS = 1, 100, 2",
         "FEATURES, RUNS, SWEEP = 100, 20, (1, 0.5)",
         "PENALTY, STEPS = 0, 1",
-        "DIRECTIONS, WIDTH, DENSITY = 2, 2, 0.001",
-        "DIRECTIONS, WIDTH, DENSITY = 500, 250, 1",
+        "DIRECTIONS, WIDTH, CHANCE = 2, 2, 0.001",
+        "DIRECTIONS, WIDTH, CHANCE = 500, 250, 1",
     ],
     "1": [
         "PROMPT = '東京'",

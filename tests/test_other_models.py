@@ -25,7 +25,7 @@ NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and t
 )
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {
-    "0": "RUNS, SWEEP, DENSITIES, STEPS = 3, (1.0, 0.3, 0.05), (0.3,), 500",
+    "0": "RUNS, SWEEP, CHANCES, STEPS = 3, (1.0, 0.3, 0.05), (0.3,), 500",
     "1": "READ, CORPUS_DOCUMENTS, PROMPT = (0, 33, 69), 24, 'The <b>law</b>'",
     "2": "THRESHOLD, PERMUTATIONS = 0.01, 200",
     "3": "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS, CATEGORY = 20, 48, 100, 1, 'python'",

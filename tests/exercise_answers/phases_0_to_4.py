@@ -29,14 +29,6 @@ def sum_collision(n, p):
     return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(2, n + 1))
 
 
-def loop_dimensionality(W):
-    out = []
-    for w in W.T:
-        length = float(w @ w) ** 0.5
-        out.append(length**2 / sum(float(w / length @ v) ** 2 for v in W.T) if length else 0.0)
-    return out
-
-
 def bisect_density(r):
     low, high = 1e-9, 1.0  # the gap below changes its sign once
     for _ in range(60):
@@ -92,14 +84,6 @@ RIGHT = [
     (phase_0.check_collision, sum_collision),
     (phase_0.check_collision, lambda n, p: binom.sf(1, n, p)),
     (phase_0.check_collision, lambda n, p: 1 - np.power(1 - p, n - 1) * (1 - p + n * p)),
-    (phase_0.check_dimensionality, loop_dimensionality),
-    (phase_0.check_dimensionality, lambda W: torch.nan_to_num(W.pow(2).sum(0) ** 2 / (W.T @ W).pow(2).sum(0))),
-    (
-        phase_0.check_dimensionality,
-        lambda W: (lambda g: np.where(g.diagonal() > 0, g.diagonal() ** 2 / np.maximum((g**2).sum(0), 1e-9), 0))(
-            (W.T @ W).numpy()
-        ),
-    ),
     (phase_0.check_critical_density, bisect_density),
     (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r) if r <= 1 else 4 / (5 + 2 * r)),
     (phase_0.check_critical_density, lambda r: np.minimum(1, r) / 3 / ((1 + r) / 6 + np.minimum(1, r) / 4)),
@@ -187,17 +171,6 @@ WRONG = [
     (phase_0.check_collision, lambda n, p: math.comb(n, 2) * p**2, "expected number"),
     (phase_0.check_collision, lambda n, p: binom.cdf(1, n, p), "take it from 1"),
     (phase_0.check_collision, lambda n, p: n * p, "Your function returned"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (W.T @ W).pow(2).sum(1).clamp_min(1e-9), "its length"),
-    (phase_0.check_dimensionality, lambda W: W.norm(dim=0) / (unit(W.T) @ W).pow(2).sum(1), "Square the length"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).abs().sum(1), "inner products"),
-    (
-        phase_0.check_dimensionality,
-        lambda W: W.pow(2).sum(0) ** 2 / ((W.T @ W).pow(2).sum(0) - W.pow(2).sum(0) ** 2),
-        "itself included",
-    ),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ unit(W.T).T).pow(2).sum(1), "only W_i"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(0) / (unit(W.T) @ W).pow(2).sum(1), "not nan"),
-    (phase_0.check_dimensionality, lambda W: W.pow(2).sum(1) / (unit(W) @ W.T).pow(2).sum(1), "its rows"),
     (phase_0.check_critical_density, lambda r: 4 * r / (2 + 5 * r), "up to 1"),
     (phase_0.check_critical_density, lambda r: 2 * min(1, r) / (1 + r), "variance"),
     (phase_0.check_critical_density, lambda r: 4 * max(1, r) / (2 * (1 + r) + 3 * max(1, r)), "*less*"),

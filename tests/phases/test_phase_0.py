@@ -1,5 +1,7 @@
 """Phase 0: its figures, matches with known directions, the toys of two features, and the exercise about meaning."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +22,11 @@ from prism.training import TrainConfig, train
 def test_direction_arrows_end_at_the_columns():
     W = np.array([[[1.0, 0.0], [0.0, 0.01]], [[0.6, -0.6], [0.8, -0.8]]])
     fig = titled(figures.direction_arrows(W, ["<b>one</b>", "two"]), "dimension 1", "dimension 2")
-    assert [(t.x[1], t.y[1]) for t in fig.data] == [(1.0, 0.0), (0.0, np.float32(0.01))] + [
-        (np.float32(0.6), np.float32(0.8)),
-        (np.float32(-0.6), np.float32(-0.8)),
-    ]
-    assert fig.data[0].marker.symbol[1] == "arrow" and fig.data[1].marker.symbol[1] == "circle"  # too short to point
-    assert [t.showlegend for t in fig.data] == [True, True, False, False]
+    arrows = [t for t in fig.data if t.mode == "lines+markers"]
+    ends = [(1.0, 0.0), (0.6, 0.8), (-0.6, -0.8)]
+    assert np.allclose([(t.x[1], t.y[1]) for t in arrows], ends)
+    words = [t.text[0] for t in fig.data if t.mode == "text"]
+    assert words == ["<b>1</b>", "given up: 2", "<b>1</b>", "<b>2</b>"]  # the second of panel one is too short to point
     assert fig.layout.annotations[0].text == "&lt;b&gt;one&lt;/b&gt;"
     with pytest.raises(ValueError, match="need .models, 2, features."):
         figures.direction_arrows(np.zeros((1, 3, 2)), ["three dimensions"])
@@ -38,34 +39,48 @@ def test_gram_heatmaps_show_what_comes_back():
 
 
 def test_sweep_lines_show_mean_and_extremes():
-    frame = pd.DataFrame({"method": ["a", "a", "b"], "density": [0.1, 0.1, 0.5], "mcc": [0.2, 0.6, 0.5]})
-    fig = titled(
-        figures.sweep_lines(frame, "mcc", "MCC", "Found again", by="method", line=(0.3, "bar")), "MCC", "chance"
-    )
-    assert [t.name for t in fig.data] == ["a", "b", "bar"]
+    frame = pd.DataFrame({"model": ["a", "a", "b"], "p": [0.1, 0.1, 0.5], "features_per_dimension": [0.2, 0.6, 0.5]})
+    fig = titled(figures.sweep_lines(frame, "The rarer, the more"), "per dimension", "chance")
+    assert [t.name for t in fig.data] == ["a", "b"]
     first = fig.data[0]
     assert first.y[0] == pytest.approx(0.4)
     assert [first.error_y.array[0], first.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
     assert fig.layout.xaxis.type == "log" and list(fig.layout.xaxis.ticktext) == ["0.1", "0.5"]
 
 
-def test_phase_diagram_marks_where_the_maps_differ():
-    measured, predicted = np.array([[0, 1], [1, 2]]), np.array([[0, 1], [2, 2]])
-    fig = titled(figures.phase_diagram(measured, predicted, np.array([1.0, 0.1]), np.array([0.1, 10.0])), "importance")
-    cross = next(t for t in fig.data if t.name == "differs from the prediction")
-    assert (list(cross.x), list(cross.y)) == ([-1.0], [-1.0])
+def test_phase_diagram_draws_the_border_of_the_prediction_over_what_was_measured():
+    measured, predicted = np.array([[0, 1], [1, 2]]), np.array([[0, 1], [1, 1]])
+    chances, ratios = np.array([1.0, 0.1]), np.array([0.1, 10.0])
+    fig = titled(figures.phase_diagram(measured, predicted, chances, ratios), "importance")
+    assert np.array_equal(fig.data[0].z, measured)
+    border = fig.data[-1]
+    assert border.name == "border on paper"
+    assert list(border.x) == [0, 0, None, -2, 0, None] and list(border.y) == [0.5, -0.5, None, -0.5, -0.5, None]
     assert not any("none" in (t.name or "") for t in fig.data)  # only the phases that occur are named
-    same = figures.phase_diagram(predicted, predicted, torch.tensor([1.0, 0.1]), torch.tensor([0.1, 10.0]))
-    assert not any((t.name or "").startswith("differs") for t in same.data)
-    with pytest.raises(ValueError, match="3 densities and 2 ratios"):
+    own = figures.phase_diagram(measured, predicted, torch.tensor(chances), torch.tensor(ratios), curve=[0.1, 1.0])
+    assert own.data[-1].name == "your border" and np.allclose(own.data[-1].y, [-1, 0])
+    single = figures.phase_diagram(measured[:1, :1], predicted[:1, :1], chances[:1], ratios[:1])
+    assert list(single.data[-1].x) == []
+    with pytest.raises(ValueError, match="3 chances and 2 ratios"):
         figures.phase_diagram(measured, predicted, np.ones(3), np.ones(2))
 
 
-def test_matched_cosines_are_sorted_and_averaged():
+def test_every_column_of_the_matched_cosines_is_one_direction():
     cosines = {"SAE": np.array([0.2, 1.0]), "random": np.array([0.1, -0.3])}
-    fig = titled(figures.matched_cosines_figure(cosines), "cosine", "true")
-    assert fig.data[0].y.tolist() == [1.0, np.float32(0.2)] and fig.data[0].name == "SAE: mean 0.60"
-    assert fig.layout.yaxis.range[0] < -0.3
+    fig = titled(figures.matched_cosines_figure(cosines, np.array([0.9, 1.0])), "cosine", "true")
+    assert [t.name for t in fig.data] == ["SAE: nearest row", "SAE: partner, mean 0.60", "random: partner, mean -0.10"]
+    assert np.allclose([t.y for t in fig.data], [[1, 0.9], [1, 0.2], [-0.3, 0.1]])
+    assert fig.data[0].customdata.tolist() == [1, 0] and fig.layout.yaxis.range[0] < -0.3
+
+
+def test_start_lines_go_from_the_short_training_to_the_long():
+    rows = [(p, s, w, n, w / 2 + n / 100) for p in (0.4, 0.1) for s in "ab" for w in (0, 1) for n in (10, 40)]
+    fig = titled(
+        figures.start_lines(pd.DataFrame(rows, columns=["p", "start", "world", "steps", "mcc"])), "MCC", "steps"
+    )
+    assert [a.text for a in fig.layout.annotations] == ["p = 0.1", "p = 0.4"] and len(fig.data) == 8
+    assert list(fig.data[1].x) == ["10", "40"] and np.allclose(fig.data[1].y, [0.6, 0.9])
+    assert [t.name for t in fig.data if t.showlegend] == ["a", "b"]
 
 
 # --- known directions ------------------------------------------------------------------------------------------------
@@ -157,6 +172,18 @@ def test_rivals_are_as_many_as_they_can_be_and_stand_either_way_round():
     assert methods.mcc(found["PCA"], found["PCA"][3:]) == pytest.approx(1)
 
 
+def test_the_sae_written_by_hand_is_the_one_of_the_library():
+    rows, a = methods.random_rows(2, 5, 3, seed=0), torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+    b_enc, b_dec = 0.1 * rows[:, :, :1].mT, 0.1 * rows[:, :1]
+    sae = SimpleNamespace(W_enc=2 * rows.mT, W_dec=rows, b_enc=b_enc, b_dec=b_dec)
+    library = methods.library_sae(sae, 0.3)
+    f = ((a - b_dec[0]) @ sae.W_enc[0] + b_enc[0]).relu()
+    a_hat = f @ rows[0] + b_dec[0]
+    torch.testing.assert_close(library.encode(a), f)
+    torch.testing.assert_close(library.decode(f), a_hat)
+    torch.testing.assert_close(library.loss(a), ((a - a_hat).pow(2).sum(1) + 0.3 * f.sum(1)).mean())
+
+
 # --- two features, one dimension -------------------------------------------------------------------------------------
 
 
@@ -167,6 +194,12 @@ def test_the_listed_cases_give_the_loss_of_a_model_that_says_zero_or_everything(
     assert torch.allclose(silent, p * (1 + r) * square) and abs(square - 1 / 3) < 0.01
     one = methods.expected_loss(torch.tensor([[1.0, 0.0]]).expand(3, 2), torch.zeros(3, 2), p, r)
     assert torch.allclose(one, p * r * square)
+
+
+def test_the_listed_cases_come_close_to_the_formula_of_opposite_ends():
+    p, r = torch.tensor([0.02, 0.5, 1.0]), torch.tensor([0.1, 1.0, 10.0])
+    listed = methods.expected_loss(torch.tensor([1.0, -1.0]).expand(3, 2), torch.zeros(3, 2), p, r)
+    torch.testing.assert_close(listed, (1 + r) * p**2 / 6, rtol=0.01, atol=0)  # eight levels stand for a continuum
 
 
 def test_what_became_of_the_second_feature():

@@ -48,7 +48,6 @@ NOTEBOOKS = {
 
 _TABLE = """
 0   collision              easy    4   collision
-0   dimensionality         medium  8   dimensionality
 0   critical_density       medium  8   critical_density
 0   recovered              easy    5   recovered
 0   hypothesis             medium  6   hypothesis

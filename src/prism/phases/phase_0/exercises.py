@@ -1,4 +1,4 @@
-"""Exercises of phase 0: collisions, dimensionality, where superposition pays, directions recovered, a hypothesis."""
+"""Exercises of phase 0: collisions, where superposition pays, directions recovered, a hypothesis."""
 
 from __future__ import annotations
 
@@ -38,46 +38,6 @@ def check_collision(answer: Callable) -> Callable:
     return check(answer, collision, [(5, 0.3), (20, 0.02), (5, 1.0), (2, 0.5)], mistakes)
 
 
-def dimensionality(W: torch.Tensor) -> torch.Tensor:
-    """Share of a dimension that each feature has to itself (Elhage et al. 2022): ‖Wᵢ‖² / Σⱼ (Ŵᵢ·Wⱼ)²; 0 for Wᵢ = 0."""
-    norm = W.norm(dim=0)
-    unit = W / norm.clamp_min(1e-12)
-    return norm**2 / (unit.T @ W).pow(2).sum(1).clamp_min(1e-12)
-
-
-def check_dimensionality(answer: Callable) -> Callable:
-    """Check exercise 2."""
-
-    def overlaps(W: torch.Tensor) -> torch.Tensor:
-        return ((W / W.norm(dim=0).clamp_min(1e-12)).T @ W).pow(2)
-
-    mistakes = {
-        "Divide W_i by its length in the sum below: it is the direction that counts there.": (
-            lambda W: W.norm(dim=0) ** 2 / (W.T @ W).pow(2).sum(1).clamp_min(1e-12)
-        ),
-        "The sum runs over all j, the feature itself included.": (
-            lambda W: W.norm(dim=0) ** 2 / (overlaps(W).sum(1) - overlaps(W).diagonal()).clamp_min(1e-12)
-        ),
-        "Square the length above the line.": lambda W: W.norm(dim=0) / overlaps(W).sum(1).clamp_min(1e-12),
-        "Square the inner products before you add them up.": (
-            lambda W: W.norm(dim=0) ** 2 / overlaps(W).sqrt().sum(1).clamp_min(1e-12)
-        ),
-        "Features are the columns of W; you used its rows.": lambda W: dimensionality(W.T),
-        "Both vectors became unit vectors; only W_i does.": (
-            lambda W: (
-                W.norm(dim=0) ** 2
-                / (lambda u: (u.T @ u).pow(2).sum(1).clamp_min(1e-12))(W / W.norm(dim=0).clamp_min(1e-12))
-            )
-        ),
-        "A feature with W_i = 0 has no share: return 0 there, not nan.": (
-            lambda W: W.norm(dim=0) ** 2 / ((W / W.norm(dim=0)).T @ W).pow(2).sum(1)
-        ),
-    }
-    W = torch.tensor([[1.0, -0.9, 0.3, 0.0, 0.8], [0.0, 0.1, 1.1, -1.0, 0.5]])
-    zero = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-    return check(answer, dimensionality, [(W,), (zero,)], mistakes)
-
-
 def critical_density(r: float) -> float:
     """The chance `p` below which opposite ends of one axis cost less than leaving out the less important feature."""
     less = min(1.0, r)
@@ -85,7 +45,7 @@ def critical_density(r: float) -> float:
 
 
 def check_critical_density(answer: Callable) -> Callable:
-    """Check exercise 3."""
+    """Check exercise 2."""
     mistakes = {
         "Right for r up to 1; above that, feature 1 is the less important one, with importance 1.": (
             lambda r: 4 * r / (2 * (1 + r) + 3 * r)
@@ -110,7 +70,7 @@ def recovered(decoder: torch.Tensor, directions: torch.Tensor, threshold: float)
 
 
 def check_recovered(answer: Callable) -> Callable:
-    """Check exercise 4."""
+    """Check exercise 3."""
 
     def cosines(decoder: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return torch.cosine_similarity(decoder[:, None], directions[None], dim=-1)
@@ -139,5 +99,5 @@ def check_recovered(answer: Callable) -> Callable:
 
 
 def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 5, about meaning: reads the reader's two inputs and says what happened (`try_hypothesis`)."""
+    """Exercise 4, about meaning: reads the reader's two inputs and says what happened (`try_hypothesis`)."""
     try_hypothesis("0", fire, silent, activation)

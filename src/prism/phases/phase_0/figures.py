@@ -11,11 +11,15 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from prism.visualization.style import (
+    BLUE,
     DIVERGING,
+    GREEN,
     GREY,
     INK,
     OKABE_ITO,
+    ORANGE,
     PALE,
+    PURPLE,
     VERMILLION,
     as_array,
     colour_bar,
@@ -29,23 +33,23 @@ PHASES = (
     "dedicated dimension: feature 2 alone",
     "none of these",
 )
-PHASE_COLOURS = ("#dfe3e8", "#E69F00", "#0072B2", "#222222")
-DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up")
+PHASE_COLOURS = ("#dfe3e8", ORANGE, BLUE, INK)
+METHODS = {"SAE": (BLUE, "circle"), "ICA": (GREEN, "x"), "PCA": (PURPLE, "diamond"), "random": (GREY, "triangle-up")}
+STARTS = (BLUE, VERMILLION)  # of SAEs: at random, as in the figure of all methods, and at the truth
 
 
 def direction_arrows(
     weights: Float[np.ndarray, "models 2 features"],
     heads: Sequence[str],
-    title: str = "One arrow a feature, in the plane that all of them share",
+    shortest: float = 0.7,
     columns: int = 4,
 ) -> go.Figure:
-    """Small multiples: the columns of each model's `W` as arrows in its two hidden dimensions.
+    """Small multiples: the columns of each model's `W` as numbered arrows in its two hidden dimensions.
 
     Args:
-        weights: one `W` a panel.
-        heads: one title a panel.
-        title: the figure's title.
+        weights: one `W` for each panel.
+        heads: one title for each panel.
+        shortest: a feature whose column is shorter gets no arrow; its number stands at the bottom.
         columns: panels in a row.
 
     Raises:
@@ -56,28 +60,24 @@ def direction_arrows(
         raise ValueError(
             f"weights are {weights.shape} with {len(heads)} heads: need (models, 2, features) and a head for each model"
         )
-    reach = 1.3 * max(1.0, float(np.linalg.norm(weights, axis=1).max()))
+    reach = 1.45 * max(1.0, float(np.linalg.norm(weights, axis=1).max()))
     fig, rows, places = _panels(heads, columns, 0.03, 0.16)
-    for panel, (W, (row, column)) in enumerate(zip(weights, places, strict=True)):
-        fig.add_shape(
-            type="circle",
-            x0=-1,
-            y0=-1,
-            x1=1,
-            y1=1,
-            line=dict(color=PALE, width=1.5),
-            layer="below",
-            row=row,
-            col=column,
-        )
-        for trace in _arrows(W, panel == 0):
-            fig.add_trace(trace, row, column)
+    for W, (row, column) in zip(weights, places, strict=True):
+        circle = dict(type="circle", x0=-1, y0=-1, x1=1, y1=1, line=dict(color=PALE, width=1.5), layer="below")
+        fig.add_shape(**circle, row=row, col=column)
+        long = np.linalg.norm(W, axis=0) > shortest
+        for i in np.flatnonzero(long):
+            fig.add_traces(_arrow(i, W[:, i]), row, column)
+        if not long.all():
+            given_up = "given up: " + ", ".join(str(i + 1) for i in np.flatnonzero(~long))
+            fig.add_scatter(
+                x=[0], y=[-0.9 * reach], mode="text", text=[given_up], row=row, col=column, hoverinfo="skip"
+            )
         _square(fig, row, column, "dimension 2")
     ticks = dict(range=[-reach, reach], tickvals=[-1, 0, 1], showgrid=False, zeroline=True, zerolinecolor=PALE)
     fig.update_xaxes(title="dimension 1", constrain="domain", **ticks)
     fig.update_yaxes(**ticks).update_annotations(font=dict(size=14, color=INK))
-    legend = dict(orientation="h", x=0.5, xanchor="center", y=-90 / (rows * 235), yanchor="top")
-    return finish(fig, title, 160 + rows * 235, margin=dict(t=90, b=110), legend=legend)
+    return finish(fig, "Each arrow is one feature", 110 + rows * 245, margin=dict(t=90, b=60), showlegend=False)
 
 
 def _panels(heads: Sequence[str], columns: int, across: float, down: float) -> tuple[go.Figure, int, list[tuple]]:
@@ -95,31 +95,17 @@ def _square(fig: go.Figure, row: int, column: int, title: str) -> None:
     fig.update_yaxes(scaleanchor=x_axis, title=title if column == 1 else None, row=row, col=column)
 
 
-def _arrows(W: Float[np.ndarray, "2 features"], legend: bool) -> list[go.Scatter]:
-    """An arrow from the origin for each column; one too short to see is a dot there."""
-    traces = []
-    for i, (x, y) in enumerate(W.T):
-        colour, visible = OKABE_ITO[i % len(OKABE_ITO)], np.hypot(x, y) > 0.25
-        traces.append(
-            go.Scatter(
-                x=[0, x],
-                y=[0, y],
-                mode="lines+markers",
-                name=f"feature {i + 1}",
-                showlegend=legend,
-                legendgroup=str(i),
-                line=dict(color=colour, width=3),
-                hovertemplate=f"feature {i + 1}: (%{{x:.2f}}, %{{y:.2f}})<extra></extra>",
-                marker=dict(
-                    color=colour,
-                    size=[0, 14] if visible else [0, 7],
-                    angleref="previous",
-                    opacity=1,
-                    symbol=["circle", "arrow" if visible else "circle"],
-                ),
-            )
-        )
-    return traces
+def _arrow(i: int, end: Float[np.ndarray, " 2"]) -> list[go.Scatter]:
+    """An arrow from the origin, and the feature's number beyond its head."""
+    colour, beyond = OKABE_ITO[i % len(OKABE_ITO)], end * (1 + 0.3 / np.linalg.norm(end))
+    words = f"feature {i + 1}: (%{{x:.2f}}, %{{y:.2f}})<extra></extra>"
+    head = dict(color=colour, size=[0, 14], angleref="previous", opacity=1, symbol=["circle", "arrow"])
+    line = dict(color=colour, width=3)
+    number = dict(mode="text", text=[f"<b>{i + 1}</b>"], textfont=dict(color=colour), hoverinfo="skip")
+    return [
+        go.Scatter(x=[0, end[0]], y=[0, end[1]], mode="lines+markers", line=line, marker=head, hovertemplate=words),
+        go.Scatter(x=beyond[:1], y=beyond[1:], **number),
+    ]
 
 
 def gram_heatmaps(
@@ -131,8 +117,8 @@ def gram_heatmaps(
     """Small multiples of `WᵀW`: on the diagonal how much of a feature comes back, beside it what it does to others.
 
     Args:
-        weights: one `W` a panel.
-        heads: one title a panel.
+        weights: one `W` for each panel.
+        heads: one title for each panel.
         title: the figure's title.
         columns: panels in a row.
     """
@@ -160,182 +146,152 @@ def gram_heatmaps(
     fig.update_xaxes(title="feature in", **plain)
     fig.update_yaxes(autorange="reversed", **plain).update_annotations(font=dict(size=14, color=INK))
     axis = dict(colorscale=DIVERGING, cmin=-limit, cmax=limit, colorbar=colour_bar("entry of WᵀW"))
-    height = 150 + rows * (700 // min(columns, len(grams))) + (rows - 1) * 60
+    height = 150 + rows * min(280, 700 // min(columns, len(grams))) + (rows - 1) * 60
     return finish(fig, title, height, margin=dict(t=80, b=70), coloraxis=axis)
 
 
-def sweep_lines(
-    frame: pd.DataFrame,
-    y: str,
-    y_title: str,
-    title: str,
-    x: str = "density",
-    by: str = "model",
-    x_title: str = "chance that a feature is active (log scale)",
-    line: tuple[float, str] | None = None,
-    y_range: tuple[float, float] | None = None,
-) -> go.Figure:
-    """A measure along a sweep, one line a model or method: the mean over runs, with bars from the least to the most.
+def sweep_lines(frame: pd.DataFrame, title: str) -> go.Figure:
+    """Features per dimension along a sweep of p: each model's mean over runs, with bars from the least to the most.
 
     Args:
-        frame: one row a run: columns `x`, `by` and `y`.
-        y: the measure's column.
-        y_title: the measure, with its unit.
+        frame: one row for each run: columns `p`, above 0, `model` and `features_per_dimension`.
         title: the figure's title.
-        x: the swept quantity's column, above 0.
-        by: the lines' column.
-        x_title: the swept quantity, with its unit.
-        line: a horizontal line to hold the others against: its height and its words.
-        y_range: ends of the vertical axis; by default what fits.
     """
     fig = go.Figure()
-    for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
-        runs = part.groupby(x)[y].agg(["mean", "min", "max"])
+    for i, (name, part) in enumerate(frame.groupby("model", sort=False)):
+        runs = part.groupby("p")["features_per_dimension"].agg(["mean", "min", "max"])
+        up, down = runs["max"] - runs["mean"], runs["mean"] - runs["min"]
         fig.add_scatter(
             x=runs.index,
             y=runs["mean"],
             mode="lines+markers",
             name=short_label(name),
-            marker_symbol=SYMBOLS[i % 5],
-            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=2.5),
-            marker_size=9,
+            line=dict(color=OKABE_ITO[i % 7], dash="dash" if i else "solid", width=2.5),
+            marker=dict(symbol="square" if i else "circle", size=9),
             cliponaxis=False,
-            error_y=dict(
-                type="data",
-                symmetric=False,
-                array=runs["max"] - runs["mean"],
-                arrayminus=runs["mean"] - runs["min"],
-                thickness=1.5,
-                width=4,
-            ),
+            error_y=dict(type="data", symmetric=False, array=up, arrayminus=down, thickness=1.5, width=4),
             hovertemplate=f"{short_label(name)} at %{{x:g}}: %{{y:.3g}}<extra></extra>",
         )
-    values = sorted(frame[x].unique())
-    if line:
-        fig.add_scatter(
-            x=[values[0], values[-1]],
-            y=[line[0]] * 2,
-            mode="lines",
-            name=short_label(line[1]),
-            line=dict(color=GREY, dash="dot", width=2),
-            hoverinfo="skip",
-        )
-    fig.update_xaxes(title=x_title, type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
-    fig.update_yaxes(title=y_title, range=y_range, rangemode="tozero")
-    counts = frame.groupby([by, x]).size()
-    return finish(
-        fig, title, 440, f"mean over {counts.max()} runs; bars from the lowest to the highest", margin=dict(t=112)
-    )
+    values = sorted(frame["p"].unique())
+    ticks = dict(tickvals=values, ticktext=[f"{value:g}" for value in values])
+    fig.update_xaxes(title="p, the chance that a feature is active (log scale)", type="log", **ticks)
+    fig.update_yaxes(title="features represented per dimension", rangemode="tozero")
+    counts = frame.groupby(["model", "p"]).size().max()
+    return finish(fig, title, 440, f"mean over {counts} runs; bars from the lowest to the highest", margin=dict(t=112))
 
 
 def phase_diagram(
-    measured: Int[np.ndarray, "densities ratios"],
-    predicted: Int[np.ndarray, "densities ratios"],
-    densities: Float[np.ndarray, " densities"],
+    measured: Int[np.ndarray, "chances ratios"],
+    predicted: Int[np.ndarray, "chances ratios"],
+    chances: Float[np.ndarray, " chances"],
     ratios: Float[np.ndarray, " ratios"],
-    title: str = "What happens to the second feature: trained models, and pencil and paper",
+    curve: Float[np.ndarray, " ratios"] | None = None,
 ) -> go.Figure:
-    """Two maps of the same plane, trained and predicted: each cell's colour says what became of feature 2.
+    """A map of what became of feature 2 in trained models, and the borders that theory puts between the cells.
 
     Args:
         measured: phase of each trained model, an index into `PHASES`.
         predicted: the same from theory.
-        densities: chance that a feature is active, one a row.
-        ratios: importance of feature 2 relative to feature 1, one a column.
-        title: the figure's title.
+        chances: that a feature is active, one for each row.
+        ratios: importance of feature 2 relative to feature 1, one for each column.
+        curve: a chance for each ratio, drawn in place of the borders between cells.
 
     Raises:
         ValueError: the maps' shapes and the axes do not match.
     """
-    maps = {"trained": np.asarray(measured), "predicted": np.asarray(predicted)}
-    densities, ratios = as_array(densities), as_array(ratios)
-    if any(phases.shape != (len(densities), len(ratios)) for phases in maps.values()):
-        shapes = " and ".join(str(phases.shape) for phases in maps.values())
-        raise ValueError(f"maps of shape {shapes} for {len(densities)} densities and {len(ratios)} ratios")
+    measured, predicted = np.asarray(measured), np.asarray(predicted)
+    x, y = np.log10(as_array(ratios)), np.log10(as_array(chances))
+    if not measured.shape == predicted.shape == (len(y), len(x)):
+        shapes = f"{measured.shape} and {predicted.shape}"
+        raise ValueError(f"maps of shape {shapes} for {len(y)} chances and {len(x)} ratios")
     scale = [[edge, colour] for i, colour in enumerate(PHASE_COLOURS) for edge in (i / 4, (i + 1) / 4)]
-    fig = make_subplots(1, 2, subplot_titles=list(maps), shared_yaxes=True, horizontal_spacing=0.05)
-    for column, phases in enumerate(maps.values(), start=1):
-        words = [[PHASES[phase] for phase in row] for row in phases]
-        fig.add_trace(
-            go.Heatmap(
-                z=phases,
-                x=np.log10(ratios),
-                y=np.log10(densities),
-                zmin=-0.5,
-                zmax=3.5,
-                colorscale=scale,
-                customdata=words,
-                showscale=False,
-                xgap=1,
-                ygap=1,
-                hovertemplate="%{customdata}<extra></extra>",
-            ),
-            1,
-            column,
-        )
-    differ = np.argwhere(maps["trained"] != maps["predicted"])
-    if len(differ):
-        fig.add_scatter(
-            x=np.log10(ratios)[differ[:, 1]],
-            y=np.log10(densities)[differ[:, 0]],
-            mode="markers",
-            marker=dict(symbol="x-thin", size=10, line=dict(width=2.5, color=VERMILLION)),
-            row=1,
-            col=1,
-            name="differs from the prediction",
-            hoverinfo="skip",
-            legendrank=2_000,
-        )
-    shown = [phase for phase in range(4) if any((phases == phase).any() for phases in maps.values())]
-    for phase in shown:
-        fig.add_scatter(
-            x=[None],
-            y=[None],
-            mode="markers",
-            name=PHASES[phase],
-            marker=dict(symbol="square", size=13, color=PHASE_COLOURS[phase]),
-        )
-    axes = {"x": _decades(ratios), "y": _decades(densities)}
-    fig.update_xaxes(title="importance of feature 2 ÷ feature 1 (log scale)", showgrid=False, **axes["x"])
-    fig.update_yaxes(showgrid=False, **axes["y"])
-    fig.update_yaxes(title="chance that a feature is active (log scale)", col=1)
-    fig.update_annotations(font=dict(size=15, color=INK))
-    legend = dict(orientation="h", x=0.5, xanchor="center", y=-0.2, yanchor="top")
-    return finish(fig, title, 500, margin=dict(t=90, b=115), legend=legend)
+    words = [[PHASES[phase] for phase in row] for row in measured]
+    look = dict(zmin=-0.5, zmax=3.5, colorscale=scale, showscale=False, xgap=1, ygap=1)
+    fig = go.Figure(
+        go.Heatmap(z=measured, x=x, y=y, customdata=words, hovertemplate="%{customdata}<extra></extra>", **look)
+    )
+    for phase in np.unique(measured):
+        square = dict(symbol="square", size=13, color=PHASE_COLOURS[phase])
+        fig.add_scatter(x=[None], y=[None], mode="markers", name=PHASES[phase], marker=square)
+    if curve is None:
+        lines, name = _borders(predicted, x, y), "border on paper"
+    else:
+        lines, name = (x, np.log10(np.clip(as_array(curve), 1e-9, None))), "your border"
+    fig.add_scatter(x=lines[0], y=lines[1], mode="lines", line=dict(color=INK, width=3), name=name, hoverinfo="skip")
+    half = [abs(axis[1] - axis[0]) / 2 if len(axis) > 1 else 0.5 for axis in (x, y)]
+    fig.update_xaxes(title="r, importance of feature 2 ÷ feature 1 (log scale)", showgrid=False, **_decades(x, half[0]))
+    fig.update_yaxes(title="p, chance of being active (log scale)", showgrid=False, **_decades(y, half[1]))
+    legend = dict(orientation="h", x=0, xanchor="left", y=1.02, yanchor="bottom")
+    return finish(fig, "What happens to the second feature", 500, margin=dict(t=112), legend=legend)
 
 
-def _decades(values: Float[np.ndarray, " n"]) -> dict:
-    """Axis ticks at 1, 2 and 5 of each decade, for an axis in log10."""
-    low, high = float(np.min(values)), float(np.max(values))
-    marks = [m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5) if low * 0.99 <= m * 10.0**e <= high * 1.01]
-    return dict(tickvals=np.log10(marks), ticktext=[f"{mark:g}" for mark in marks])
+def _borders(phases: Int[np.ndarray, "rows columns"], x: np.ndarray, y: np.ndarray) -> tuple[list, list]:
+    """Line segments, None between them, along the edges of neighbouring cells that differ."""
+    across, down = [], []
+    step_x, step_y = (axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in (x, y))
+    for row, column in np.argwhere(phases[:, 1:] != phases[:, :-1]):
+        across += [x[column] + step_x / 2] * 2 + [None]
+        down += [y[row] - step_y / 2, y[row] + step_y / 2, None]
+    for row, column in np.argwhere(phases[1:] != phases[:-1]):
+        across += [x[column] - step_x / 2, x[column] + step_x / 2, None]
+        down += [y[row] + step_y / 2] * 2 + [None]
+    return across, down
+
+
+def _decades(logs: Float[np.ndarray, " n"], half: float) -> dict:
+    """Ticks at 1, 2 and 5 of each decade, and the ends, for an axis in log10 whose cells reach half a step further."""
+    low, high = float(np.min(logs)), float(np.max(logs))
+    marks = np.log10([m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5)])
+    marks = marks[(low - 0.01 <= marks) & (marks <= high + 0.01)]
+    return dict(tickvals=marks, ticktext=[f"{10**mark:g}" for mark in marks], range=[low - half, high + half])
 
 
 def matched_cosines_figure(
     cosines: Mapping[str, Float[np.ndarray, " directions"]],
-    title: str = "How close is each true direction's partner?",
+    nearest: Float[np.ndarray, " directions"],
 ) -> go.Figure:
-    """One line a method: the cosine of each true direction with its partner, the best first.
+    """Points, one column for each true direction: the cosine with its partner in each method.
 
     Args:
-        cosines: method -> from `methods.matched_cosines`.
-        title: the figure's title.
+        cosines: method of `METHODS` -> from `methods.matched_cosines`; the first one's order is that of the columns.
+        nearest: the first method's largest cosine with each direction, whoever the row is a partner of.
     """
-    fig = go.Figure()
-    for i, (name, values) in enumerate(cosines.items()):
-        ordered = np.sort(as_array(values))[::-1]
-        fig.add_scatter(
-            x=np.arange(1, len(ordered) + 1),
-            y=ordered.round(4),
-            mode="lines",
-            name=f"{short_label(name)}: mean {ordered.mean():.2f}",
-            line=dict(color=OKABE_ITO[i % 7], dash=DASHES[i % 4], width=3),
-            hovertemplate="direction %{x}: %{y:.2f}<extra></extra>",
-        )
-    fig.update_xaxes(title="true directions, the best matched first", rangemode="tozero")
-    fig.update_yaxes(title="cosine with its one-to-one partner", range=[min(0.0, _lowest(cosines)), 1.04])
-    return finish(fig, title, 400, margin=dict(t=92))
+    order = np.argsort(-as_array(next(iter(cosines.values()))), kind="stable")
+    fig, x = go.Figure(), np.arange(1, len(order) + 1)
+    look = dict(symbol="circle-open", size=11, color=INK)
+    first = short_label(next(iter(cosines)))
+    fig.add_scatter(x=x, y=as_array(nearest)[order], mode="markers", name=f"{first}: nearest row", marker=look)
+    for name, values in cosines.items():
+        colour, symbol = METHODS[name]
+        label = f"{short_label(name)}: partner, mean {np.mean(values):.2f}"
+        look = dict(color=colour, symbol=symbol, size=7)
+        fig.add_scatter(x=x, y=as_array(values)[order], mode="markers", name=label, marker=look)
+    fig.update_traces(customdata=order, hovertemplate="true direction %{customdata}: %{y:.2f}")
+    fig.update_xaxes(title=f"the true directions, in the order of the {first}'s partners", showgrid=False)
+    lowest = min(float(np.min(values)) for values in cosines.values())
+    fig.update_yaxes(title="cosine with the true direction", range=[min(0.0, lowest) - 0.04, 1.04])
+    legend = dict(orientation="h", x=0, xanchor="left", y=1.02, yanchor="bottom")
+    return finish(
+        fig, "How close does each method come to each true direction?", 460, margin=dict(t=125), legend=legend
+    )
 
 
-def _lowest(cosines: Mapping[str, np.ndarray]) -> float:
-    return min(float(np.min(values)) for values in cosines.values()) - 0.04
+def start_lines(frame: pd.DataFrame) -> go.Figure:
+    """A panel for each p: one line for each world and start, from the MCC after short training to that after long.
+
+    Args:
+        frame: columns `p`, `start`, `world`, `steps` and `mcc`.
+    """
+    panels = list(frame.groupby("p"))
+    fig = make_subplots(1, len(panels), subplot_titles=[f"p = {p:g}" for p, _ in panels], shared_yaxes=True)
+    for column, (_, part) in enumerate(panels, 1):
+        for colour, (start, runs) in zip(STARTS, part.groupby("start", sort=False), strict=True):
+            for world, line in runs.groupby("world"):
+                look = dict(color=colour, dash="solid" if colour == STARTS[0] else "dash", width=2)
+                shown = dict(name=short_label(start), legendgroup=start, showlegend=column == 1 and not world)
+                steps = [f"{n:,}" for n in line["steps"]]
+                fig.add_scatter(x=steps, y=line["mcc"], mode="lines+markers", line=look, row=1, col=column, **shown)
+    fig.update_xaxes(title="training steps", type="category").update_yaxes(range=[0, 1.04])
+    fig.update_yaxes(title="MCC with the true directions", col=1).update_annotations(font=dict(size=15, color=INK))
+    legend = dict(orientation="h", x=0, xanchor="left", y=1.12, yanchor="bottom")
+    return finish(fig, "Does training end at the true directions?", 420, margin=dict(t=125), legend=legend)

@@ -14,11 +14,13 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA, FastICA
 from torch import Tensor
 
+from prism.sae import SaeConfig, SparseAutoencoder, make_sae
+
 
 def matched_cosines(
     decoder: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_directions d_in"]
 ) -> Float[np.ndarray, " n_directions"]:
-    """Cosine of each true direction with its partner among the decoder's rows, one row a direction.
+    """Cosine of each true direction with its partner among the decoder's rows, one row for each direction.
 
     The pairing is the one with the largest sum of cosines (Hungarian algorithm), so no row can stand for two
     directions. The sign counts: a feature only ever adds its row, so the opposite direction is another feature.
@@ -86,7 +88,8 @@ def input_reader(
 def rivals(x: Float[Tensor, "samples d_in"], n_rows: int, seed: int) -> dict[str, Float[np.ndarray, "rows d_in"]]:
     """What other ways than an SAE find as directions: PCA, ICA (FastICA), and chance.
 
-    PCA and ICA find at most one for each dimension and leave the sign open, so theirs stand there either way round.
+    PCA and ICA find at most one for each dimension and leave the sign open, so theirs stand there either way round: in
+    half as many dimensions as directions that makes as many candidates as the others have.
 
     Args:
         x: the activations.
@@ -100,6 +103,20 @@ def rivals(x: Float[Tensor, "samples d_in"], n_rows: int, seed: int) -> dict[str
         ica = FastICA(n, whiten="unit-variance", random_state=seed).fit(x).mixing_.T
     both_ways = {"PCA": np.concatenate([pca, -pca]), "ICA": np.concatenate([ica, -ica])}
     return both_ways | {"random": random_rows(n_rows, x.shape[1], seed=seed + 2_000).numpy()}
+
+
+def library_sae(sae: object, sparsity: float) -> SparseAutoencoder:
+    """The SAE that phase 0 writes by hand as one of `prism.sae`'s: the same weights, the first of its data sets.
+
+    Args:
+        sae: `W_enc` [sae, d_in, d_sae], `W_dec` [sae, d_sae, d_in], `b_enc` [sae, 1, d_sae] and `b_dec` [sae, 1, d_in].
+        sparsity: weight of the L1 term.
+    """
+    d_sae, d_in = sae.W_dec[0].shape
+    library = make_sae(SaeConfig(d_in, d_sae, architecture="relu", k=1, sparsity=sparsity))
+    biases = {"b_enc": sae.b_enc[0, 0], "b_dec": sae.b_dec[0, 0]}
+    library.load_state_dict({"W_enc": sae.W_enc[0].T, "W_dec": sae.W_dec[0], **biases})
+    return library
 
 
 def random_rows(*shape: int, seed: int) -> Float[Tensor, "... d_in"]:
