@@ -70,8 +70,8 @@ GOOD = {
     "3": [
         "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS = 8, 16, 19, 1",
         "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS = 1_000, 255, 100_000, 20",
-        "CATEGORY, COSINE, SHARE = 'conversational', 0, 0",
-        "CATEGORY, COSINE, SHARE = 'python', 1, 1",
+        "CATEGORY, COSINE, SHARE, BAR = 'conversational', 0, 0, 0",
+        "CATEGORY, COSINE, SHARE, BAR = 'python', 1, 1, 1",
     ],
     "4": [
         "D_SAE, K = 64, 1",
@@ -153,6 +153,7 @@ BAD = {
         ("TWINS = 0", "TWINS is 0; .* from 1 to 20"),
         ("CATEGORY = 'maths'", "CATEGORY is 'maths'.*did you mean 'math'"),
         ("COSINE = 1.5", "COSINE is 1.5"),
+        ("BAR = -0.1", "BAR is -0.1"),
     ],
     "4": [
         ("K, D_SAE = 65, 64", "K is 65 and D_SAE 64"),

@@ -124,17 +124,6 @@ RIGHT = [
         phase_3.check_paired_interval,
         lambda a, b, d: torch.quantile(torch.tensor(a[d] - b[d]).mean(1), torch.tensor([0.025, 0.975]).double()),
     ),
-    (
-        phase_3.check_n_children,
-        lambda p, w, c: (torch.cosine_similarity(torch.tensor(w), torch.tensor(p)[None]) > c).sum(),
-    ),
-    (phase_3.check_n_children, lambda p, w, c: sum(unit_dot(row, p) > c for row in w)),
-    (
-        phase_3.check_n_children,
-        lambda p, w, c: len(
-            np.flatnonzero((w / np.linalg.norm(w, axis=1, keepdims=True)) @ (p / np.linalg.norm(p)) > c)
-        ),
-    ),
     (phase_4.check_l1_loss, loop_l1),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: (torch.norm(x - y) ** 2 + c * (f.abs() * n).sum()) / len(x)),
     (
@@ -225,11 +214,6 @@ WRONG = [
     (phase_3.check_paired_interval, lambda a, b, d: np.quantile((a - b)[d].mean(1), [0.05, 0.95]), "90 %"),
     (phase_3.check_paired_interval, lambda a, b, d: np.quantile((b - a)[d].mean(1), [0.025, 0.975]), "a minus b"),
     (phase_3.check_paired_interval, lambda a, b, d: (a - b).mean(), "Your function returned"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p > c).sum(), "both lengths"),
-    (phase_3.check_n_children, lambda p, w, c: sum(abs(unit_dot(row, p)) > c for row in w), "opposite"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(w, axis=1) > c).sum(), "length of the parent"),
-    (phase_3.check_n_children, lambda p, w, c: (w @ p / np.linalg.norm(p) > c).sum(), "each wide row"),
-    (phase_3.check_n_children, lambda p, w, c: np.mean([unit_dot(row, p) > c for row in w]), "share of rows"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).mean() + c * (f.abs() @ n).mean(), "over d_in"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * f.abs().sum(1).mean(), "decoder norms"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).sum() + c * (f.abs() @ n).sum(), "of the batch;"),

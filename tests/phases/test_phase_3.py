@@ -59,8 +59,10 @@ def test_massive_tokens_are_told_by_the_residual_stream(mini):
 def test_the_untrained_twin_is_measured_on_its_own_model(mini):
     spec = get_spec("mini")
     batch = tokenize(TEXTS, mini.tokenizer, 64)
-    assert methods.untrained_twin(spec, {}, batch) == {}
-    found = methods.untrained_twin(spec, {"random-model": load_family(spec, "random-model")}, batch)["random-model"]
+    assert methods.untrained_twin(spec, {}, batch, batch) == {}
+    both = methods.untrained_twin(spec, {"random-model": load_family(spec, "random-model")}, batch, batch)
+    found, rival = both["random-model"], both["its PCA"]
+    assert rival.delta_ce is None and rival.l0 == pytest.approx(round(found.l0))  # at the SAE's own L0
     trained = methods.measure({"a": mini}, {"a": load_family(spec, "random-model")}, batch, with_ce=False)["a"]
     assert found.delta_ce is None and found.explained_variance > trained.explained_variance + 0.1
 
@@ -71,6 +73,25 @@ def test_measures_come_in_the_order_of_the_saes(mini):
     batch = tokenize(TEXTS, mini.tokenizer, 64)
     found = methods.measure(dict.fromkeys(saes, mini), saes, TokenBatch(batch.tokens, batch.keep))
     assert list(found) == list(saes) and found["1-res"].delta_ce > found["2-mlp-out"].delta_ce
+
+
+def test_the_last_token_is_read_and_no_other(mini):
+    saes = {"2-res": load_sae(get_spec("mini"), "2-res")}
+    batch = tokenize(TEXTS, mini.tokenizer, 64)
+    table = token_table(batch, mini.tokenizer)
+    whole = encode_features(mini, saes["2-res"], batch, table)
+    last = table.groupby("text").tail(1).index
+    feature = int(whole.values[last].sum(axis=0).argmax())
+    read = methods.last_values(mini, saes, TEXTS, [("2-res", feature)], 64)
+    assert list(read.index) == TEXTS and list(read.columns) == [f"2-res {feature}"]
+    np.testing.assert_allclose(read.to_numpy()[:, 0], whole.column(feature)[last], atol=1e-4)
+    assert read.to_numpy().max() > 0
+
+
+def test_windows_show_one_place_a_text_the_strongest_first_and_stay_in_the_text():
+    values = csr_matrix(np.array([[0.0], [2.0], [1.0], [0.0], [5.0], [0.0]], np.float32))
+    table = pd.DataFrame({"text": [0, 0, 0, 1, 1, 2], "position": 1, "token_id": 0, "token": list("ab\ncde")})
+    assert methods.windows(FeatureMatrix(values, table), 0) == ["cd▮ 5", "ab▮ 2"]
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------
@@ -142,7 +163,8 @@ def test_fidelity_figure_has_a_row_a_dictionary_with_its_interval(fidelity):
     fig = figures.fidelity_figure(fidelity, {"a": "ours", "<b>": "other"}, "a")
     titled(fig, "explained variance", "nats per token")
     assert [t.name for t in fig.data] == ["ours", "other"] * 2 and [t.showlegend for t in fig.data[2:]] == [False] * 2
-    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], []]  # no ΔCE where none was measured
+    assert [list(t.x) for t in fig.data] == [[0.9], [0.8], [0.1], []]  # no ΔCE where none was measured, and it says so
+    assert [(a.text, a.y) for a in fig.layout.annotations] == [("no model to harm", 1)]
     assert fig.data[2].error_x.array[0] == pytest.approx(0.02)
     assert fig.data[2].error_x.arrayminus[0] == pytest.approx(0.01)
     assert fig.data[1].text[0] == "&lt;b&gt;" and fig.layout.yaxis.ticktext == (
@@ -161,13 +183,25 @@ def test_fidelity_figure_has_a_log_axis_where_costs_are_far_apart_and_above_0(fi
     assert figures.fidelity_figure(fidelity, groups, "a").layout.xaxis2.type is None
 
 
-def test_specialist_grid_marks_what_passed_and_leaves_gaps():
-    rates = pd.DataFrame({"math": [0.9, np.nan], "python": [0.3, -0.1]}, index=["SAE", "twin"])
-    passed = pd.DataFrame({"math": [True, False], "python": [False, False]}, index=["SAE", "twin"])
-    fig = titled(figures.specialist_grid(rates, passed), "category")
-    assert list(fig.data[0].x) == [CATEGORY_TITLES["python"], CATEGORY_TITLES["math"]]
-    assert [list(row) for row in fig.data[0].text] == [["+30", "+90 ●"], ["-10", "–"]]
-    assert (fig.data[0].zmin, fig.data[0].zmax) == (-100, 100)  # below 0 has a colour of its own
+def test_specialist_figure_fills_what_passed_and_shows_every_draw():
+    def table(rates, passed):
+        return pd.DataFrame({"rate_difference": rates, "passed": passed}, index=["math", "python"])
+
+    twins = {"SAE": [table([0.2, np.nan], [False, False]), table([0.5, 0.1], [True, False])]}
+    fig = figures.specialist_figure({"SAE": table([0.9, 0.3], [True, False])}, twins)
+    titled(fig, "rate difference")
+    drawn, sae = fig.data
+    assert list(sae.y) == [CATEGORY_TITLES["math"], CATEGORY_TITLES["python"]]  # plotly's first row is the lowest
+    assert list(sae.x) == pytest.approx([90, 30]) and list(sae.marker.symbol) == ["circle", "circle-open"]
+    assert len(drawn.x) == 4 and list(drawn.marker.symbol).count("circle") == 1
+    assert fig.layout.annotations[0].text == "<b>SAE</b>: 1 pass<br>twins: 0.5"
+
+
+def test_nearest_figure_has_the_bar_and_shares_that_add_up():
+    rivals = {"seed": np.array([0.1, 0.1, 0.9, 1.0]), "random": np.array([0.1, -0.2])}
+    fig = titled(figures.nearest_figure(rivals, 0.7, {"a <b>": 0.9}), "cosine", "features")
+    assert [sum(line.y) for line in fig.data] == pytest.approx([100, 100])
+    assert fig.layout.shapes[0].x0 == 0.7 and fig.layout.annotations[0].text == "a &lt;b&gt;"
 
 
 def test_the_hypothesis_counts_for_this_phase(tmp_path, monkeypatch, capsys):

@@ -61,7 +61,6 @@ _TABLE = """
 3   kept_share             easy    4   recovered
 3   paired_interval        medium  8   paired_interval
 3   hypothesis             medium  8   hypothesis
-3   count_children         medium  6   n_children
 4   l1_loss                easy    5   l1_loss
 4   topk_activation        medium  8   topk
 4   firing_share           easy    5   density dead_share

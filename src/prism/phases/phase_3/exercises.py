@@ -1,4 +1,4 @@
-"""Phase 3: CE recovered, a paired interval, children of a feature, a hypothesis about one of them."""
+"""Phase 3: CE recovered, a paired interval, a hypothesis about a child."""
 
 from __future__ import annotations
 
@@ -60,31 +60,6 @@ def check_paired_interval(answer: Callable) -> Callable:
     return check(answer, paired_interval, [(a, b, draws), (b, a**2, draws)], mistakes)
 
 
-def n_children(parent: np.ndarray, wide: np.ndarray, cosine: float) -> int:
-    """How many rows of a wide decoder have a cosine above a bar with one narrow row."""
-    cosines = wide @ parent / (np.linalg.norm(wide, axis=1) * np.linalg.norm(parent))
-    return int((cosines > cosine).sum())
-
-
-def check_n_children(answer: Callable) -> Callable:
-    """Check exercise 3."""
-    parent = np.array([3.0, 0.0, 0.0])
-    wide = [[0.2, 0.1, 0.0], [5.0, 5.0, 5.0], [-1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [0.0, 4.0, 0.0], [-2.0, 0.1, 0.0]]
-    wide = np.array(wide)
-    mistakes = {
-        "You compared inner products; divide by both lengths.": lambda p, w, c: int((w @ p > c).sum()),
-        "The sign counts: the opposite direction is no child.": (
-            lambda p, w, c: int((np.abs(w @ p) / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).sum())
-        ),
-        "Divide by the length of the parent too.": (lambda p, w, c: int((w @ p / np.linalg.norm(w, axis=1) > c).sum())),
-        "Divide by the length of each wide row too.": lambda p, w, c: int((w @ p / np.linalg.norm(p) > c).sum()),
-        "That is the share of rows; count them.": (
-            lambda p, w, c: (w @ p / (np.linalg.norm(w, axis=1) * np.linalg.norm(p)) > c).mean()
-        ),
-    }
-    return check(answer, n_children, [(parent, wide, 0.7), (0.01 * parent, wide, 0.5), (parent, wide, 0.95)], mistakes)
-
-
 def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 4, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
     try_hypothesis("3", fire, silent, activation)

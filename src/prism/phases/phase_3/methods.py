@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prism.data import TokenBatch
-from prism.evaluation import Evaluation, evaluate_all
-from prism.features import FeatureMatrix, encode_activations
-from prism.models import ModelSpec, activations_at, is_massive, load_sae, massive_norm, random_model, residual_hook
+from prism.data import TokenBatch, token_table, tokenize
+from prism.evaluation import Evaluation, evaluate_all, pca
+from prism.features import FeatureMatrix, encode_activations, encode_features
+from prism.models import (
+    ModelSpec,
+    activations_at,
+    is_massive,
+    kept_activations,
+    load_sae,
+    massive_norm,
+    random_model,
+    residual_hook,
+)
 
 ROWS = 8  # sequences that are read at once
 
@@ -74,11 +84,19 @@ def measure(models: dict, saes: dict, batch: TokenBatch, seed: int = 0, **settin
     return {name: found[name] for name in saes}
 
 
-def untrained_twin(spec: ModelSpec, members: dict, batch: TokenBatch, seed: int = 0) -> dict[str, Evaluation]:
-    """The family's `random-model` measured on the model that it was trained on, whose weights are random; without ΔCE,
-    for that model predicts nothing. Empty if the member is not there."""
-    mine = {name: members[name] for name in ("random-model",) if name in members}
-    return measure(dict.fromkeys(mine, random_model(spec)), mine, batch, seed, with_ce=False) if mine else {}
+def untrained_twin(
+    spec: ModelSpec, members: dict, batch: TokenBatch, sample: TokenBatch, seed: int = 0
+) -> dict[str, Evaluation]:
+    """The family's `random-model` measured on the model that it was trained on, whose weights are random; and PCA of
+    the same activations at the same L0, fitted on `sample`. Without ΔCE, for that model predicts nothing. Empty if the
+    member is not there."""
+    if "random-model" not in members:
+        return {}
+    sae, model = members["random-model"], random_model(spec)
+    found = measure({"random-model": model}, {"random-model": sae}, batch, seed, with_ce=False)
+    x = kept_activations(model, sae.cfg.metadata.hook_name, sample)
+    rival = {"its PCA": pca(x, max(1, round(found["random-model"].l0)), sae.cfg.metadata)}
+    return found | measure(dict.fromkeys(rival, model), rival, batch, seed, with_ce=False)
 
 
 def to_compare(spec: ModelSpec, most: int = 4) -> list[str]:
@@ -99,3 +117,34 @@ def of_one_hook(spec: ModelSpec, members: dict) -> dict:
     chosen = max(widths.values(), key=len)
     saes = {name: load_sae(spec, name) if sae is None else sae for name, sae in chosen.items()}
     return dict(sorted(saes.items(), key=lambda pair: pair[1].cfg.d_sae))
+
+
+def last_values(
+    model, saes: dict, texts: Sequence[str], features: Sequence[tuple[str, int]], context: int
+) -> pd.DataFrame:
+    """What features do on the *last* token of each text: a row a text, a column a pair of SAE and feature.
+
+    Args:
+        saes: name -> SAE.
+        features: pairs of an SAE's name and a feature's number.
+        context: the model's longest sequence, BOS included (tokens).
+    """
+    batch = tokenize(list(texts), model.tokenizer, context)
+    table = token_table(batch, model.tokenizer)
+    last = table.groupby("text").tail(1).index
+    matrices = {name: encode_features(model, saes[name], batch, table) for name, _ in features}
+    columns = {f"{name} {i}": matrices[name].column(i)[last] for name, i in features}
+    return pd.DataFrame(columns, index=list(texts))
+
+
+def windows(matrix: FeatureMatrix, feature: int, n: int = 5, before: int = 9) -> list[str]:
+    """What stands before a feature's strongest token, that token included, in the `n` texts where it is strongest."""
+    column = pd.Series(matrix.column(feature))
+    best = column.groupby(matrix.table["text"].to_numpy()).idxmax()
+    best = [row for row in best if column[row] > 0]
+    tokens, starts = matrix.table["token"].astype(str).to_numpy(), matrix.table["text"].to_numpy()
+    shown = []
+    for row in sorted(best, key=lambda row: -column[row])[:n]:
+        rows = [r for r in range(max(0, row - before), row + 1) if starts[r] == starts[row]]
+        shown.append("".join(tokens[rows]).replace("\n", "↵") + f"▮ {column[row]:.0f}")
+    return shown
