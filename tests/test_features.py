@@ -26,12 +26,10 @@ from prism import data, features, models
 from prism.data import CATEGORIES, TokenBatch
 from prism.features import (
     FeatureMatrix,
-    activation_reader,
     channel_features,
     encode_activations,
     encode_features,
     peak_reader,
-    peak_tokens,
     word_features,
 )
 
@@ -304,22 +302,19 @@ def test_one_text_is_read_as_in_a_matrix_of_many(mini):
     sae, texts = models.load_sae(models.get_spec("mini")), ["def add(a, b):\n    return a + b", "Where were you?"]
     batch = data.tokenize(texts, mini.tokenizer, 64)
     peaks = encode_features(mini, sae, batch, data.token_table(batch, mini.tokenizer)).text_max().toarray()
-    activation, silent = activation_reader(mini, sae, 64), int(peaks.max(0).argmin())
-    for text, row in zip(texts, peaks, strict=True):
-        assert activation(text, int(row.argmax())) == pytest.approx(row.max(), rel=1e-4)
-        assert activation(text, silent) == 0
+    read, silent = peak_reader(mini, sae, 64), int(peaks.max(0).argmin())
     matrix = encode_features(mini, sae, batch, data.token_table(batch, mini.tokenizer))
-    for feature in (int(peaks[0].argmax()), silent):
-        tried = peak_tokens(mini, sae, texts, feature, 64)
-        np.testing.assert_allclose(tried["activation"], peaks[:, feature], rtol=1e-4)
-        assert peak_reader(mini, sae, 64)(feature, *texts).equals(tried.round(1))
+    for feature in (int(peaks[0].argmax()), int(peaks[1].argmax()), silent):
+        tried = read(feature, *texts)
+        np.testing.assert_allclose(tried["activation"], peaks[:, feature], atol=0.051)
+        assert list(tried.index) == texts and read(feature, texts[1]).equals(tried.iloc[[1]])
         for text, on in enumerate(tried["on"]):
             rows = np.flatnonzero(matrix.table["text"] == text)
             values = matrix.column(feature)[rows]
             assert on == (matrix.table["token"].iloc[rows[values.argmax()]] if values.any() else "")
     for text, says in ((" ", "is empty"), ("word " * 99, "the longest that fits is 63")):
         with pytest.raises(ValueError, match=says):
-            activation(text, 0)
+            read(0, text)
 
 
 def saelens_sae(architecture, **settings):

@@ -2,13 +2,11 @@
 
 from prism.features.encoding import (
     ENCODE_TOKENS,
-    activation_reader,
     channel_features,
     encode_activations,
     encode_features,
     neuron_features,
     peak_reader,
-    peak_tokens,
     word_features,
 )
 from prism.features.matrix import FeatureMatrix, FeatureStatistics

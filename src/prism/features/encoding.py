@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -92,34 +92,27 @@ def encode_activations(
     return FeatureMatrix(_without(rows.matrix(), drop), table.assign(massive=drop))
 
 
-def peak_tokens(model, sae, texts: Sequence[str], feature: int, context: int) -> pd.DataFrame:
-    """Where a feature is strongest in each of a few texts, to try sentences of one's own.
+def peak_reader(model, sae, context: int) -> Callable[..., pd.DataFrame]:
+    """A function `(feature, *texts)` that tells where a feature is strongest in texts of one's own.
 
-    As `data.tokenize` does, it raises a ValueError on an empty text and on one that does not fit the context.
+    It returns one row a text, which is its index: the feature's activation, the maximum over the text's tokens, to one
+    decimal, and `on`, the token that has it; 0 and "" where the feature is silent. As `data.tokenize` does, it raises a
+    ValueError on an empty text and on one that does not fit the context.
 
     Args:
         context: the model's longest sequence, BOS included (tokens).
-
-    Returns:
-        One row a text, which is its index: the feature's activation, the maximum over the text's tokens, and `on`,
-        the token that has it; 0 and "" where the feature is silent.
     """
-    batch = tokenize(list(texts), model.tokenizer, context)
-    table = token_table(batch, model.tokenizer)
-    values = encode_features(model, sae, batch, table).column(feature).astype(float)
-    best = [rows[values[rows].argmax()] for rows in table.groupby("text").indices.values()]
-    on = [str(token) if value > 0 else "" for token, value in zip(table["token"].iloc[best], values[best], strict=True)]
-    return pd.DataFrame({"activation": values[best], "on": on}, index=pd.Index(texts, name=f"feature {feature}"))
 
+    def peaks(feature: int, *texts: str) -> pd.DataFrame:
+        batch = tokenize(list(texts), model.tokenizer, context)
+        table = token_table(batch, model.tokenizer)
+        values = encode_features(model, sae, batch, table).column(feature).astype(float)
+        best = [rows[values[rows].argmax()] for rows in table.groupby("text").indices.values()]
+        tokens = table["token"].astype(str).to_numpy()
+        on = np.where(values[best] > 0, tokens[best], "")
+        return pd.DataFrame({"activation": values[best].round(1), "on": on}, pd.Index(texts, name=f"feature {feature}"))
 
-def peak_reader(model, sae, context: int) -> Callable[..., pd.DataFrame]:
-    """A function `(feature, *texts)` that gives `peak_tokens`, rounded as one reads it. Args, errors: as there."""
-    return lambda feature, *texts: peak_tokens(model, sae, texts, feature, context).round(1)
-
-
-def activation_reader(model, sae, context: int) -> Callable[[str, int], float]:
-    """A function from a text and a feature to the feature's activation in it. Args, errors: as `peak_tokens`."""
-    return lambda text, feature: float(peak_tokens(model, sae, [text], feature, context)["activation"].iloc[0])
+    return peaks
 
 
 def _massive(table: pd.DataFrame) -> Bool[np.ndarray, " tokens"]:
