@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 
 from prism import cli
 from prism.analysis import ClaimCard
-from prism.press import documents
+from prism.press import documents, verdicts
 from prism.press.notebooks import read
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ClaimCard("A > B & it's so", "+1 | +2", "[0, 3]", "C", "a lower end of 0", True)
 EXERCISE = "## Your turn\n\n**Exercise 1** (easy, 5 minutes). Write `f(a | b)`: the sum.\n\nMore words."
-ENTRY = documents.PaperClaim("P (2020)", "A beats B", "1", CARD.claim, True, "yes", "because", "7")
+ENTRY = documents.PaperClaim("P (2020)", "A beats B", "1", CARD.claim, True, "A leads by 1", "agrees", "since", "by 7")
 PAPERS = ROOT / "docs" / "papers.toml"
 
 
@@ -88,8 +89,9 @@ def test_cards_are_read_as_they_were_shown(tmp_path: Path) -> None:
 def test_row_of_a_paper(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(documents, "paper_claims", lambda path: [ENTRY])
     page = documents.claims_page(_notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD))
-    ours = "+1 &#124; +2; [0, 3] ([phase 1](../notebooks/phase_1_a.ipynb))"
-    assert f"| P (2020) | A beats B | 7 | {ours} | supported | yes | because |" in page
+    saw = "A leads by 1 ([phase 1](../notebooks/phase_1_a.ipynb))"
+    assert f"| P (2020): A beats B (by 7) | {saw} | agrees | since |" in page
+    assert "| A &gt; B &amp; it's so | +1 &#124; +2 | [0, 3] | C | supported |" in page
     assert "1 cards, 1 of them supported" in page and "[A title](../notebooks/phase_1_a.ipynb)" in page
 
 
@@ -98,7 +100,8 @@ def test_row_of_a_paper(tmp_path: Path, monkeypatch) -> None:
     [
         ({"card": "A > B"}, "phase 1 has no card 'A > B'; nearest is .*it's so"),
         ({"phase": "9"}, "phase 9 has no card"),
-        ({"supported": False}, "is now supported; mend its reason"),
+        ({"supported": False}, "is now supported; mend its sentence"),
+        ({"saw": "A leads by 1.5, at most 3"}, "has no 1.5; mend its sentence"),
     ],
 )
 def test_missing_or_changed_card_is_an_error(tmp_path: Path, monkeypatch, change: dict, says: str) -> None:
@@ -111,7 +114,7 @@ def test_missing_or_changed_card_is_an_error(tmp_path: Path, monkeypatch, change
     ("old", "new", "says"),
     [
         ("says = ", "say = ", "unexpected keyword argument 'say'"),
-        ('same = "yes"', "", "missing 1 required positional argument: 'same'"),
+        ('agrees = "agrees"', "", "missing 1 required positional argument: 'agrees'"),
         ('phase = "0"', 'phase = "0', "at line"),
         ("ours = ", "theirs = ", "'ours'"),
         ("\npaper = ", "\nby = ", "'paper'"),
@@ -123,6 +126,43 @@ def test_paper_claims_that_cannot_be_read_are_named(tmp_path: Path, old: str, ne
     (tmp_path / "papers.toml").write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ValueError, match=f"papers.toml: .*{says}"):
         documents.paper_claims(tmp_path / "papers.toml")
+
+
+def test_verdicts_on_other_models_stand_beside_a_card(tmp_path: Path, monkeypatch) -> None:
+    """A dash where the notebook had other cards when they were recorded."""
+    monkeypatch.setattr(documents, "paper_claims", lambda path: [])
+    folder = _notebook(tmp_path / "notebooks" / "phase_1_a.ipynb", CARD, dataclasses.replace(CARD, claim="Another"))
+    kept = {"mini": {"1": ["supported", "undecided"]}, "random weights": {"1": ["supported"]}}
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / documents.ELSEWHERE).write_text(json.dumps(kept), encoding="utf-8")
+    rows = [row for row in documents.claims_page(folder).splitlines() if row.startswith(("| claim", "| A"))]
+    assert [row.split(" | ")[-3:] for row in rows] == [
+        ["verdict", "on mini", "on random weights |"],
+        ["supported", "supported", "– |"],
+        ["supported", "undecided", "– |"],
+    ]
+
+
+def test_verdicts_are_recorded_from_runs_on_other_models(tmp_path: Path, capsys) -> None:
+    """The random twin is a folder that the notebooks can load, and what was recorded before is kept."""
+    new = nbformat.v4
+    lines = (
+        "import os, prism.models\nfrom prism.analysis import ClaimCard\nmodel = os.environ['PRISM_MODEL']",
+        "ClaimCard(model, '', '', '', '', len(prism.models.load_model(prism.models.get_spec(model)).blocks) == 4)",
+    )
+    cells = [new.new_markdown_cell("# A title"), *map(new.new_code_cell, lines)]
+    for phase in (1, 2):
+        path = tmp_path / "notebooks" / f"phase_{phase}_a.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(new.new_notebook(cells=cells), path)
+    out = verdicts.record(path.parent, tmp_path / "work", ["2"])
+    both = {"mini": {"2": ["supported"]}, "random weights": {"2": ["supported"]}}
+    assert json.loads(out.read_text(encoding="utf-8")) == both
+    nbformat.write(new.new_notebook(cells=[*cells, new.new_code_cell("1 / 0")]), path)
+    with pytest.raises(ValueError, match="phase_2_a.ipynb on mini: .*cell 4"):
+        verdicts.record(path.parent, tmp_path / "work")
+    kept = json.loads(out.read_text(encoding="utf-8"))
+    assert kept == {name: {"1": ["supported"], **found} for name, found in both.items()}
 
 
 def test_notebook_without_cards_is_an_error(tmp_path: Path) -> None:
@@ -162,4 +202,4 @@ def test_command_writes_both_or_nothing(tmp_path: Path, monkeypatch, capsys) -> 
     text = teaching.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "the sum" in text
     assert cli.main(["docs", "--notebooks", str(folder)]) == 0 and teaching.read_text(encoding="utf-8") == text
-    assert "because" in (tmp_path / "docs" / "CLAIMS.md").read_text(encoding="utf-8")
+    assert "| since |" in (tmp_path / "docs" / "CLAIMS.md").read_text(encoding="utf-8")

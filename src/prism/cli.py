@@ -58,12 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     run = add_parser("run", _run, "run the notebooks and write them as pages")
     run.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else each notebook's own)")
     execute = add_parser("execute", _execute, "run the notebooks and keep their outputs in the files themselves")
-    for command in (run, execute):
+    docs = add_parser("docs", _docs, "write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
+    docs.add_argument(
+        "--verdicts", type=Path, metavar="DIR", help="first run them on mini and on random weights (an hour), using DIR"
+    )
+    for command in (run, execute, docs):
         command.add_argument("--only", type=_phases, metavar="1,2", help="phases to run (default: all)")
 
     site = add_parser("site", _site, "write the committed notebooks, documents and feature pages as a site")
     site.add_argument("--features", type=int, default=100, metavar="N", help="feature pages (default: %(default)s)")
-    docs = add_parser("docs", _docs, "write docs/CLAIMS.md and the table of docs/TEACHING.md from the notebooks")
     for command in (run, execute, site, docs):
         command.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder (default: %(default)s)")
 
@@ -145,8 +148,10 @@ def _site(options: argparse.Namespace) -> None:
 
 
 def _docs(options: argparse.Namespace) -> None:
-    from prism.press import documents
+    from prism.press import documents, verdicts
 
+    if options.verdicts:
+        print(f"wrote {verdicts.record(options.notebooks, options.verdicts, options.only)}")
     for path in documents.write(options.notebooks):
         print(f"wrote {path}")
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from prism.files import write_text
+from prism.files import read_json, write_text
 from prism.press.notebooks import find_notebooks, model_of, outputs, phase_of, read, title_of
 
 CARD = "application/vnd.prism.claim+json"  # `analysis.claims.CARD`, which a light command cannot import
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
 
+ELSEWHERE = "verdicts.json"  # in docs/: model -> phase -> verdicts, in the order of the notebook's cards
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _EXERCISE = re.compile(r"^\*\*Exercise (\d+)\*\* \(([\w ]+), (\d+) minutes\)\. +(.+?[.?!:)`*])$", re.M | re.S)
 
 
@@ -29,9 +31,10 @@ class PaperClaim:
     phase: str
     card: str
     supported: bool
-    same: str
+    saw: str
+    agrees: str
     why: str
-    figure: str = "—"
+    figure: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ def paper_claims(path: Path) -> list[PaperClaim]:
 def cards_of(notebook: NotebookNode) -> dict[str, Card]:
     """The claim cards in an executed notebook's outputs, by their claim; the last of equal ones."""
     found = [output.data[CARD] for _, output in outputs(notebook) if CARD in output.get("data", {})]
-    return {parts["claim"]: Card(**{name: _cell(html.escape(text)) for name, text in parts.items()}) for parts in found}
+    shown = [{name: _cell(html.escape(text, quote=False)) for name, text in parts.items()} for parts in found]
+    return {parts["claim"]: Card(**safe) for parts, safe in zip(found, shown, strict=True)}
 
 
 def claims_page(folder: Path) -> str:
     """'What the papers claim and what we measured', from the claim cards of the notebooks in `folder`.
 
     Raises:
-        ValueError: a notebook has no card, a paper's claim has none, or a card's verdict is no longer the one that
-            the reason beside the paper's claim was written for.
+        ValueError: a notebook has no card, a paper's claim has none, a card's verdict is no longer the one that the
+            sentence beside the paper's claim was written for, or the sentence has a number that the card has not.
         OSError: `docs/papers.toml` beside the folder cannot be read.
     """
     paths = {phase_of(path): path for path in find_notebooks(folder)}
@@ -79,10 +83,17 @@ def claims_page(folder: Path) -> str:
     cards = {phase: cards_of(notebook) for phase, notebook in notebooks.items()}
     if empty := [path.name for phase, path in paths.items() if not cards[phase]]:
         raise ValueError(f"no claim card in {', '.join(empty)}; run `prism execute` first")
-    claims = paper_claims(folder.resolve().parent / "docs" / "papers.toml")
-    rows = [_paper_row(entry, _card_for(entry, cards), paths[entry.phase]) for entry in claims]
+    docs = folder.resolve().parent / "docs"
+    claims = paper_claims(docs / "papers.toml")
+    for entry in claims:
+        _check(entry, cards)
+    rows = [_paper_row(entry, paths[entry.phase]) for entry in claims]
     every = [card for found in cards.values() for card in found.values()]
-    lists = [_phase_list(title_of(notebooks[phase], path.stem), path, cards[phase]) for phase, path in paths.items()]
+    verdicts = _verdicts_elsewhere(docs / ELSEWHERE, cards)
+    lists = [
+        _phase_list(title_of(notebooks[phase], path.stem), path, cards[phase], verdicts[phase])
+        for phase, path in paths.items()
+    ]
     names = sorted({name for notebook in notebooks.values() if (name := model_of(notebook))})
     return _PAGE.format(
         models=" and ".join(_ABOUT.get(name, f"`{name}`") for name in names),
@@ -93,26 +104,45 @@ def claims_page(folder: Path) -> str:
     )
 
 
-def _card_for(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> Card:
+def _check(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> None:
+    """That the entry's card exists, has its verdict, and shows every number of its sentence."""
     found = cards.get(entry.phase, {})
     if entry.card not in found:
         nearest = difflib.get_close_matches(entry.card, found, n=1, cutoff=0.0)
         raise ValueError(f"phase {entry.phase} has no card '{entry.card}'; nearest is {nearest or 'none'}")
     card = found[entry.card]
     if (card.verdict == "supported") != entry.supported:
-        raise ValueError(f"the card '{entry.card}' is now {card.verdict}; mend its reason in docs/papers.toml")
-    return card
+        raise ValueError(f"the card '{entry.card}' is now {card.verdict}; mend its sentence in docs/papers.toml")
+    on_card = set(_NUMBER.findall(" ".join((card.claim, card.effect, card.interval, card.control))))
+    if strange := [number for number in _NUMBER.findall(entry.saw) if number not in on_card]:
+        raise ValueError(f"the card '{entry.card}' has no {', '.join(strange)}; mend its sentence in docs/papers.toml")
 
 
-def _paper_row(entry: PaperClaim, card: Card, path: Path) -> str:
-    ours = f"{card.effect}; {card.interval} ([phase {entry.phase}](../notebooks/{path.name}))"
-    return _row(entry.paper, entry.says, entry.figure, ours, card.verdict, entry.same, entry.why)
+def _paper_row(entry: PaperClaim, path: Path) -> str:
+    says = f"{entry.paper}: {entry.says}" + (f" ({entry.figure})" if entry.figure else "")
+    return _row(says, f"{entry.saw} ([phase {entry.phase}](../notebooks/{path.name}))", entry.agrees, entry.why)
 
 
-def _phase_list(title: str, path: Path, cards: dict[str, Card]) -> str:
-    rows = [_row(card.claim, card.effect, card.interval, card.control, card.verdict) for card in cards.values()]
-    head = "| claim | effect | interval | held against | verdict |\n|:--|:--|:--|:--|:--|"
-    return "\n".join([f"### [{title}](../notebooks/{path.name})\n", head, *rows])
+def _verdicts_elsewhere(path: Path, cards: dict[str, dict[str, Card]]) -> dict[str, list[dict[str, str]]]:
+    """Phase -> what each card said on other models (`press.verdicts`), a dash where that is not known."""
+    kept = read_json(path) if path.is_file() else {}
+    known = {phase: {model: found.get(phase, []) for model, found in kept.items()} for phase in cards}
+    return {
+        phase: [
+            {model: said[n] if len(said) == len(found) else "–" for model, said in known[phase].items()}
+            for n in range(len(found))
+        ]
+        for phase, found in cards.items()
+    }
+
+
+def _phase_list(title: str, path: Path, cards: dict[str, Card], elsewhere: list[dict[str, str]]) -> str:
+    rows = [
+        _row(card.claim, card.effect, card.interval, card.control, card.verdict, *said.values())
+        for card, said in zip(cards.values(), elsewhere, strict=True)
+    ]
+    head = ("claim", "effect", "interval", "held against", "verdict", *(f"on {model}" for model in elsewhere[0]))
+    return "\n".join([f"### [{title}](../notebooks/{path.name})\n", _row(*head), _row(*[":--"] * len(head)), *rows])
 
 
 def _row(*cells: str) -> str:
@@ -125,20 +155,19 @@ def _cell(text: str) -> str:
 
 
 _ABOUT = {  # models that notebooks name as their own
-    "mini": "`mini`, a language model with 4 layers of width 192",
-    "smollm2": "`smollm2` (SmolLM2-135M-Instruct, 30 layers of width 576)",
+    "mini": "`mini` (4 layers of width 192)",
+    "smollm2": "SmolLM2-135M-Instruct (30 layers of width 576)",
 }
 _PAGE = """# What the papers claim and what we measured
 
 <!-- Written by `prism docs` from the claim cards in the committed notebooks; edit docs/papers.toml instead. -->
 
-Our figures are of {models}, and are read from the claim cards of the
-executed notebooks. The papers' models, corpora and budgets are others, mostly larger by orders of magnitude, so the
-sizes of two figures cannot be compared; their directions can. *Supported* is a card's own verdict on its own claim,
-which may be narrower or wider than the paper's. Terms are in the [glossary](GLOSSARY.md).
+We measured {models}, and every number stands on a
+claim card of an executed notebook. The papers' models, corpora and budgets are mostly larger by orders of magnitude, so
+compare directions and not sizes. Terms are in the [glossary](GLOSSARY.md).
 
-| paper | its claim | its figure | ours | verdict | same direction? | why |
-|:--|:--|:--|:--|:--|:--|:--|
+| they say | we saw | agrees? | why |
+|:--|:--|:--|:--|
 {rows}
 
 Not held against any card: how many features die at scale, whether features serve safety, sparse probes on many data
@@ -146,7 +175,9 @@ sets, the absorption of first letters, and every statement about large models as
 
 ## All claim cards
 
-{total} cards, {supported} of them supported. What would refute each of them stands in its notebook.
+{total} cards, {supported} of them supported. *Supported* is a card's own verdict on its own claim, which may be
+narrower or wider than a paper's; what would refute it stands in its notebook. Beside it stands what the same notebook
+says on other models, where it has been run on them: on random weights, no claim about meaning may be supported.
 
 {lists}
 """
