@@ -104,7 +104,7 @@ def test_a_row_shows_number_measures_and_the_strongest_window(small):
     assert parts == [(" The", 1), ("the", 2), ("b", 3), ("\n", 4)], "of one text"
     assert [piece.share for piece in last["window"]] == [0.25, 0.5, 0.75, 1], "shaded by its maximum"
     html = fragment("row", last)
-    assert '<b title="↵ · activation 4.000 · position 4"' in html and "> The<" in html, "as it is read"
+    assert '<b title="↵ · activation 4.000 · position 4"' in html and ">The<" in html, "as it is read, flush"
     assert small.window(3) == [] and "silent in the sample" in fragment(
         "row", rows(small, pd.DataFrame({"feature": [3]}))[0]
     )

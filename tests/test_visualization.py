@@ -104,6 +104,14 @@ def test_no_token_is_invisible():
     assert marked("« \xa0a\n", keep=" ") == "« \xa0a↵"
 
 
+def test_a_window_begins_flush_and_a_continuation_where_its_prompt_ends():
+    spans = templates().get_template("tokens.html").module.spans
+    for flush, first in ((True, ">the<"), (False, "> the<")):
+        html = str(spans(shaded([" the", " dog"], [0.0, 1.0]), " ", flush))
+        assert first in html and "> dog<" in html
+    assert "> <" in str(spans(shaded([" "], [1.0]), " ", True))  # what fires is never left out
+
+
 @pytest.mark.parametrize("values", [[0.0, 0.0], [-1.0, 0.0], [float("nan"), 0.0]])
 def test_token_shading_without_activation_shades_nothing(values):
     assert "rgba" not in shading(["a", "b"], values)
