@@ -1,0 +1,85 @@
+"""Figures of phase 6e: features and their best partners in other models, beside what a table of tokens predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Bool, Float
+
+from prism.visualization.style import BLUE, GREY, OKABE_ITO, PALE, VERMILLION, finish, short_label
+
+POINTS = 101  # of a curve: enough for an eye
+
+
+def partner_figure(
+    values: Mapping[str, Float[np.ndarray, " features"]], bar: float, controls: Collection[str] = (), title: str = ""
+) -> go.Figure:
+    """Share of features whose best partner correlates at least so much, one line for each place to look for it.
+
+    Args:
+        values: where partners were looked for -> each feature's correlation with its best one.
+        bar: correlation that is marked.
+        controls: those drawn dashed.
+        title: the figure's title.
+    """
+    fig, grid = go.Figure(), np.linspace(0, 1, POINTS)
+    for i, (name, correlations) in enumerate(values.items()):
+        data = np.sort(np.asarray(correlations, dtype=float))
+        share = 1 - np.searchsorted(data, grid) / max(len(data), 1)
+        dashed = name in controls
+        fig.add_scatter(
+            x=grid,
+            y=share,
+            mode="lines",
+            name=short_label(name, 40),
+            line=dict(color=OKABE_ITO[i % 7], width=2.5, dash="dash" if dashed else "solid"),
+            hovertemplate=f"{short_label(name, 40)}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
+        )
+    fig.add_vline(x=bar, line=dict(color=GREY, dash="dot"))
+    fig.update_xaxes(title="correlation with the best partner, on texts that did not choose it", range=[0, 1])
+    fig.update_yaxes(title="share of features that reach it", tickformat=".0%", range=[0, 1.02])
+    return finish(fig, title, 430)
+
+
+def rivals_figure(
+    table: Float[np.ndarray, " features"],
+    partner: Float[np.ndarray, " features"],
+    found: Bool[np.ndarray, " features"],
+    marks: Mapping[str, tuple[float, float]],
+    other: str,
+    title: str = "",
+) -> go.Figure:
+    """Each feature once: how well a table of tokens predicts it, against its best partner in another model.
+
+    Args:
+        table: correlation with the table's prediction; partner: with the best partner in the other model.
+        found: whether another seed of the same SAE has the feature; those are drawn in colour.
+        marks: words -> where a feature that is named lies (table, partner).
+        other: the other model's name.
+        title: the figure's title.
+    """
+    fig = go.Figure()
+    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=GREY, dash="dot"), showlegend=False)
+    for name, rows, colour in (("not in another seed", ~found, PALE), ("also in another seed", found, BLUE)):
+        fig.add_scatter(
+            x=np.asarray(table)[rows],
+            y=np.asarray(partner)[rows],
+            mode="markers",
+            name=name,
+            marker=dict(size=6, color=colour, line=dict(width=0.5, color=GREY)),
+            hovertemplate="table %{x:.2f}, partner %{y:.2f}<extra></extra>",
+        )
+    fig.add_scatter(
+        x=[x for x, _ in marks.values()],
+        y=[y for _, y in marks.values()],
+        mode="markers+text",
+        text=[short_label(words, 30) for words in marks],
+        textposition="middle right",
+        showlegend=False,
+        marker=dict(size=11, color=VERMILLION, symbol="diamond"),
+    )
+    fig.update_xaxes(title="correlation with what a table of tokens predicts", range=[-0.05, 1.05])
+    fig.update_yaxes(title=f"correlation with the best partner in {short_label(other)}", range=[-0.05, 1.05])
+    return finish(fig, title, 520)
