@@ -111,7 +111,7 @@ GOOD = {
     ],
     "6e": [
         "COMPARE, MIN_FIRINGS, BAR = ('mini-llama',), 2, 0",
-        "COMPARE, MIN_FIRINGS, BAR = ['gemma-2-2b', 'mini-small'], 100, 1",
+        "COMPARE, MIN_FIRINGS, BAR = ['gemma-2-2b', 'mini-small'], 100, 0.9",
     ],
     "6f": [
         "CLASS, RECALL, WINDOW, DOCUMENTS = 'python', 0.01, 2, 8",

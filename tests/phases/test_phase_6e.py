@@ -131,26 +131,11 @@ class TestReading:
         with pytest.raises(ValueError, match="no model to compare mini with"):
             methods.read_all(get_spec("mini"), ("mini",), texts)
 
-    def test_what_the_text_tells_of_is_opened_where_it_is_listed(self):
-        assert methods.to_open([5, 9, 7], {9: "the dot", 7: "time"}) == {9: "the dot", 7: "time"}
-        assert methods.to_open([5, 9, 7], {9: "the dot", 8: "time"}) == {5: "feature 5", 9: "feature 9"}
-
-    def test_tried_says_silence_and_the_token(self):
-        def peaks(feature, *texts):
-            return pd.DataFrame({"activation": [3.2, 0.0], "on": [" a", ""]}, index=list(texts))
-
-        assert methods.tried({"m": 4}, {"m": peaks}, ["x a", "y"])["m 4"].tolist() == ["3 on ' a'", "silent"]
-
-
-def test_partner_figure_falls_from_all_to_none():
-    fig = titled(
-        figures.partner_figure({"mini": [0.25, 0.55, 0.85], "table": [0.1]}, 0.5, ["table"], "Who?"),
-        "correlation with the best partner, on texts that did not choose it",
-        "share of features that reach it",
-    )
-    mini, table = fig.data
-    assert mini.y[0] == 1 and mini.y[50] == pytest.approx(2 / 3) and mini.y[-1] == 0
-    assert (mini.line.dash, table.line.dash) == ("solid", "dash")
+    def test_what_the_text_tells_of_is_opened_on_its_model_alone(self):
+        named, spec = {9: "the dot", 7: "time"}, get_spec("smollm2")
+        assert methods.to_open(spec, [], [5, 9, 7], named) == named
+        assert methods.to_open(spec, [3], [3, 5, 7], named) == {3: "feature 3", 5: "feature 5"}
+        assert methods.to_open(get_spec("mini"), [9], [5, 9, 7], named) == {9: "feature 9", 5: "feature 5"}
 
 
 def test_rivals_figure_colours_what_another_seed_has():

@@ -1,46 +1,14 @@
-"""Figures of phase 6e: features and their best partners in other models, beside what a table of tokens predicts."""
+"""The figure of phase 6e: features and their best partners in another model, beside what a table of tokens predicts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
-from prism.visualization.style import BLUE, GREY, OKABE_ITO, PALE, VERMILLION, finish, short_label
-
-POINTS = 101  # of a curve: enough for an eye
-
-
-def partner_figure(
-    values: Mapping[str, Float[np.ndarray, " features"]], bar: float, controls: Collection[str] = (), title: str = ""
-) -> go.Figure:
-    """Share of features whose best partner correlates at least so much, one line for each place to look for it.
-
-    Args:
-        values: where partners were looked for -> each feature's correlation with its best one.
-        bar: correlation that is marked.
-        controls: those drawn dashed.
-        title: the figure's title.
-    """
-    fig, grid = go.Figure(), np.linspace(0, 1, POINTS)
-    for i, (name, correlations) in enumerate(values.items()):
-        data = np.sort(np.asarray(correlations, dtype=float))
-        share = 1 - np.searchsorted(data, grid) / max(len(data), 1)
-        dashed = name in controls
-        fig.add_scatter(
-            x=grid,
-            y=share,
-            mode="lines",
-            name=short_label(name, 40),
-            line=dict(color=OKABE_ITO[i % 7], width=2.5, dash="dash" if dashed else "solid"),
-            hovertemplate=f"{short_label(name, 40)}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
-        )
-    fig.add_vline(x=bar, line=dict(color=GREY, dash="dot"))
-    fig.update_xaxes(title="correlation with the best partner, on texts that did not choose it", range=[0, 1])
-    fig.update_yaxes(title="share of features that reach it", tickformat=".0%", range=[0, 1.02])
-    return finish(fig, title, 430)
+from prism.visualization.style import BLUE, GREY, PALE, VERMILLION, finish, short_label
 
 
 def rivals_figure(

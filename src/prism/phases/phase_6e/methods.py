@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from prism.analysis import confidence_interval, match_activations
 from prism.data import token_table, tokenize
 from prism.features import FeatureMatrix, encode_activations
-from prism.models import ModelSpec, get_spec, harvest_kept, load_family, load_model, load_sae, trained_family
+from prism.models import SMOLLM2, ModelSpec, get_spec, harvest_kept, load_family, load_model, load_sae, trained_family
 
 PLAIN, OTHER_SEED = "batch_topk", "seed-1"  # of the family
 
@@ -201,17 +201,28 @@ def _pearson(n, x, y, xx, yy, xy) -> Float[np.ndarray, "resamples units"]:
     return np.divide(above, np.sqrt(below), out=np.zeros_like(above), where=below > 1e-9 * xx * yy)
 
 
-def token_guess(values: csr_matrix, ids: Int[np.ndarray, " places"], text: Int[np.ndarray, " places"]):
-    """A rival that knows the token and no more: the mean of each column over the same token in *other* texts.
-
-    Where no other text has the token, the mean over all other texts.
+def guessed(
+    values: csr_matrix,
+    ids: Int[np.ndarray, " places"],
+    places: pd.DataFrame,
+    features: Int[np.ndarray, " features"],
+    counts: Int[np.ndarray, "resamples texts"],
+) -> Partners:
+    """A rival of `partners` that knows the token and no more: `token_guess`, judged on the second half of the texts.
 
     Args:
-        values: activations `[places, units]`; ids: the token at each place; text: of each place.
-
-    Returns:
-        An array of the shape of `values`.
+        ids: the token at each place; the rest as for `partners`.
     """
+    second, text, some = halves(places)[1], places["text"].to_numpy(), values[:, features]
+    guess = token_guess(some, ids, text)
+    correlation, again = correlations(some[second].toarray(), guess[second], text[second], counts)
+    return Partners(pd.DataFrame({"feature": features, "correlation": correlation}), again)
+
+
+def token_guess(
+    values: csr_matrix, ids: Int[np.ndarray, " places"], text: Int[np.ndarray, " places"]
+) -> Float[np.ndarray, "places units"]:
+    """The mean of each column over the same token in *other* texts; over all other texts where no other one has it."""
     token = np.unique(ids, return_inverse=True)[1]
     pair = np.unique(np.column_stack([token, text]), axis=0, return_inverse=True)[1].ravel()
     (sum_token, n_token), (sum_pair, n_pair), (sum_text, n_text) = (_totals(values, g) for g in (token, pair, text))
@@ -225,25 +236,6 @@ def _totals(values: csr_matrix, groups: Int[np.ndarray, " places"]):
     n = len(groups)
     member = csr_matrix((np.ones(n), (groups, np.arange(n))), (groups.max() + 1, n))
     return (member @ values).toarray(), np.bincount(groups)
-
-
-def guessed(
-    values: csr_matrix,
-    ids: Int[np.ndarray, " places"],
-    places: pd.DataFrame,
-    features: Int[np.ndarray, " features"],
-    counts: Int[np.ndarray, "resamples texts"],
-) -> Partners:
-    """How well `token_guess` predicts some features on the second half of the texts: a partner that knows tokens only.
-
-    Args:
-        values: activations at the common places; ids: the token at each place; the rest as for `partners`.
-    """
-    second = halves(places)[1]
-    text, some = places["text"].to_numpy(), values[:, features]
-    guess = token_guess(some, ids, text)
-    correlation, again = correlations(some[second].toarray(), guess[second], text[second], counts)
-    return Partners(pd.DataFrame({"feature": features, "correlation": correlation}), again)
 
 
 def token_ids(reading: Reading, places: pd.DataFrame) -> Int[np.ndarray, " places"]:
@@ -263,25 +255,19 @@ def pieces(tokenizer, text: str) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def to_open(listed: Sequence[int], chosen: Mapping[int, str]) -> dict[int, str]:
-    """The features that a text tells of, with their names, if all are on the list; else the first ones of the list."""
-    if set(chosen) <= set(listed):
-        return dict(chosen)
-    return {int(feature): f"feature {feature}" for feature in listed[: len(chosen)]}
-
-
-def tried(features: Mapping[str, int], reads: Mapping, sentences: Sequence[str]) -> pd.DataFrame:
-    """Sentences against features of several models: the largest activation, and the token that has it.
+def to_open(
+    spec: ModelSpec, listed: Sequence[int], features: Sequence[int], chosen: Mapping[int, str]
+) -> dict[int, str]:
+    """Features to open, with a name: those that the text tells of, or else the first ones of a list, as many.
 
     Args:
-        features: model -> its feature; reads: model -> `features.peak_reader`.
+        spec: the model; the text tells of SmolLM2.
+        listed: features in the order in which they are of interest; features: all, for a list that is too short.
+        chosen: feature of SmolLM2 -> its name in the text.
     """
-    columns = {}
-    for name, feature in features.items():
-        peaks = reads[name](feature, *sentences)
-        said = [f"{value:.0f} on {token!r}" if value else "silent" for value, token in peaks.to_numpy()]
-        columns[f"{name} {feature}"] = said
-    return pd.DataFrame(columns, index=list(sentences))
+    if spec is SMOLLM2 and set(chosen) <= set(features):
+        return dict(chosen)
+    return {int(i): f"feature {i}" for i in list(dict.fromkeys([*listed, *features]))[: len(chosen)]}
 
 
 def bits_interval(cost: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
