@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from prism.analysis import confidence_interval
 from prism.data import load_texts, tokenize
 from prism.exercises import progress
 from prism.models import get_spec
@@ -64,39 +65,43 @@ def made():
     rng = np.random.default_rng(0)
     values = rng.exponential(size=(400, 4)) * (rng.random((400, 4)) < 0.3)
     places = pd.DataFrame({"text": np.repeat(np.arange(10), 40), "end": np.tile(np.arange(40), 10)})
-    counts = rng.multinomial(5, np.full(5, 0.2), size=200)
-    return values, places, counts
+    return values, places
 
 
 class TestPartners:
     def test_a_shuffled_copy_is_found_and_judged_on_the_second_half(self, made):
-        values, places, counts = made
+        values, places = made
         other = values[:, [2, 0, 3, 1]].copy()
         other[200:, 0] = values[200:, 2] + 5 * (values[200:, 1] > 0)  # feature 2's partner goes astray later
-        found = methods.partners(csr_matrix(values), csr_matrix(other), places, np.arange(4), counts)
+        found = methods.partners(csr_matrix(values), csr_matrix(other), places, np.arange(4))
         assert found.table["partner"].tolist() == [1, 3, 0, 2]
         assert np.allclose(found.table["found"], 1) and np.allclose(found.table["correlation"][[0, 1, 3]], 1)
         wanted = np.corrcoef(values[200:, 2], other[200:, 0])[0, 1]
         assert found.table["correlation"][2] == pytest.approx(wanted) and wanted < 0.8
-        assert found.again.shape == (200, 4) and np.allclose(found.again[:, 0], 1)
-        assert found.again[:, 2].min() < wanted < found.again[:, 2].max()
+        assert found.without.shape == (5, 4) and np.allclose(found.without[:, 0], 1)
+        assert found.without[:, 2].min() < wanted < found.without[:, 2].max()
 
-    def test_a_resample_is_the_correlation_of_the_texts_drawn(self, made):
-        values, places, _ = made
+    def test_without_one_text_is_the_correlation_of_the_others(self, made):
+        values, places = made
         x, y, text = values[200:, :1], values[200:, 1:2] + values[200:, :1], places["text"].to_numpy()[200:]
-        drawn = np.array([[2, 0, 0, 3, 0]])
-        _, again = methods.correlations(x, y, text, drawn)
-        rows = np.concatenate([np.arange(40)] * 2 + [np.arange(120, 160)] * 3)
-        assert again[0, 0] == pytest.approx(np.corrcoef(x[rows, 0], y[rows, 0])[0, 1])
+        _, without = methods.correlations(x, y, text)
+        rows = text != 7
+        assert without[2, 0] == pytest.approx(np.corrcoef(x[rows, 0], y[rows, 0])[0, 1])
+
+    def test_the_jackknife_of_a_mean_is_its_t_interval(self):
+        values = np.random.default_rng(0).normal(size=12)
+        without = (values.sum() - values) / 11
+        wanted = confidence_interval(values)
+        assert methods.jackknife(values.mean(), without) == pytest.approx(wanted)
 
     def test_silence_has_no_partner_and_correlates_zero(self, made):
-        values, places, counts = made
+        values, places = made
         silent = np.zeros_like(values)
-        found = methods.partners(csr_matrix(values), csr_matrix(silent), places, np.arange(4), counts)
+        found = methods.partners(csr_matrix(values), csr_matrix(silent), places, np.arange(4))
         assert (found.table["partner"] == -1).all() and (found.table["correlation"] == 0).all()
 
     def test_testable_asks_for_firings_in_both_halves(self, made):
-        values, places, _ = made
+        values, places = made
         late = values.copy()
         late[:200, 1] = 0
         assert methods.testable(csr_matrix(late), places, 10).tolist() == [0, 2, 3]
@@ -112,10 +117,10 @@ class TestTable:
         assert guess[3] == pytest.approx(13 / 3), "a token of one text gets the mean over all others"
 
     def test_it_predicts_a_feature_of_one_token_and_not_one_of_places(self, made):
-        _, places, counts = made
+        _, places = made
         ids = np.random.default_rng(1).integers(20, size=400)
         values = np.column_stack([ids == 3, (places["end"] % 10) == 0]).astype(float)
-        found = methods.guessed(csr_matrix(values), ids, places, np.arange(2), counts)
+        found = methods.guessed(csr_matrix(values), ids, places, np.arange(2))
         assert found.table["correlation"][0] == pytest.approx(1) and abs(found.table["correlation"][1]) < 0.3
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
+from scipy.stats import t
 from transformers import AutoModelForCausalLM
 
 from prism.analysis import confidence_interval, match_activations
@@ -127,11 +128,11 @@ class Partners:
     Attributes:
         table: one row a feature: feature, partner (its number in the other SAE), found (the correlation on the half
             where it was chosen), correlation (on the other half; 0 where the partner is silent there).
-        again: the correlation on resamples of the other half's texts.
+        without: the correlation on the other half without one of its texts, one row for each text.
     """
 
     table: pd.DataFrame
-    again: Float[np.ndarray, "resamples features"]
+    without: Float[np.ndarray, "texts features"]
 
 
 def halves(places: pd.DataFrame) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places"]]:
@@ -151,7 +152,6 @@ def partners(
     b: csr_matrix,
     places: pd.DataFrame,
     features: Int[np.ndarray, " features"],
-    counts: Int[np.ndarray, "resamples texts"],
 ) -> Partners:
     """For some features of `a` the feature of `b` that correlates best on the first half; its value on the second.
 
@@ -159,42 +159,46 @@ def partners(
         a, b: activations at the common places, `[places, units]`.
         places: from `common_places`.
         features: of `a`, see `testable`.
-        counts: how often each text of the second half is drawn in each resample.
     """
     first, second = halves(places)
     best = match_activations(a[first][:, features], b[first])
     partner = best["partner"].to_numpy()
     x, y = a[second][:, features].toarray(), b[second][:, np.maximum(partner, 0)].toarray()
     y[:, partner < 0] = 0
-    correlation, again = correlations(x, y, places["text"].to_numpy()[second], counts)
+    correlation, without = correlations(x, y, places["text"].to_numpy()[second])
     columns = {"feature": features, "partner": partner, "found": best["correlation"], "correlation": correlation}
-    return Partners(pd.DataFrame(columns), again)
+    return Partners(pd.DataFrame(columns), without)
 
 
 def correlations(
-    x: Float[np.ndarray, "places units"],
-    y: Float[np.ndarray, "places units"],
-    text: Int[np.ndarray, " places"],
-    counts: Int[np.ndarray, "resamples texts"],
-) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "resamples units"]]:
-    """Pearson's correlation of each column of `x` with the same column of `y`, and that on resamples of the texts.
+    x: Float[np.ndarray, "places units"], y: Float[np.ndarray, "places units"], text: Int[np.ndarray, " places"]
+) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "texts units"]]:
+    """Pearson's correlation of each column of `x` with the same column of `y`, and that without each of the texts.
 
     A column that is constant has 0.
 
     Args:
         text: of each place, rising.
-        counts: how often each text is drawn in each resample, the texts in their order.
     """
     starts = np.flatnonzero(np.diff(text, prepend=-1))
     x, y = (part.astype(np.float64) for part in (x, y))
     parts = np.ones_like(x), x, y, x * x, y * y, x * y
     sums = [np.add.reduceat(part, starts, axis=0) for part in parts]
-    every = np.ones((1, len(starts)), dtype=int)
-    once, again = (_pearson(*(drawn @ part for part in sums)) for drawn in (every, counts))
-    return once[0], again
+    return _pearson(*(of.sum(0) for of in sums)), _pearson(*(of.sum(0) - of for of in sums))
 
 
-def _pearson(n, x, y, xx, yy, xy) -> Float[np.ndarray, "resamples units"]:
+def jackknife(whole: float, without: Float[np.ndarray, " texts"]) -> tuple[float, float]:
+    """The 95 % interval of a statistic, from its values without one text each (Tukey 1958).
+
+    (A bootstrap drops a third of the texts in each resample, and with them many of a rare feature's firings, so that
+    its correlations, and shares above a bar, come out too low.)
+    """
+    n = len(without)
+    half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * np.var(without))
+    return float(whole - half), float(whole + half)
+
+
+def _pearson(n, x, y, xx, yy, xy) -> Float[np.ndarray, "... units"]:
     """From sums of products; 0 where one of the two is constant."""
     below = np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0)
     above = xy - x * y / n
@@ -206,7 +210,6 @@ def guessed(
     ids: Int[np.ndarray, " places"],
     places: pd.DataFrame,
     features: Int[np.ndarray, " features"],
-    counts: Int[np.ndarray, "resamples texts"],
 ) -> Partners:
     """A rival of `partners` that knows the token and no more: `token_guess`, judged on the second half of the texts.
 
@@ -215,8 +218,8 @@ def guessed(
     """
     second, text, some = halves(places)[1], places["text"].to_numpy(), values[:, features]
     guess = token_guess(some, ids, text)
-    correlation, again = correlations(some[second].toarray(), guess[second], text[second], counts)
-    return Partners(pd.DataFrame({"feature": features, "correlation": correlation}), again)
+    correlation, without = correlations(some[second].toarray(), guess[second], text[second])
+    return Partners(pd.DataFrame({"feature": features, "correlation": correlation}), without)
 
 
 def token_guess(
