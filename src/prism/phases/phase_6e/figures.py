@@ -36,18 +36,22 @@ def rivals_figure(
             y=np.asarray(partner)[rows],
             mode="markers",
             name=name,
+            opacity=0.6,
             marker=dict(size=6, color=colour, line=dict(width=0.5, color=GREY)),
             hovertemplate="table %{x:.2f}, partner %{y:.2f}<extra></extra>",
         )
-    fig.add_scatter(
-        x=[x for x, _ in marks.values()],
-        y=[y for _, y in marks.values()],
-        mode="markers+text",
-        text=[short_label(words, 30) for words in marks],
-        textposition="middle right",
-        showlegend=False,
-        marker=dict(size=11, color=VERMILLION, symbol="diamond"),
-    )
+    for words, (x, y) in marks.items():
+        side = -1 if x > 0.7 else 1  # of the point, on which its name has room
+        fig.add_scatter(
+            x=[x],
+            y=[y],
+            mode="markers",
+            showlegend=False,
+            marker=dict(size=11, color=VERMILLION, symbol="diamond", line=dict(width=1, color="white")),
+            hovertemplate=f"{short_label(words, 30)}<extra></extra>",
+        )
+        name = dict(x=x, y=y, text=short_label(words, 30), showarrow=False, bgcolor="rgba(255, 255, 255, 0.85)")
+        fig.add_annotation(xanchor="left" if side > 0 else "right", xshift=9 * side, **name)
     fig.update_xaxes(title="correlation with what a table of tokens predicts", range=[-0.05, 1.05])
     fig.update_yaxes(title=f"correlation with the best partner in {short_label(other)}", range=[-0.05, 1.05])
     return finish(fig, title, 520)
