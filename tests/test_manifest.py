@@ -15,7 +15,7 @@ from prism import cli, data, files, manifest
 from prism.build.__main__ import main as build
 from prism.build.pretrain import load_checkpoint
 from prism.data import load_corpus, load_texts, read_table
-from prism.models import family_front, get_spec, load_model, load_sae
+from prism.models import get_spec, load_model, load_sae
 
 PARTS = ("texts", "saes/family/topk", "saes/family/front.csv", "model", "corpus", "MANIFEST.json")
 
@@ -238,11 +238,9 @@ def test_an_error_about_another_file_stays_as_it_is(tmp_path: Path) -> None:
         (tmp_path / "nowhere").read_bytes()
 
 
-def test_the_corpus_and_the_front_are_compared(copy: Path, monkeypatch) -> None:
+def test_the_corpus_is_compared(copy: Path, monkeypatch) -> None:
     monkeypatch.setitem(data.EMBEDDED, "mini", copy / "corpus" / "sampled.parquet")
-    monkeypatch.setattr("prism.models.saes.DATA", copy)
-    assert len(load_corpus("mini", 3)) == 3 and len(family_front(get_spec("mini")))
-    for name, load in (("corpus/sampled.parquet", load_corpus), ("saes/family/front.csv", None)):
-        _halve(copy / name)
-        with pytest.raises(ValueError, match="is damaged: it has"):
-            load("mini") if load else family_front(get_spec("mini"))
+    assert len(load_corpus("mini", 3)) == 3
+    _halve(copy / "corpus" / "sampled.parquet")
+    with pytest.raises(ValueError, match="is damaged: it has"):
+        load_corpus("mini")

@@ -110,10 +110,8 @@ GOOD = {
         "LENGTHS, LENGTH_UNITS, MODEL_UNITS, RADIUS, TRAIN_MISSING = [1], 1, 0, 1, True",
     ],
     "6e": [
-        "COMPARE, REAL_WORLD = (), ()",
-        "COMPARE, REAL_WORLD = ['gemma-2-2b'], ('mini',)",
-        "CHARACTERS, MEASURED, READ, UNITS, EXAMPLES, MIN_FIRINGS, PERMUTATIONS = 20, 2, 1, 2, 4, 1, 19",
-        "CHARACTERS, MEASURED, READ, UNITS, EXAMPLES, MIN_FIRINGS = 10_000, 200, 300, 2_000, 100, 10**6",
+        "COMPARE, MIN_FIRINGS, BAR = ('mini-llama',), 2, 0",
+        "COMPARE, MIN_FIRINGS, BAR = ['gemma-2-2b', 'mini-small'], 100, 0.9",
     ],
     "6f": [
         "CLASS, RECALL, WINDOW, DOCUMENTS = 'python', 0.01, 2, 8",
@@ -209,9 +207,9 @@ BAD = {
         ("COMPARE = ('mini', 'minni-small')", "did you mean 'mini-small'"),
         ("COMPARE = 'mini'", "COMPARE is 'mini'; it must be several values"),
         ("COMPARE = ('mini', None)", "a value in COMPARE is None"),
-        ("EXAMPLES = 3", "EXAMPLES is 3; .* from 4"),
-        ("REAL_WORLD = ('gpt-2',)", "no model named 'gpt-2'"),
-        ("PERMUTATIONS = 18", "PERMUTATIONS is 18"),
+        ("MODEL, COMPARE = 'mini', ('mini',)", "COMPARE holds mini alone"),
+        ("MIN_FIRINGS = 1", "MIN_FIRINGS is 1; .* from 2 to 100: a correlation needs firings"),
+        ("BAR = 1.1", "BAR is 1.1"),
     ],
     "6f": [
         ("CLASS = 'Social'", "CLASS is 'Social'.*did you mean 'social'"),

@@ -1,4 +1,4 @@
-"""The further embedded models, and what compares models: bits per byte, tokens that end together, the figures."""
+"""The further embedded models, bits per byte, and the figure that sets groups side by side."""
 
 import json
 import math
@@ -10,22 +10,19 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from prism import visualization as viz
-from prism.analysis import ModelUnits, aligned_rows, frequent, match_activations, match_models, token_ends
 from prism.build.__main__ import main as command
 from prism.build.baselines import bits_per_byte as corpus_bits
 from prism.build.baselines import kind_bits
 from prism.build.corpus import END, tokenise
 from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
 from prism.build.tokenizer import train_tokenizer
-from prism.data import DATA, load_texts, token_table, tokenize
-from prism.evaluation import bits_per_byte, evaluate, lost_share, text_bits
-from prism.features import encode_features
+from prism.data import DATA, load_texts, tokenize
+from prism.evaluation import bits_per_byte, text_bits
 from prism.models import (
     MODELS,
-    family_front,
     get_spec,
     kept_activations,
     load_family,
@@ -72,12 +69,6 @@ class TestEmbedded:
         x = kept_activations(model, spec.sae().hook_name, tokenize(TEXTS, model.tokenizer, spec.context))
         error = (sae(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
         assert error < 0.5, "the SAE belongs to another model"
-
-    def test_the_front_is_kept_for_all_three(self):
-        for name in ("mini", *NAMES):
-            front = family_front(get_spec(name)).query("member == 'batch_topk'")
-            assert front["target_l0"].tolist() == [16, 32, 64] and front["explained_variance"].is_monotonic_increasing
-        assert family_front(get_spec("gpt2-small")) is None
 
     def test_they_predict_better_than_a_unigram(self):
         measured = json.loads((DATA / "models" / "measurements.json").read_text(encoding="utf-8"))
@@ -140,94 +131,6 @@ def corpus(tmp_path_factory):
     path = train_tokenizer(folder, out, vocabulary=300)
     tokenizer = Tokenizer.from_file(str(path))
     return folder, tokenizer, tokenise(folder, tokenizer, path, out)
-
-
-class TestAlignment:
-    def test_one_tokenizer_pairs_every_token_with_itself(self, mini):
-        texts = load_texts("discover")["text"].tolist()
-        ends = token_ends(texts, mini.tokenizer)
-        assert sum(map(len, ends)) == tokenize(texts, mini.tokenizer, 256).n_tokens
-        a, b = aligned_rows(ends, ends)
-        assert np.array_equal(a, b) and (np.diff(a) > 0).all()
-        assert len(a) == sum(len(np.unique(part)) for part in ends), "one row for each place in the text"
-
-    def test_two_tokenizers_have_read_the_same_text_at_each_pair(self, mini, corpus):
-        other = PreTrainedTokenizerFast(tokenizer_object=corpus[1], bos_token=END)
-        texts = load_texts("confirm")["text"].tolist()
-        ids = [[t(text, add_special_tokens=False)["input_ids"] for text in texts] for t in (mini.tokenizer, other)]
-        pairs = aligned_rows(token_ends(texts, mini.tokenizer), token_ends(texts, other))
-        assert len(pairs[0]) > 1000
-        starts = [np.cumsum([0, *map(len, part)]) for part in ids]
-        for a, b in list(zip(*pairs, strict=True))[::40]:
-            text = int(np.searchsorted(starts[0], a, "right")) - 1
-            assert text == int(np.searchsorted(starts[1], b, "right")) - 1
-            read = [
-                t.decode(part[text][: row - start[text] + 1])
-                for t, part, row, start in zip((mini.tokenizer, other), ids, (a, b), starts, strict=True)
-            ]
-            assert read[0] == read[1]
-
-    def test_bad_input_is_named(self, mini):
-        with pytest.raises(ValueError, match="2 texts against 1"):
-            aligned_rows([np.array([1]), np.array([2])], [np.array([1])])
-
-        class Slow:
-            is_fast = False
-
-        with pytest.raises(ValueError, match="fast version"):
-            token_ends(["x"], Slow())
-
-
-@pytest.fixture(scope="module")
-def both(mini):
-    """Two models' units on the same texts."""
-    texts = load_texts("discover")["text"].tolist()[::4]
-    found = {}
-    for name in ("mini", "mini-small"):
-        spec = get_spec(name)
-        model, sae = load_model(spec), load_family(spec, "batch_topk")
-        batch = tokenize(texts, model.tokenizer, spec.context)
-        x = kept_activations(model, sae.cfg.metadata.hook_name, batch).numpy()
-        features = encode_features(model, sae, batch, token_table(batch, model.tokenizer))
-        found[name] = ModelUnits(token_ends(texts, model.tokenizer), features, {"raw channels": x})
-    return found
-
-
-class TestMatchModels:
-    def test_it_matches_at_common_ends_with_the_control_within_tokens(self, both):
-        a, b = both["mini"], both["mini-small"]
-        found = match_models(a, b, least=10)
-        rows, _ = aligned_rows(a.ends, b.ends)
-        x, y = (frequent(m.features, rows, 10) for m in (a, b))
-        assert x.getnnz(axis=0).min() >= 10 and x.shape[1] < a.features.d_sae
-        wanted = match_activations(x, y, a.features.table["token_id"].to_numpy()[rows])
-        pd.testing.assert_frame_equal(found["features"], wanted.dropna())
-        unit = found["features"].iloc[0]
-        columns = x[:, [int(unit["unit"])]].toarray().ravel(), y[:, [int(unit["partner"])]].toarray().ravel()
-        assert unit["correlation"] == pytest.approx(np.corrcoef(*columns)[0, 1], abs=1e-5)
-
-    def test_a_model_matches_itself_even_upside_down(self, both):
-        a = both["mini"]
-        turned = replace(a, signed={"raw channels": -a.signed["raw channels"]})
-        found = match_models(a, turned)
-        assert found["features"]["correlation"].min() > 0.999 and found["raw channels"]["correlation"].min() > 0.999
-        assert found["raw channels"]["control"].median() < 0.9
-
-    def test_a_kind_without_units_is_left_out(self, both):
-        assert set(match_models(both["mini"], both["mini-small"], least=10**6)) == {"raw channels"}
-
-
-def test_the_share_lost_is_what_ce_recovered_leaves(mini):
-    sae, texts = load_family(get_spec("mini"), "batch_topk"), load_texts("discover")["text"].tolist()[:6]
-    batch = tokenize(texts, mini.tokenizer, 256)
-    found = evaluate(mini, sae, batch, with_kl=False)
-    assert lost_share(found)[0] == pytest.approx(1 - found.ce_recovered_mean, abs=1e-6)
-    one = np.eye(6, dtype=int)[2:3]  # a resample that draws one sequence alone
-    row = found.per_sequence.iloc[2]
-    alone = (row["nats_sae"] - row["nats_clean"]) / (row["nats_mean"] - row["nats_clean"])
-    assert lost_share(found, one)[0] == pytest.approx(alone)
-    with pytest.raises(ValueError, match="needs the ablations"):
-        lost_share(evaluate(mini, sae, batch, with_kl=False, ablations=False))
 
 
 class TestBuild:
@@ -311,9 +214,3 @@ class TestFigures:
     def test_there_is_a_symbol_for_every_colour(self):
         many = pd.DataFrame({"model": "a", "kind": list("abcdefgh"), "value": 1.0, "low": 0.5, "high": 1.5})
         assert len(viz.grouped_dots(many, "model", "kind", "loss (nats)", "What it costs").data) == 8
-
-    def test_curves_fall_from_all_units_to_none(self):
-        frame = pd.DataFrame({"correlation": [0.25, 0.55, 0.85], "control": [0.1, 0.1, 0.1]})
-        solid, dashed = viz.match_curves({"features": frame}).data
-        assert solid.y[0] == 1.0 and solid.y[50] == pytest.approx(2 / 3) and solid.y[-1] == 0.0
-        assert dashed.line.dash == "dash" and dashed.y[15] == 0.0 and not dashed.showlegend

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from prism.exercises import phase_6e
+from prism.phases.phase_6e import exercises as phase_6e
 
 
 def loop_bits(nats, texts):
@@ -31,23 +31,6 @@ def dictionary(a, b):
     return [(i, place[int(end)]) for i, end in enumerate(a) if int(end) in place]
 
 
-def loop_best(a, b):
-    return [max(np.corrcoef(x, y)[0, 1] for y in b.T) for x in a.T]
-
-
-def pearson(a, b):
-    return np.corrcoef(a, b, rowvar=False)[: a.shape[1], a.shape[1] :]
-
-
-def by_covariance(a, b):
-    a, b = a - a.mean(0), b - b.mean(0)
-    return np.max(a.T @ b / np.outer(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)), axis=1)
-
-
-def cosines(a, b):
-    return (a / np.linalg.norm(a, axis=0)).T @ (b / np.linalg.norm(b, axis=0))
-
-
 def n_bytes(texts):
     return np.array([len(text.encode()) for text in texts])
 
@@ -56,16 +39,10 @@ RIGHT = [
     (phase_6e.check_bits_per_byte, loop_bits),
     (phase_6e.check_bits_per_byte, lambda n, t: np.sum(n) / np.log(2) / len("".join(t).encode())),
     (phase_6e.check_bits_per_byte, lambda n, t: np.average(n / np.log(2) / n_bytes(t), weights=n_bytes(t))),
-    (phase_6e.check_relative_l0, lambda a, d, o: a / d * o),
-    (phase_6e.check_relative_l0, lambda a, d, o: np.interp(o, [0, d, 100 * d], [0, a, 100 * a])),
-    (phase_6e.check_relative_l0, lambda a, d, o: math.exp(math.log(a) - math.log(d) + math.log(o))),
     (phase_6e.check_shared_ends, two_pointers),
     (phase_6e.check_shared_ends, intersect),
     (phase_6e.check_shared_ends, dictionary),
     (phase_6e.check_shared_ends, lambda a, b: {(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if x == y}),
-    (phase_6e.check_best_partner, loop_best),
-    (phase_6e.check_best_partner, by_covariance),
-    (phase_6e.check_best_partner, lambda a, b: pearson(a, b).max(axis=1)),
 ]
 
 WRONG = [
@@ -75,11 +52,6 @@ WRONG = [
     (phase_6e.check_bits_per_byte, lambda n, t: (n / math.log(2) / n_bytes(t)).mean(), "averaged the texts"),
     (phase_6e.check_bits_per_byte, lambda n, t: np.mean(n) / math.log(2), "divide by all the bytes"),
     (phase_6e.check_bits_per_byte, lambda n, t: np.sum(n), "Your function returned"),
-    (phase_6e.check_relative_l0, lambda a, d, o: a * (d / o), "wrong way round"),
-    (phase_6e.check_relative_l0, lambda a, d, o: a + 0.0, "the same L0"),
-    (phase_6e.check_relative_l0, lambda a, d, o: a / d, "the share itself"),
-    (phase_6e.check_relative_l0, lambda a, d, o: a - d + o, "a difference"),
-    (phase_6e.check_relative_l0, lambda a, d, o: round(a / d * o), "Keep the fraction"),
     (phase_6e.check_shared_ends, lambda a, b: [(e, e) for e in a if e in b], "the ends themselves"),
     (phase_6e.check_shared_ends, lambda a, b: [(j, i) for i, j in two_pointers(a, b)], "wrong way round"),
     (phase_6e.check_shared_ends, lambda a, b: two_pointers([0, *a[:-1]], [0, *b[:-1]]), "*begin*"),
@@ -89,9 +61,4 @@ WRONG = [
         lambda a, b: [(i, i) for i, (x, y) in enumerate(zip(a, b, strict=False)) if x == y],
         "those with equal ends",
     ),
-    (phase_6e.check_best_partner, lambda a, b: pearson(a, b).max(axis=0), "the other axis"),
-    (phase_6e.check_best_partner, lambda a, b: cosines(a, b).max(axis=1), "mean off first"),
-    (phase_6e.check_best_partner, lambda a, b: abs(pearson(a, b)).max(axis=1), "The sign counts"),
-    (phase_6e.check_best_partner, lambda a, b: pearson(a, b).mean(axis=1), "average over all columns"),
-    (phase_6e.check_best_partner, lambda a, b: pearson(a, b).argmax(axis=1), "partner's number"),
 ]

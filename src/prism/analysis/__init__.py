@@ -6,7 +6,6 @@ threshold. All counting is sparse: a feature's texts per category are one produc
 A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` scores many of both by the same rules.
 """
 
-from prism.analysis.alignment import ModelUnits, aligned_rows, frequent, match_models, token_ends
 from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
 from prism.analysis.concepts import composite_score, find_features_for_concept
 from prism.analysis.examples import (

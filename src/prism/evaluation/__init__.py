@@ -6,7 +6,7 @@ tell: `probing`. BOS and padding are left out everywhere: activations there are 
 made from there are not counted.
 """
 
-from prism.evaluation.bits import bits_per_byte, lost_share, text_bits
+from prism.evaluation.bits import bits_per_byte, text_bits
 from prism.evaluation.dictionaries import Dictionary, pca, random_directions, raw_channels, sanity_dictionaries
 from prism.evaluation.metrics import (
     ce_recovered,

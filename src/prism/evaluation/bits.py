@@ -1,4 +1,4 @@
-"""Measures that models of different size and tokenizer share: bits per byte, and the share of a model that is lost."""
+"""A measure that models of different size and tokenizer share: bits per byte."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 
 from prism.data import tokenize
 from prism.evaluation.predictions import Predictions, logit_rows
-from prism.evaluation.results import Evaluation
 
 
 @torch.no_grad()
@@ -51,29 +49,3 @@ def bits_per_byte(frame: pd.DataFrame) -> float:
     2.0
     """
     return float(frame["bits"].sum() / frame["bytes"].sum())
-
-
-def lost_share(
-    found: Evaluation, counts: Int[np.ndarray, "resamples sequences"] | None = None
-) -> Float[np.ndarray, " resamples"]:
-    """Share of what mean-ablation destroys that a reconstruction loses: 1 − CE recovered against the mean.
-
-    Nats are divided by nats of the same model, so that models with different losses can be compared by it.
-
-    Args:
-        found: from `evaluate`, with cross-entropies and ablations.
-        counts: how often each sequence is drawn in each resample; without it, the one value of all sequences.
-
-    Returns:
-        One share a resample; NaN or infinite where mean-ablation costs nothing.
-
-    Raises:
-        ValueError: an evaluation without ablations.
-    """
-    sums = found.per_sequence
-    if sums is None or "nats_mean" not in sums:
-        raise ValueError("the share lost needs the ablations; evaluate with with_ce=True and ablations=True")
-    cost, ablated = ((sums[f"nats_{kind}"] - sums["nats_clean"]).to_numpy() for kind in ("sae", "mean"))
-    counts = np.ones((1, len(sums))) if counts is None else counts
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (counts @ cost) / (counts @ ablated)

@@ -84,9 +84,8 @@ _TABLE = """
 6d  same_token_rows        medium  10  hard_negatives
 6d  read_answer            medium  8   read_list
 6e  byte_cost              easy    5   bits_per_byte
-6e  equal_l0               easy    3   relative_l0
 6e  common_ends            medium  8   shared_ends
-6e  largest_correlations   hard    10  best_partner
+6e  hypothesis             medium  8   hypothesis
 6f  threshold_for          easy    5   threshold
 6f  share_of_alarms_right  easy    4   precision
 6f  effect_of_swap         medium  5   swap_effect

@@ -32,7 +32,6 @@ from prism.models.registry import (
 )
 from prism.models.saes import (
     FAMILY,
-    family_front,
     held_out_batch,
     home_folder,
     load_family,

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
@@ -16,7 +15,6 @@ from sae_lens.saes.sae import SAEMetadata
 from prism import hub
 from prism.data import CACHE, DATA, TokenBatch, corpus_batch, first_sequences, held_out_documents, training_documents
 from prism.device import as_float16, bulk_dtype, device, dtype_name
-from prism.manifest import intact
 from prism.models.harvesting import harvest_kept
 from prism.models.loading import from_hub, load_model, random_model
 from prism.models.massive import norm_limit, without_massive
@@ -228,16 +226,6 @@ def _members_in(home: Path) -> set[str]:
 def trained_family(spec: ModelSpec) -> set[str]:
     """Names of the members that are on this disk for a model: embedded, or trained here."""
     return set().union(*map(_members_in, _homes(spec)))
-
-
-def family_front(spec: ModelSpec) -> pd.DataFrame | None:
-    """Measures of a model's family at several L0, as its makers wrote them (`front.csv`); None if it has none.
-
-    Returns:
-        One row an SAE: member, target_l0, and measures of `evaluation.evaluate` under their names there.
-    """
-    path = next((home / "front.csv" for home in _homes(spec) if (home / "front.csv").is_file()), None)
-    return pd.read_csv(intact(path)) if path else None
 
 
 def load_family(spec: ModelSpec, name: str, tokens: int = 400_000, distinct: int = HOME_TOKENS) -> SAE:

@@ -1,18 +1,14 @@
-"""Figures of phase 6e: a measure of several models side by side, and how well units of two models correspond."""
+"""A measure in several groups, side by side, with intervals."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
 
 from prism.visualization.style import GREY, OKABE_ITO, PALE, finish, short_label
-
-POINTS = 101  # of a curve: enough for an eye
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 
@@ -82,42 +78,3 @@ def grouped_dots(
     )
     fig.update_yaxes(title=y_title)
     return finish(fig, title, 430, subtitle, margin=dict(t=115))
-
-
-def match_curves(
-    values: Mapping[str, Mapping[str, Float[np.ndarray, " units"]]],
-    title: str = "How well the units of one model correspond to the best units of another",
-) -> go.Figure:
-    """Share of units whose best partner correlates at least so much; a dashed line of the same colour is the control.
-
-    Args:
-        values: what the units are -> correlation (of each unit with its best partner) and control (the same after the
-            shuffle), as `analysis.match_activations` gives them, without NaN.
-        title: the figure's title.
-    """
-    fig, grid = go.Figure(), np.linspace(0, 1, POINTS)
-    for i, (name, columns) in enumerate(values.items()):
-        for kind, dash in (("correlation", "solid"), ("control", "dash")):
-            data = np.sort(np.asarray(columns[kind], dtype=float))
-            share = 1 - np.searchsorted(data, grid) / max(len(data), 1)
-            words = short_label(name, 40)
-            fig.add_scatter(
-                x=grid,
-                y=share,
-                mode="lines",
-                name=words,
-                legendgroup=words,
-                showlegend=kind == "correlation",
-                line=dict(color=OKABE_ITO[i % 7], width=2.5 if dash == "solid" else 1.8, dash=dash),
-                hovertemplate=f"{words}, {kind}: %{{y:.0%}} at %{{x:.2f}} or more<extra></extra>",
-            )
-    fig.update_xaxes(title="correlation with the best partner (over tokens)", range=[0, 1])
-    fig.update_yaxes(title="share of units whose best partner reaches this", tickformat=".0%", range=[0, 1.02])
-    return finish(
-        fig,
-        title,
-        470,
-        "dashed: partners swapped among equal tokens",
-        margin=dict(r=230),
-        legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"),
-    )
