@@ -185,7 +185,7 @@ def share_curves(
     fig.add_vline(bar, line=dict(color=GREY, width=1), layer="below")
     fig.update_xaxes(title="correlation with the partner, on fresh texts", range=[0, 1])
     fig.update_yaxes(title="features above it (%)", range=[0, 100])
-    return finish(fig, title, 420, f"dotted: where a token keeps its place by its kind alone; grey: {bar:g}")
+    return finish(fig, title, 420, f"dotted: partners by the token alone, contexts exchanged; vertical line: {bar:g}")
 
 
 def number_figure(
