@@ -120,7 +120,7 @@ def peaks(
     for name, feature in features.items():
         column = encode_activations(saes[name], [x[hooks[name]]], table).column(feature)
         best = [rows[column[rows].argmax()] for rows in table.groupby("text").indices.values()]
-        frame[f"{name} {feature}"] = column[best]
+        frame[f"{name} {feature}"] = column[best].astype(float)
         frame[f"{name} on"] = np.where(column[best] > 0, table["token"].astype(str).to_numpy()[best], "")
     return pd.DataFrame(frame, index=list(texts)).round(1)
 
