@@ -1,12 +1,14 @@
 """Phase 6c: SAEs of several depths, one pass for all, correlations text by text, its figure, whose exercise it has."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from figure_checks import titled
 from scipy.sparse import csr_matrix
 
 from prism.data import tokenize
 from prism.exercises import progress
+from prism.features import FeatureMatrix, peak_reader
 from prism.models import get_spec, kept_activations, load_model
 from prism.phases import phase_6c
 
@@ -49,6 +51,42 @@ def test_one_pass_reads_what_a_pass_for_each_hook_would():
     batch = tokenize([f"Text {i} says what it says." for i in range(11)], model.tokenizer, spec.context)
     for hook, x in phase_6c.read(model, hooks, batch).items():
         np.testing.assert_allclose(x, kept_activations(model, hook, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_other_seeds_read_the_same_hook():
+    spec = get_spec("mini")
+    saes = phase_6c.ladder(spec)
+    assert list(phase_6c.other_seeds(spec, saes["2-res"])) == ["seed-1", "seed-2"]
+    assert phase_6c.other_seeds(spec, saes["1-res"]) == {}
+
+
+def test_comparable_tokens_occur_again_in_their_half_and_are_massive_nowhere():
+    table = pd.DataFrame({"text": 0, "position": range(8), "token_id": [5, 5, 7, 5, 7, 7, 9, 9], "token": "x"})
+    values, early = csr_matrix((8, 2), dtype=np.float32), np.arange(8) < 4
+    plain = FeatureMatrix(values, table)
+    assert phase_6c.comparable({"a": plain}, early).tolist() == [True, True, False, True, True, True, True, True]
+    strict = FeatureMatrix(values, table.assign(massive=[False] * 7 + [True]))
+    assert phase_6c.comparable({"a": plain, "b": strict}, early).tolist()[-2:] == [False, False]
+
+
+def test_peaks_are_those_of_the_reader_that_knows_one_sae():
+    spec = get_spec("mini")
+    model, saes = load_model(spec), phase_6c.ladder(spec)
+    texts = ["The cat sat on the mat.", "x = 1"]
+    found = phase_6c.peaks(model, saes, {"1-res": 7, "3-res": 9}, texts, spec.context)
+    assert list(found.columns) == ["1-res 7", "1-res on", "3-res 9", "3-res on"] and list(found.index) == texts
+    for name, feature in (("1-res", 7), ("3-res", 9)):
+        alone = peak_reader(model, saes[name], spec.context)(feature, *texts)
+        np.testing.assert_allclose(found[f"{name} {feature}"], alone["activation"], atol=0.11)
+        assert list(found[f"{name} on"]) == list(alone["on"])
+
+
+def test_share_curves_count_what_lies_above():
+    found, token = {"7": np.array([0.1, 0.6, 0.9])}, {"7": np.array([0.0, 0.1, 0.3])}
+    fig = titled(phase_6c.share_curves(found, token, 0.5), "correlation", "features")
+    at = list(fig.data[0].x).index(0.5)
+    assert [round(trace.y[at], 1) for trace in fig.data] == [66.7, 0.0]
+    assert [trace.line.dash for trace in fig.data] == ["solid", "dot"]
 
 
 def test_correlations_are_numpys_on_all_texts_and_on_some():
