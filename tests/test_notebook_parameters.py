@@ -101,9 +101,8 @@ GOOD = {
         "CONFIDENT, TOO_COMMON, SIBLINGS, MAX_EDIT, ATTEMPTS = 1, 1, 10_000, 100, 1_000",
     ],
     "6c": [
-        "N_TOKENS, MIN_FIRINGS, THRESHOLD = 2_000, 1, 0.2",
-        "N_TOKENS, MIN_FIRINGS, THRESHOLD = 10**9, 100, 1",
-        "THRESHOLDS, SMALL_WIDTH, SMALL_TOKENS, SMALL_DISTINCT, MAX_CHAINS = (0.5,), 1, 1_000, 1_000, 2",
+        "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 2, 0, 100",
+        "CATEGORY, LEAST, BAR, RESAMPLES = 'nonenglish', 50, 1, 10_000",
     ],
     "6d": [
         "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, TERMS, RADIUS = 50, 50, 5, 1, 64",
@@ -192,10 +191,10 @@ BAD = {
         ("WINDOWS = 99", "WINDOWS is 99"),
     ],
     "6c": [
-        ("THRESHOLD = 0.1", "THRESHOLD is 0.1; .* from 0.2 to 1: pairs less alike"),
-        ("MIN_FIRINGS = 161", "MIN_FIRINGS is 161 of N_TOKENS = 16000"),
-        ("MAX_CHAINS = 1", "MAX_CHAINS is 1"),
-        ("THRESHOLDS = (0.3, 0.3)", "THRESHOLDS is .* the same value stands there twice"),
+        ("CATEGORY = 'legal'", "CATEGORY is 'legal'; choose"),
+        ("LEAST = 1", "LEAST is 1; .* from 2 to 50: rarer features"),
+        ("BAR = 1.1", "BAR is 1.1"),
+        ("RESAMPLES = 50", "RESAMPLES is 50; .* from 100"),
     ],
     "6d": [
         ("UNITS = 4", "UNITS is 4; .* from 5 to 300"),

@@ -1,247 +1,120 @@
-"""Features across layers: pairs, assignments, chains and their controls, on cases whose answer is known."""
+"""Phase 6c: SAEs of several depths, one pass for all, correlations text by text, its figure, whose exercise it has."""
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.optimize import linear_sum_assignment
+from figure_checks import titled
 from scipy.sparse import csr_matrix
 
-from prism.analysis import match_activations
-from prism.analysis.matching import swap_within
-from prism.phases.phase_6c import figures, methods
-from prism.phases.phase_6c.methods import (
-    activation_pairs,
-    bar_same_index,
-    best_partners,
-    chains,
-    decoder_pairs,
-    direct_ranks,
-    fates,
-    following_tokens,
-    one_to_one,
-    pairs_by_measure,
-    persistence,
-    random_like,
-    tilted,
-)
-
-RNG = np.random.default_rng(0)
+from prism.data import tokenize
+from prism.exercises import progress
+from prism.features import FeatureMatrix, peak_reader
+from prism.models import get_spec, kept_activations, load_model
+from prism.phases import phase_6c
 
 
-def activations(tokens=400, units=12, density=0.2, seed=0):
+def activations(tokens=300, units=6, density=0.3, seed=0):
     rng = np.random.default_rng(seed)
     return csr_matrix((rng.random((tokens, units)) * (rng.random((tokens, units)) < density)).astype(np.float32))
 
 
-def unit_rows(x):
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+def test_the_ladder_goes_down_from_the_shallowest_residual_stream():
+    saes = phase_6c.ladder(get_spec("mini"))
+    assert list(saes) == ["1-res", "2-res", "3-res"]
+    assert [sae.cfg.metadata.hook_name for sae in saes.values()] == [f"blocks.{i}.hook_resid_pre" for i in (1, 2, 3)]
+    assert list(phase_6c.ladder(get_spec("mini"), most=2)) == ["1-res", "2-res"]
 
 
-class TestPairs:
-    def test_cosines_are_those_of_the_rows_whatever_their_length(self):
-        a, b = RNG.normal(size=(7, 5)), RNG.normal(size=(9, 5))
-        expected = unit_rows(a) @ unit_rows(b).T
-        found = decoder_pairs(3 * a, 0.1 * b, floor=0.3).toarray()
-        np.testing.assert_allclose(found, np.where(expected > 0.3, expected, 0), atol=1e-6)
-
-    def test_blocks_do_not_change_the_cosines(self, monkeypatch):
-        a, b = RNG.normal(size=(7, 5)), RNG.normal(size=(9, 5))
-        whole = decoder_pairs(a, b).toarray()
-        monkeypatch.setattr(methods, "BLOCK", 20)
-        np.testing.assert_allclose(decoder_pairs(a, b).toarray(), whole, atol=1e-6)
-
-    def test_correlations_are_numpys(self):
-        a, b = activations(seed=1), activations(units=9, seed=2)
-        expected = np.corrcoef(a.toarray().T, b.toarray().T)[:12, 12:]
-        found = activation_pairs(a, b, floor=0.0).toarray()
-        np.testing.assert_allclose(found, np.where(expected > 0, expected, 0), atol=1e-5)
-
-    def test_a_feature_that_never_fires_has_no_pair(self):
-        a = activations()
-        a = csr_matrix(a.toarray() * (np.arange(12) != 3))
-        found = activation_pairs(a, a, floor=0.0)
-        assert found[3].nnz == 0 and found[:, 3].nnz == 0 and np.allclose(np.delete(found.diagonal(), 3), 1)
-
-    def test_the_best_partner_is_that_of_match_activations(self):
-        a = activations()
-        b = csr_matrix(a.toarray()[:, ::-1] + 0.3 * activations(seed=5).toarray())
-        matched = match_activations(a, b)
-        pairs = activation_pairs(a, b, floor=0.0)
-        assert best_partners(pairs).tolist() == matched["partner"].tolist() == list(range(11, -1, -1))
-        np.testing.assert_allclose(pairs.max(axis=1).toarray().ravel(), matched["correlation"], atol=1e-5)
-
-    def test_both_measures_together_are_the_smaller_of_the_two(self):
-        rows, values = RNG.normal(size=(12, 4)), activations()
-        found = pairs_by_measure(rows, values, rows[::-1], values[:, ::-1])
-        cosines, correlations, both = (found[name].toarray() for name in ("decoder cosine", "correlation", "both"))
-        np.testing.assert_allclose(both, np.minimum(cosines, correlations))
-        assert (both > 0).sum() < (cosines > 0).sum() and best_partners(found["both"]).tolist() == list(
-            range(11, -1, -1)
-        )
-
-    def test_pairs_of_one_index_can_be_barred(self):
-        pairs = csr_matrix([[0.9, 0.3], [0.5, 0.8]])
-        assert bar_same_index(pairs, [4, 7], [4, 9]).toarray().tolist() == [[0, 0.3], [0.5, 0.8]]
-        assert bar_same_index(pairs, [4, 7], [7, 4]).toarray().tolist() == [[0.9, 0], [0, 0.8]]
-
-    @pytest.mark.parametrize(
-        ("call", "message"),
-        [
-            (lambda: decoder_pairs(np.ones((2, 3)), np.ones((2, 4))), "the same residual stream"),
-            (lambda: decoder_pairs(np.ones((2, 3)), np.ones((2, 3)), floor=-0.1), "give 0 or more"),
-            (lambda: decoder_pairs(np.ones((0, 3)), np.ones((2, 3))), "no features to match"),
-            (lambda: activation_pairs(activations(5), activations(6)), "the same tokens"),
-            (lambda: activation_pairs(activations()[:, :0], activations()), "at least one feature"),
-        ],
-    )
-    def test_what_cannot_be_matched_is_refused(self, call, message):
-        with pytest.raises(ValueError, match=message):
-            call()
+@pytest.mark.parametrize(
+    ("n_layers", "hooks"),
+    [
+        (30, ["15.hook_resid_pre", "7.hook_resid_pre", "22.hook_resid_pre"]),
+        (2, ["1.hook_resid_pre", "0.hook_resid_pre"]),
+        (1, ["0.hook_resid_pre", "0.hook_resid_post"]),
+    ],
+)
+def test_a_model_of_any_depth_has_two_rungs_or_more(n_layers, hooks):
+    assert phase_6c._depths(n_layers) == [f"blocks.{hook}" for hook in hooks]
 
 
-class TestOneToOne:
-    @settings(max_examples=60)
-    @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 0.9), st.integers(0, 10**6))
-    def test_it_is_the_assignment_of_the_whole_matrix(self, rows, columns, least, seed):
-        likeness = np.random.default_rng(seed).random((rows, columns))
-        likeness[likeness < 0.5 * np.random.default_rng(seed + 1).random()] = 0
-        found = one_to_one(csr_matrix(likeness), least)
-        used = found[found >= 0]
-        assert len(set(used)) == len(used) and (likeness[found >= 0, used] > least).all()
-        kept = np.where(likeness > least, likeness, 0)
-        assert np.isclose(kept[found >= 0, used].sum(), kept[linear_sum_assignment(kept, maximize=True)].sum())
-
-    def test_a_permuted_copy_is_found(self):
-        rows, order = RNG.normal(size=(40, 16)), RNG.permutation(40)
-        assert one_to_one(decoder_pairs(rows, rows[order]), 0.9).tolist() == np.argsort(order).tolist()
-
-    def test_nothing_above_the_bar_is_nobody(self):
-        assert one_to_one(csr_matrix((3, 4)), 0.5).tolist() == [-1] * 3 == best_partners(csr_matrix((3, 4))).tolist()
-        assert one_to_one(csr_matrix([[0.5]]), 0.5).tolist() == [-1] == best_partners(csr_matrix([[0.5]]), 0.5).tolist()
-
-    def test_persistence_counts_shared_claims(self):
-        pairs = csr_matrix([[0.9, 0.0, 0.0], [0.8, 0.0, 0.0], [0.7, 0.0, 0.6], [0.0, 0.0, 0.0]])
-        found = persistence(pairs, [0.5, 0.75]).set_index("threshold")
-        assert found.loc[0.5].tolist() == [0.75, 0.5, 1.0]  # three claim the first; two can be served
-        assert found.loc[0.75].tolist() == [0.5, 0.25, 1.0]
-        assert persistence(pairs, [0.95]).iloc[0].tolist() == [0.95, 0, 0, 0]
+def test_a_model_with_an_sae_at_one_depth_gets_small_ones_at_others(monkeypatch):
+    trained = []
+    monkeypatch.setattr(phase_6c, "trained_here", lambda spec, one: trained.append(one.hook_name))
+    monkeypatch.setattr(phase_6c, "read_sae", lambda folder: "small")
+    assert list(phase_6c.ladder(get_spec("mini-llama")).values()).count("small") == 2
+    assert trained == ["blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre"]
 
 
-class TestChains:
-    PARTNERS = (np.array([1, -1, 0]), np.array([-1, 2, 0, -1]))
-
-    def test_each_feature_stands_in_one_chain(self):
-        table = chains(self.PARTNERS, 3)
-        for layer, size in enumerate((3, 4, 3)):
-            assert sorted(table[:, layer][table[:, layer] >= 0]) == list(range(size))
-        assert [0, 1, 2] in table.tolist() and [2, 0, -1] in table.tolist() and [-1, 2, 0] in table.tolist()
-
-    def test_fates_add_up(self):
-        found = fates(chains(self.PARTNERS, 3))
-        rows = set(found.itertuples(index=False, name=None))
-        assert rows == {(0, 0, 1), (0, 1, 1), (0, 2, 1), (1, 1, 1), (1, 2, 1), (2, 2, 1)}
-        assert (found["features"] * (found["last"] - found["born"] + 1)).sum() == 3 + 4 + 3
-
-    @pytest.mark.parametrize("step", [np.array([0, 0]), np.array([0, 5])])
-    def test_shared_or_missing_partners_are_refused(self, step):
-        with pytest.raises(ValueError, match="one_to_one"):
-            chains([step], 2)
+def test_one_pass_reads_what_a_pass_for_each_hook_would():
+    spec = get_spec("mini")
+    model, hooks = load_model(spec), ["blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre"]
+    batch = tokenize([f"Text {i} says what it says." for i in range(11)], model.tokenizer, spec.context)
+    for hook, x in phase_6c.read(model, hooks, batch).items():
+        np.testing.assert_allclose(x, kept_activations(model, hook, batch), rtol=1e-4, atol=1e-4)
 
 
-class TestControls:
-    def test_a_swap_keeps_what_the_token_explains_and_breaks_the_rest(self):
-        rng = np.random.default_rng(2)
-        ids = rng.integers(0, 10, 4000)
-        word, context = (ids == 3).astype(np.float32), (rng.random(4000) < 0.1).astype(np.float32)
-        x = csr_matrix(np.stack([word, context], axis=1))
-        after = activation_pairs(x, x[swap_within(ids)], floor=0.0).diagonal()
-        assert after[0] > 0.99 and after[1] < 0.1
-
-    def test_random_like_has_the_crowds_mean_and_covariance_but_no_row(self):
-        rows = np.random.default_rng(3).normal(size=(4000, 6)) * [3, 1, 1, 1, 0.5, 0.1] + [1, 0, 0, 0, 0, 0]
-        unit, noise = unit_rows(rows), random_like(5 * rows, seed=1)
-        np.testing.assert_allclose(noise.mean(0), unit.mean(0), atol=0.05)
-        np.testing.assert_allclose(np.cov(noise.T), np.cov(unit.T), atol=0.05)
-        assert not np.allclose(noise, unit, atol=0.1)
-
-    def test_tilted_rows_have_the_cosines_that_were_asked_for(self):
-        rows = 4 * np.random.default_rng(4).normal(size=(300, 32))
-        found = tilted(rows, np.array([0.2, 0.8]), seed=1)
-        cosine = (unit_rows(rows) * found).sum(1)
-        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-        assert np.allclose(np.minimum(abs(cosine - 0.2), abs(cosine - 0.8)), 0, atol=1e-5)
-        assert 0.3 < (cosine > 0.5).mean() < 0.7
+def test_other_seeds_read_the_same_hook():
+    spec = get_spec("mini")
+    saes = phase_6c.ladder(spec)
+    assert list(phase_6c.other_seeds(spec, saes["2-res"])) == ["seed-1", "seed-2"]
+    assert phase_6c.other_seeds(spec, saes["1-res"]) == {}
 
 
-class TestDirectRanks:
-    def test_following_tokens_stop_at_the_end_of_a_text(self):
-        table = pd.DataFrame({"text": [0, 0, 0, 1, 1], "token_id": [5, 6, 7, 8, 9]})
-        assert following_tokens(table).tolist() == [6, 7, -1, 9, -1]
-
-    def test_ranks_by_hand(self):
-        logits = np.array([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
-        values = csr_matrix([[1.0, 0, 0], [1.0, 0, 1.0], [0, 1.0, 0]])
-        found = direct_ranks(logits, values, np.array([2, 1, -1]))
-        assert found["firings"].tolist() == [2, 0, 1]
-        assert found["own"][0] == 0.75 and found["others"][0] == pytest.approx((0.25 + 0.75) / 2)
-        assert found["own"][2] == 1 and found["others"][2] == 0.5 and np.isnan(found["own"][1])
-
-    def test_random_logits_have_no_advantage_and_right_ones_have(self):
-        rng = np.random.default_rng(0)
-        ids, values = rng.integers(0, 40, 3000), activations(3000, 20, seed=7)
-        random = direct_ranks(rng.normal(size=(20, 40)), values, ids)
-        assert abs((random["own"] - random["others"]).mean()) < 0.05
-        words = csr_matrix((ids[:, None] == np.arange(20)).astype(np.float32))
-        knowing = direct_ranks(np.eye(20, 40) + 0.01 * rng.normal(size=(20, 40)), words, ids)
-        assert (knowing["own"] == 1).all() and knowing["others"].mean() < 0.6
-
-    @pytest.mark.parametrize(("units", "tokens"), [(3, 4), (2, 5), (1, 4)])
-    def test_what_does_not_fit_is_refused(self, units, tokens):
-        with pytest.raises(ValueError, match="two features or more"):
-            direct_ranks(np.zeros((units, 6)), csr_matrix((4, 2 if units > 1 else 1)), np.zeros(tokens, int))
+def test_comparable_tokens_occur_again_in_their_half_and_are_massive_nowhere():
+    table = pd.DataFrame({"text": 0, "position": range(8), "token_id": [5, 5, 7, 5, 7, 7, 9, 9], "token": "x"})
+    values, early = csr_matrix((8, 2), dtype=np.float32), np.arange(8) < 4
+    plain = FeatureMatrix(values, table)
+    assert phase_6c.comparable({"a": plain}, early).tolist() == [True, True, False, True, True, True, True, True]
+    strict = FeatureMatrix(values, table.assign(massive=[False] * 7 + [True]))
+    assert phase_6c.comparable({"a": plain, "b": strict}, early).tolist()[-2:] == [False, False]
 
 
-class TestFigures:
-    def test_the_sankey_conserves_features(self):
-        found = fates(chains(TestChains.PARTNERS, 3))
-        fig = figures.depth_sankey(found, ["1-res", "2-res", "3-res"])
-        link, labels = fig.data[0].link, list(fig.data[0].node.label)
-        into, out = (np.bincount(ends, link.value, minlength=len(labels)) for ends in (link.target, link.source))
-        assert labels[:3] == ["1-res: 3", "2-res: 4", "3-res: 3"]
-        assert into[1] == out[1] == 4 and out[0] == 3 and into[2] == 3
-        assert labels[3:5] == ["no ancestor: 2", "no ancestor: 1"] and labels[5:] == ["no heir: 1", "no heir: 2"]
-
-    def test_a_river_in_which_all_die_can_be_drawn(self):
-        fig = figures.depth_sankey(fates(chains([np.array([-1, -1])], 1)), ["a", "b"])
-        assert sum(fig.data[0].link.value) == 3
-
-    def test_each_line_and_panel_is_there(self):
-        points = [(s, m, line, t, 0.5) for s in "ab" for m in ("cosine", "both") for line in "xy" for t in (0.3, 0.5)]
-        curves = pd.DataFrame(points, columns=["step", "measure", "line", "threshold", "one_to_one"])
-        fig = figures.persistence_curves(curves, 0.5)
-        assert len(fig.data) == 8 and sum(bool(trace.showlegend) for trace in fig.data) == 2
-        assert {note.text for note in fig.layout.annotations} >= {"a: cosine", "b: both"}
-
-    def test_lines_of_agreement_and_of_the_lens(self):
-        bins = pd.DataFrame(
-            {"line": ["x", "x", "y"], "cosine": [0.3, 0.5, 0.3], "agreement": [0.1, 0.9, 0.0], "features": [20, 30, 40]}
-        )
-        assert [trace.name for trace in figures.agreement_lines(bins).data] == ["x", "y"]
-        lens = pd.DataFrame(
-            {
-                "layer": ["1", "2"] * 2,
-                "token": ["here"] * 2 + ["next"] * 2,
-                "low": -0.1,
-                "high": 0.3,
-                "advantage": [0.1, 0.0, 0.2, 0.1],
-            }
-        )
-        fig = figures.lens_lines(lens)
-        assert isinstance(fig, go.Figure) and np.allclose(fig.data[0].error_y.array, [0.2, 0.3])
+def test_peaks_are_those_of_the_reader_that_knows_one_sae():
+    spec = get_spec("mini")
+    model, saes = load_model(spec), phase_6c.ladder(spec)
+    texts = ["The cat sat on the mat.", "x = 1"]
+    found = phase_6c.peaks(model, saes, {"1-res": 7, "3-res": 9}, texts, spec.context)
+    assert list(found.columns) == ["1-res 7", "1-res on", "3-res 9", "3-res on"] and list(found.index) == texts
+    for name, feature in (("1-res", 7), ("3-res", 9)):
+        alone = peak_reader(model, saes[name], spec.context)(feature, *texts)
+        np.testing.assert_allclose(found[f"{name} {feature}"], alone["activation"], atol=0.11)
+        assert list(found[f"{name} on"]) == list(alone["on"])
 
 
-def test_the_package_exports_what_the_notebook_uses():
-    assert methods.decoder_pairs is decoder_pairs and methods.tilted is tilted
+def test_share_curves_count_what_lies_above():
+    found, token = {"7": np.array([0.1, 0.6, 0.9])}, {"7": np.array([0.0, 0.1, 0.3])}
+    fig = titled(phase_6c.share_curves(found, token, 0.5), "correlation", "features")
+    at = list(fig.data[0].x).index(0.5)
+    assert [round(trace.y[at], 1) for trace in fig.data] == [66.7, 0.0]
+    assert [trace.line.dash for trace in fig.data] == ["solid", "dot"]
+
+
+def test_correlations_are_numpys_on_all_texts_and_on_some():
+    a, b, texts = activations(), activations(seed=1), np.repeat([3, 5, 9], 100)
+    sums = phase_6c.text_sums(a, b, texts)
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.toarray().T, b.toarray().T, strict=True)]
+    np.testing.assert_allclose(phase_6c.correlation(sums), expected, atol=1e-6)
+    again = [*range(100), *range(200, 300), *range(200, 300)]  # the last text twice
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.toarray()[again].T, b.toarray()[again].T, strict=True)]
+    np.testing.assert_allclose(phase_6c.correlation(sums, [0, 2, 2]), expected, atol=1e-6)
+
+
+def test_a_constant_column_correlates_with_nothing_and_other_shapes_are_refused():
+    a = activations()
+    same = csr_matrix(np.full(a.shape, 1e4, np.float32))
+    assert (phase_6c.correlation(phase_6c.text_sums(a, same, np.zeros(300))) == 0).all()
+    assert (phase_6c.correlation(phase_6c.text_sums(a, a * 0, np.zeros(300))) == 0).all()
+    with pytest.raises(ValueError, match="pairs of columns"):
+        phase_6c.text_sums(a, a[:, :5], np.zeros(300))
+
+
+def test_the_figure_tells_partners_of_the_same_number_from_others():
+    fig = titled(phase_6c.number_figure({"7 → 23": np.array([0, 2, 2]), "7 → 15": np.array([1, 0, 0])}), "number")
+    assert [list(trace.x) for trace in fig.data] == [[1], [0, 2], [0, 1, 2], []]
+    assert [note.text for note in fig.layout.annotations] == ["7 → 23", "7 → 15"]
+
+
+def test_the_hypothesis_counts_for_this_phase(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PRISM_PROGRESS", str(tmp_path / "progress.sqlite"))
+    phase_6c.check_hypothesis("a b c", "d", len)
+    assert "  5.0  'a b c'" in capsys.readouterr().out and set(progress.load()) == {"6c/hypothesis"}

@@ -15,7 +15,7 @@ from prism.analysis.examples import (
     sample_units,
     windows,
 )
-from prism.analysis.feature import co_active, top_logits
+from prism.analysis.feature import co_active
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (

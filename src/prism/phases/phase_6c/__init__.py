@@ -1,1 +1,0 @@
-"""Phase 6c: features followed from layer to layer."""
