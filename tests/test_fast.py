@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 from prism import evaluation as ev
 from prism import fast, models
 from prism.data import DATA, TokenBatch, tokenize
-from prism.fast import SITES, SparseGradients, passes, sparse_gradients
+from prism.fast import SITES, SparseGradients, passes
 from prism.fast.entries import RULES, where_true
+from prism.fast.gradients import sparse_gradients
 from prism.models import get_spec, harvest, load_model
 from prism.sae import ARCHITECTURES, dense_gradients
 
@@ -89,7 +90,7 @@ def taken(monkeypatch):
 
 
 class TestSparseGradients:
-    """`fast.sparse_gradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
+    """`fast.gradients.sparse_gradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
 
     def test_every_architecture_has_its_rule(self):
         assert set(RULES) == set(ARCHITECTURES), "see RULES in fast/entries.py"

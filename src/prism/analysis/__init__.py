@@ -20,8 +20,6 @@ from prism.analysis.feature import co_active, top_logits
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (
-    Pair,
-    choose_pair,
     compare_units,
     purity,
     score_differences,

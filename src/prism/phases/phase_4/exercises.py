@@ -1,4 +1,4 @@
-"""Phase 4: the loss, TopK, density and dead features, and 'Diagnose the broken run' with its key."""
+"""Phase 4: the loss, density and dead features, a hypothesis, and 'Diagnose the broken run' with its key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from prism.data import DATA, read_table
 from prism.exercises import check, progress
+from prism.exercises.hypothesis import try_hypothesis
 
 
 def l1_loss(
@@ -70,60 +71,6 @@ def check_l1_loss(answer: Callable) -> Callable:
     return check(answer, l1_loss, cases, mistakes)
 
 
-def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """Of each token's pre-activations `[batch, d_sae]` the `k` largest, if positive; zero elsewhere."""
-    value, index = pre.topk(k, dim=1)
-    return torch.zeros_like(pre).scatter(1, index, value.relu())
-
-
-def check_topk(answer: Callable) -> Callable:
-    """Check exercise 2."""
-
-    def kept(pre: torch.Tensor, k: int, by: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        index = by.topk(min(k, by.shape[dim]), dim=dim).indices
-        return pre * torch.zeros_like(pre).scatter(dim, index, 1.0)
-
-    def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
-        return kept(pre.reshape(1, -1), k * len(pre), pre.reshape(1, -1)).view_as(pre).relu()
-
-    mistakes = {
-        "You took the k largest of each feature over the tokens; take them of each token, along the last axis.": (
-            lambda pre, k: kept(pre, k, pre, 0).relu()
-        ),
-        "You chose by absolute value; a strongly negative pre-activation must not win a place.": (
-            lambda pre, k: kept(pre, k, pre.abs())
-        ),
-        "You chose by absolute value and then dropped the negative ones, so fewer than k are left. Choose by value.": (
-            lambda pre, k: kept(pre, k, pre.abs()).relu()
-        ),
-        "Negative values got through: one token here has fewer than k positive ones. Add a ReLU.": (
-            lambda pre, k: kept(pre, k, pre)
-        ),
-        "One too many: where a cut is made *at* the (k + 1)-th value, `>=` keeps it too.": (
-            lambda pre, k: kept(pre, k + 1, pre).relu()
-        ),
-        "One too few: where a cut is made *at* the k-th value, `>` drops it.": (
-            lambda pre, k: kept(pre, k - 1, pre).relu()
-        ),
-        "You took batch × k over the whole batch: that is BatchTopK. Here every token has its own k.": batch_topk,
-        "That says which features are active; return their values.": lambda pre, k: (topk(pre, k) > 0).float(),
-        "That is the k values alone; put them back at their features' places in a [batch, d_sae] of zeros.": (
-            lambda pre, k: pre.topk(k, dim=1).values.relu()
-        ),
-        "You kept every positive value: that is ReLU. Keep only k of them.": lambda pre, k: pre.relu(),
-    }
-    pre = torch.tensor(
-        [
-            [0.5, -3.0, 2.0, 1.0, 0.1, 1.5, -0.2, 0.3],
-            [-1.0, 0.4, -0.5, -2.0, -0.3, -0.1, -4.0, -0.9],
-            [3.0, 2.5, 0.2, 4.0, 3.5, -5.0, 1.1, 2.2],
-            [0.6, -0.7, 1.2, 0.9, -1.3, 0.8, 1.4, 0.7],
-            [1.7, 0.15, -2.1, 2.6, 0.45, 1.9, -0.6, -1.1],
-        ]
-    )
-    return check(answer, topk, [(pre, 3), (pre[:2], 2), (pre, 1)], mistakes)
-
-
 def density(f: torch.Tensor) -> torch.Tensor:
     """Share of tokens on which each feature of `[tokens, d_sae]` fires."""
     return (f > 0).float().mean(0)
@@ -140,7 +87,7 @@ def _codes() -> list[tuple[torch.Tensor]]:
 
 
 def check_density(answer: Callable) -> Callable:
-    """Check exercise 3, first half."""
+    """Check exercise 2, first half."""
     mistakes = {
         "The mean ran over the features of a token; take it over the tokens of each feature (dim 0).": (
             lambda f: (f > 0).float().mean(1)
@@ -167,7 +114,7 @@ def dead_share(f: torch.Tensor) -> float:
 
 
 def check_dead_share(answer: Callable) -> Callable:
-    """Check exercise 3, second half."""
+    """Check exercise 2, second half."""
     mistakes = {
         "That is the share of silent *tokens*; ask of each feature (along dim 0) whether it ever fires.": (
             lambda f: (~(f > 0).any(1)).float().mean()
@@ -193,7 +140,12 @@ def check_dead_share(answer: Callable) -> Callable:
     return check(answer, dead_share, _codes(), mistakes)
 
 
-# ---------------------------------------------------------------- diagnose the broken run
+def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
+    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    try_hypothesis("4", fire, silent, activation)
+
+
+# --- diagnose the broken run -----------------------------------------------------------------------------------------
 
 HEALTHY = "healthy"
 RATE, PENALTY, NORMS, BOS, ORDER, DEAD = FAULTS = (
@@ -279,69 +231,41 @@ def load_broken_runs() -> pd.DataFrame:
     return read_table(DATA / "broken_runs.parquet")
 
 
-def symptom_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every symptom's number in every run: one row a fault, columns `symptom`, `limit`, and one for each run.
-
-    Args:
-        frame: from `load_broken_runs`.
-    """
-    rows = {
-        fault: {"symptom": symptom.words, "limit": f"{'>' if symptom.above else '<'} {symptom.limit:g}"}
-        | {run: symptom.measure(log) for run, log in frame.groupby("run")}
-        for fault, symptom in SYMPTOMS.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fault")
-
-
-def check_diagnosis(answer: Mapping[str, str | None] | pd.Series | None) -> dict[str, str]:
+def check_diagnosis(answer: Mapping[str, str | None]) -> dict[str, str]:
     """Check exercise 4: says of each run whether its fault is the one named, and which columns to look at if not.
 
     Args:
-        answer: run, in either case -> one of `FAULTS`, or None where nothing is said yet.
+        answer: run -> one of `FAULTS`, or None where nothing is said yet.
 
     Returns:
-        The answer if it is right on every run, else the key.
+        The key.
     """
-    if isinstance(answer, pd.Series):
-        answer = answer.dropna().to_dict()
-    if not isinstance(answer, Mapping | None):
-        print(f"✗ diagnosis: give a dictionary, {{'A': 'one of phase_4.FAULTS', …}}, not {type(answer).__name__}.")
+    if not isinstance(answer, Mapping):
+        print(f"✗ diagnosis: give a dictionary, {{'A': 'one of exercises.FAULTS', …}}, not {type(answer).__name__}.")
         progress.record("4", "diagnosis", progress.TRIED)
         return dict(KEY)
-    answer = {_in_words(run).strip().upper(): _in_words(fault) for run, fault in (answer or {}).items()}
-    if not any(answer.get(run) for run in KEY):
+    said = {run: answer.get(run) for run in KEY}
+    if all(fault is None for fault in said.values()):
         print("… diagnosis is not written yet. Going on with the reference answer.")
         return dict(KEY)
-    verdicts = {run: _verdict(run, answer.get(run)) for run in KEY}
-    for verdict in verdicts.values():
+    right = 0
+    for run, fault in said.items():
+        verdict = _verdict(run, fault)
+        right += verdict.startswith("✓")
         print(verdict)
-    if unknown := [run for run in answer if run not in KEY]:
-        print(f"There is no broken run {unknown[0]!r}; they are {', '.join(KEY)}.")
-    right = sum(verdict.startswith("✓") for verdict in verdicts.values())
-    if right == len(KEY):
-        print(f"✓ all {right} diagnoses are right.")
-        progress.record("4", "diagnosis", progress.SOLVED)
-        return answer
-    print(f"  {right} of {len(KEY)} right. Going on with the reference answer.")
-    progress.record("4", "diagnosis", progress.TRIED)
+    print(f"{right} of {len(KEY)} right." + ("" if right == len(KEY) else " Going on with the reference answer."))
+    progress.record("4", "diagnosis", progress.SOLVED if right == len(KEY) else progress.TRIED)
     return dict(KEY)
 
 
-def _in_words(said: object) -> str:
-    """A text as it is, nothing for what is missing, and of anything else the type: it may fail in saying more."""
-    if isinstance(said, str):
-        return said
-    return "" if pd.api.types.is_scalar(said) and pd.isna(said) else f"<{type(said).__name__}>"
-
-
-def _verdict(run: str, fault: str | None) -> str:
+def _verdict(run: str, fault: object) -> str:
     """One run's line: right, wrong with the columns to compare, no such fault, or nothing said."""
     columns = " and ".join(f"`{name}`" for name in SYMPTOMS[KEY[run]].columns)
-    if not fault:
+    if fault is None:
         return f"… {run}: nothing said yet. Compare {columns} with the healthy run."
+    if not isinstance(fault, str) or fault not in FAULTS:
+        near = get_close_matches(fault if isinstance(fault, str) else "", FAULTS, 1, 0)[0]
+        return f"✗ {run}: that is none of the six faults; did you mean '{near}'?"
     if fault == KEY[run]:
-        return f"✓ {run}: {fault}."
-    if fault not in FAULTS:
-        near = get_close_matches(fault, FAULTS, 1, cutoff=0)[0]
-        return f"✗ {run}: {fault!r} is none of the six faults; did you mean '{near}'?"
-    return f"✗ {run}: not '{fault}'. Compare {columns} with the healthy run."
+        return f"✓ {run}: {fault}"
+    return f"✗ {run}: '{fault}' would look otherwise. Compare {columns} with the healthy run."
