@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,6 +12,7 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE, LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from prism.data import DATA, token_table, tokenize
 from prism.evaluation import Evaluation
@@ -18,6 +21,7 @@ from prism.exercises.hypothesis import try_hypothesis
 from prism.features import encode_features
 from prism.manifest import intact
 from prism.models import FAMILY, SMOLLM2, ModelSpec
+from prism.sae import SparseAutoencoder, save_saelens
 from prism.training import TrainConfig
 from prism.training.sources import ArraySource
 from prism.visualization.style import BLUE, GREY, INK, OKABE_ITO, finish
@@ -115,6 +119,13 @@ def last_values(
     last = table.groupby("text").tail(1).index
     columns = {n: encode_features(model, saes[n], batch, table).column(i)[last] for n, i in features.items()}
     return pd.DataFrame(columns, index=list(texts))
+
+
+def through_saelens(sae: SparseAutoencoder, metadata: SAEMetadata) -> SAE:
+    """An SAE written to a folder, and read back by SAELens."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_saelens(sae, Path(folder) / "sae", metadata)
+        return SAE.load_from_disk(Path(folder) / "sae", dtype="float32")
 
 
 def saelens_trained(x: Float[torch.Tensor, "tokens d_in"], d_sae: int, k: int, config: TrainConfig) -> SAE:
