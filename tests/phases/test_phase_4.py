@@ -32,7 +32,7 @@ class TestReading:
         rows = {tuple(row) for row in batch.tokens[:, :40].tolist()}
         assert not rows & {tuple(row) for row in held.tokens[:, :40].tolist()}
 
-    def test_what_is_held_out_leaves_long_activations_out_of_all_hooks(self):
+    def test_no_unit_fires_on_a_token_that_is_too_long(self):
         spec = get_spec("mini")
         model, hooks = load_model(spec), (methods.shallowest(spec), "blocks.2.mlp.hook_post")
         whole = methods.held_out(spec, model, hooks, 1_000, 1e9)
@@ -40,11 +40,13 @@ class TestReading:
         some = methods.held_out(spec, model, hooks, 1_000, float(norms.median()))
         stay = norms <= norms.median()
         assert 0 < stay.sum() < len(stay)
-        for hook in hooks:
-            torch.testing.assert_close(some.x[hook], whole.x[hook][stay])
-        assert some.table["token"].tolist() == whole.table["token"][stay.numpy()].tolist()
-        neurons, x = some.neurons(hooks[1]), some.x[hooks[1]]
+        assert torch.equal(some.kept, stay) and whole.kept.all()
+        assert some.table["token"].tolist() == whole.table["token"].tolist(), "every token is there to be read"
+        neurons, x = some.neurons(hooks[1]), some.x[hooks[1]] * stay[:, None]
         np.testing.assert_allclose(neurons.column(3) - neurons.column(3 + x.shape[1]), x[:, 3], rtol=1e-6)
+        features = some.encode(load_sae(spec, "2-mlp-post"))
+        assert features.massive == neurons.massive == (~stay).sum()
+        assert not features.values[~stay.numpy()].nnz and features.values[stay.numpy()].nnz
 
     def test_measures_are_those_of_the_definitions(self):
         spec = get_spec("mini")

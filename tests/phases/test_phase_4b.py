@@ -24,6 +24,7 @@ def test_rates_are_those_of_the_recorded_file_and_none_elsewhere():
 def test_fidelity_figure_puts_the_best_on_top_and_seeds_in_grey():
     spec = get_spec("mini")
     held = methods.held_out(spec, load_model(spec), (spec.sae().hook_name,), 1_500, 1e9)
+    assert held.kept.all()
     x, text = held.x[spec.sae().hook_name], held.table["text"].to_numpy()
     found = {name: methods.measure(load_family(spec, name), x, text) for name in ("relu", "topk", "seed-1")}
     fig = titled(phase_4b.fidelity_figure(found), "explained variance (95 % intervals over documents)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -31,25 +31,25 @@ AT_ONCE = 2_048  # tokens that are encoded at once
 class Held:
     """Several hooks' activations on held-out documents: one row a token, the same tokens for all hooks.
 
-    BOS, padding, and what is massive at the shallowest hook are left out.
-
     Attributes:
-        x: hook name -> activations.
+        x: hook name -> activations, BOS and padding left out.
+        kept: False on tokens that are massive at the first hook.
         table: where each token came from (`data.token_table`), its document's kind as category.
     """
 
     x: Mapping[str, Float[Tensor, "tokens d_in"]]
+    kept: Bool[Tensor, " tokens"]
     table: pd.DataFrame
 
     def encode(self, sae: SAE) -> FeatureMatrix:
-        """The features of an SAE at one of the hooks, on all tokens."""
-        every = np.ones(len(self.table), bool)
-        return encode_activations(sae, [self.x[sae.cfg.metadata.hook_name]], self.table, every)
+        """The features of an SAE at one of the hooks; none fires on a massive token."""
+        return encode_activations(sae, [self.x[sae.cfg.metadata.hook_name]], self.table, self.kept.numpy())
 
     def neurons(self, hook_name: str) -> FeatureMatrix:
         """A hook's channels as they are, a column where they are above zero and a column where they are below."""
-        x = self.x[hook_name]
-        return FeatureMatrix(csr_matrix(torch.cat([x, -x], dim=1).relu().numpy()), self.table)
+        x = self.x[hook_name] * self.kept[:, None]
+        table = self.table.assign(massive=~self.kept.numpy())
+        return FeatureMatrix(csr_matrix(torch.cat([x, -x], dim=1).relu().numpy()), table)
 
 
 def shallowest(spec: ModelSpec) -> str:
@@ -95,12 +95,11 @@ def held_out(spec: ModelSpec, model, hooks: tuple[str, ...], n_tokens: int, limi
     """About `n_tokens` tokens of held-out documents at several hooks.
 
     Args:
-        limit: tokens whose activation at the first hook is longer are left out.
+        limit: tokens whose activation at the first hook is longer are massive.
     """
     batch, kinds = documents(spec, model.tokenizer, n_tokens, held_out=True)
     table, x = token_table(batch, model.tokenizer, kinds), read(model, hooks, batch)
-    keep = x[hooks[0]].norm(dim=1) <= limit
-    return Held({hook: part[keep] for hook, part in x.items()}, table[keep.numpy()].reset_index(drop=True))
+    return Held(x, x[hooks[0]].norm(dim=1) <= limit, table)
 
 
 def as_saelens(sae: SparseAutoencoder, spec: ModelSpec, hook_name: str, distinct: int, limit: float) -> SAE:
