@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 import pandas as pd
@@ -157,67 +156,13 @@ RATE, PENALTY, NORMS, BOS, ORDER, DEAD = FAULTS = (
     "features dead and never revived",
 )
 KEY = {"A": BOS, "B": PENALTY, "C": ORDER, "D": DEAD, "E": RATE, "F": NORMS}
-D_SAE = 768  # features of all seven runs
-
-
-@dataclass(frozen=True)
-class Symptom:
-    """What gives a fault away in a log: a number, and the limit beyond which it speaks for the fault."""
-
-    words: str
-    columns: tuple[str, ...]
-    measure: Callable[[pd.DataFrame], float]
-    limit: float
-    above: bool = True  # the fault lies above the limit, else below
-
-    def found(self, log: pd.DataFrame) -> bool:
-        """Whether this log shows it."""
-        return (self.measure(log) > self.limit) == self.above
-
-
-def _late(log: pd.DataFrame, column: str, share: float = 0.5) -> pd.Series:
-    """A column's values in the last share of the steps."""
-    return log[column].iloc[-round(share * len(log)) :]
-
-
-def _wobble(values: pd.Series) -> float:
-    """Median distance of the values from their running median over 31 rows: single leaps do not count."""
-    return (values - values.rolling(31, center=True, min_periods=1).median()).abs().median()
-
-
-SYMPTOMS: dict[str, Symptom] = {
-    RATE: Symptom(
-        "the loss leaps up again late: highest ÷ median, second half",
-        ("loss",),
-        lambda log: _late(log, "loss").max() / _late(log, "loss").median(),
-        1.4,
-    ),
-    PENALTY: Symptom(
-        "hardly any feature is active: median L0, second half",
-        ("l0", "explained_variance"),
-        lambda log: _late(log, "l0").median(),
-        4.0,
-        above=False,
-    ),
-    NORMS: Symptom(
-        "decoder rows grow: mean norm at the end",
-        ("decoder_norm", "activation"),
-        lambda log: log["decoder_norm"].iloc[-1],
-        1.2,
-    ),
-    BOS: Symptom(
-        "a few inputs dwarf the others: largest input norm ÷ mean",
-        ("largest_input_norm", "input_norm"),
-        lambda log: (log["largest_input_norm"] / log["input_norm"]).median(),
-        5.0,
-    ),
-    ORDER: Symptom(
-        "batches differ, saw-tooth: typical distance of explained variance from its running median",
-        ("explained_variance", "loss"),
-        lambda log: _wobble(_late(log, "explained_variance")),
-        0.02,
-    ),
-    DEAD: Symptom("most features are dead: share at the end", ("dead",), lambda log: log["dead"].iloc[-1] / D_SAE, 0.6),
+COLUMNS = {  # of a log, which give each fault away
+    RATE: ("loss",),
+    PENALTY: ("l0", "explained_variance"),
+    NORMS: ("decoder_norm", "activation"),
+    BOS: ("largest_input_norm", "input_norm"),
+    ORDER: ("explained_variance", "loss"),
+    DEAD: ("dead",),
 }
 
 
@@ -260,7 +205,7 @@ def check_diagnosis(answer: Mapping[str, str | None]) -> dict[str, str]:
 
 def _verdict(run: str, fault: object) -> str:
     """One run's line: right, wrong with the columns to compare, no such fault, or nothing said."""
-    columns = " and ".join(f"`{name}`" for name in SYMPTOMS[KEY[run]].columns)
+    columns = " and ".join(f"`{name}`" for name in COLUMNS[KEY[run]])
     if fault is None:
         return f"… {run}: nothing said yet. Compare {columns} with the healthy run."
     if not isinstance(fault, str) or fault not in FAULTS:
