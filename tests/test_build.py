@@ -284,7 +284,7 @@ def test_the_harvests_files_refuse_what_their_format_cannot_hold(mini, tmp_path,
 
 def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatch):
     from prism.build import broken_runs
-    from prism.exercises.phase_4 import BOS, FAULTS, HEALTHY, NORMS, ORDER
+    from prism.phases.phase_4.exercises import BOS, FAULTS, HEALTHY, NORMS, ORDER
 
     rng = np.random.default_rng(0)
     activations = (rng.normal(size=(4_200, 192)) + np.arange(4_200)[:, None] / 2_000).astype(np.float32)

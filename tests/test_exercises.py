@@ -5,7 +5,6 @@
 `pytest tests/test_exercises.py -k table -s` prints the table of exercises, with the answers accepted and refused.
 """
 
-import re
 import sys
 from collections import Counter
 from fractions import Fraction
@@ -16,8 +15,9 @@ import pytest
 import torch
 from exercise_answers import RIGHT, WRONG
 
-from prism.exercises import catalogue, check, phase_4
+from prism.exercises import catalogue, check
 from prism.exercises.values import copies
+from prism.phases.phase_4 import exercises as phase_4
 
 CHECKS = [checker for checker in dict.fromkeys(entry[0] for entry in RIGHT)]
 
@@ -344,106 +344,3 @@ def test_views_and_expanded_inputs_come_as_plain_memory():
     expanded, reversed_view = copies((row.expand(2, 3), np.arange(3.0)[::-1]))
     expanded += 1  # fails on memory that several numbers share
     assert row.tolist() == [1, 1, 1] and torch.from_numpy(reversed_view).tolist() == [2, 1, 0]
-
-
-@pytest.fixture(scope="module")
-def broken_runs():
-    return phase_4.load_broken_runs()
-
-
-class TestDiagnosis:
-    def test_each_symptom_shows_in_its_run_and_in_no_other(self, broken_runs):
-        logs = dict(list(broken_runs.groupby("run")))
-        assert set(logs) == {*phase_4.KEY, phase_4.HEALTHY} and set(phase_4.KEY.values()) == set(phase_4.FAULTS)
-        for run, log in logs.items():
-            shown = [fault for fault, symptom in phase_4.SYMPTOMS.items() if symptom.found(log)]
-            assert shown == ([phase_4.KEY[run]] if run in phase_4.KEY else []), run
-
-    def test_each_symptom_is_far_from_its_limit(self, broken_runs):
-        table = phase_4.symptom_table(broken_runs)
-        for run, fault in phase_4.KEY.items():
-            symptom, numbers = phase_4.SYMPTOMS[fault], table.loc[fault, [*phase_4.KEY, phase_4.HEALTHY]].astype(float)
-            ratio, others = numbers[run] / symptom.limit, numbers.drop(run) / symptom.limit
-            assert (ratio > 1.3 and others.max() < 0.95) if symptom.above else (ratio < 0.6 and others.min() > 1.5)
-
-    def test_the_logs_are_small_whole_and_say_nothing_in_words(self, broken_runs):
-        path = phase_4.DATA / "broken_runs.parquet"
-        assert path.stat().st_size < 100_000
-        data = path.read_bytes().lower()
-        assert not [word for word in (b"bos", b"shuffl", b"rate", b"penalty", b"never") if word in data]
-        assert len(broken_runs.groupby("run").size().unique()) == 1
-        numbers = broken_runs.drop(columns="run")
-        assert np.isfinite(numbers.to_numpy(float)).all()
-        assert {c for symptom in phase_4.SYMPTOMS.values() for c in symptom.columns} <= set(numbers)
-        assert not {"lr", "sparsity"} & set(numbers)
-
-    def test_the_key_is_right(self, capsys):
-        answer = dict(phase_4.KEY)
-        assert phase_4.check_diagnosis(answer) == phase_4.KEY
-        assert "all 6 diagnoses are right" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("answer", [{f"{k.lower()} ": v for k, v in phase_4.KEY.items()}, pd.Series(phase_4.KEY)])
-    def test_runs_in_lower_case_and_a_series_are_right_too(self, answer, capsys):
-        assert phase_4.check_diagnosis(answer) == phase_4.KEY
-        assert "all 6 diagnoses are right" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            np.array([1, 2]),
-            torch.ones(2),
-            pd.DataFrame(),
-            [phase_4.BOS],
-            {"a": np.ones(2)},
-            10**5000,
-            "\ud83d",
-            hostile("__array__", KeyError("k")),
-            hostile("__eq__", ValueError()),
-            hostile("__bool__", TypeError()),
-            hostile("__repr__", KeyError()),
-            hostile("__str__", KeyError()),
-        ],
-        ids=lambda value: type(value).__name__,
-    )
-    def test_what_is_no_name_of_a_fault_is_told(self, fault, capsys):
-        assert phase_4.check_diagnosis({"A": fault, "B": phase_4.KEY["B"]}) == phase_4.KEY
-        out = capsys.readouterr().out
-        assert re.search("✗ A: '.+' is none of the six faults; did you mean '", out) and "1 of 6 right" in out
-        assert out.encode(), "it can be printed"
-        assert phase_4.check_diagnosis(pd.Series({"A": fault, "B": phase_4.KEY["B"]}, dtype=object)) == phase_4.KEY
-
-    @pytest.mark.parametrize("run", [3, ("A", 1), None, "\ud83d", float("nan")])
-    def test_what_is_no_name_of_a_run_is_told(self, run, capsys):
-        assert phase_4.check_diagnosis({run: phase_4.BOS, "B": pd.NA, "A": phase_4.BOS}) == phase_4.KEY
-        out = capsys.readouterr().out
-        assert "There is no broken run '" in out and "… B: nothing said yet" in out and out.encode()
-
-    def test_a_gap_in_a_series_says_nothing_yet(self, capsys):
-        phase_4.check_diagnosis(pd.Series({"A": phase_4.KEY["A"], "B": None}))
-        assert "… B: nothing said yet" in (out := capsys.readouterr().out) and "1 of 6 right" in out
-
-    @pytest.mark.parametrize("answer", [["A"], "BOS", 3, phase_4.check_diagnosis])
-    def test_what_is_no_dictionary_is_told(self, answer, capsys):
-        assert phase_4.check_diagnosis(answer) == phase_4.KEY
-        assert "give a dictionary" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("stub", [None, {}, dict.fromkeys("ABCDEF")])
-    def test_an_untouched_stub_gets_the_key_and_says_so(self, stub, capsys):
-        assert phase_4.check_diagnosis(stub) == phase_4.KEY
-        assert "not written yet" in capsys.readouterr().out
-
-    def test_a_wrong_run_is_told_where_to_look_but_not_the_answer(self, capsys):
-        for run, fault in phase_4.KEY.items():
-            for other in set(phase_4.FAULTS) - {fault}:
-                assert phase_4.check_diagnosis({**phase_4.KEY, run: other}) == phase_4.KEY
-                out = capsys.readouterr().out
-                line = next(x for x in out.splitlines() if x.startswith(f"✗ {run}"))
-                assert fault not in line and all(f"`{c}`" in line for c in phase_4.SYMPTOMS[fault].columns)
-                assert out.count("✓") == 5 and "5 of 6 right" in out
-
-    def test_half_an_answer_and_slips_of_the_pen_are_met(self, capsys):
-        got = phase_4.check_diagnosis({"A": "bos in data", "B": None, "G": phase_4.DEAD})
-        out = capsys.readouterr().out
-        assert got == phase_4.KEY
-        assert "did you mean 'BOS in the data'" in out and "… B: nothing said yet" in out
-        assert "no broken run 'G'" in out and "0 of 6 right" in out

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from prism import evaluation as ev
 from prism import fast, models
 from prism.data import DATA, TokenBatch, tokenize
-from prism.fast import SITES, SparseGradients, passes, sparse_gradients
+from prism.fast import SITES, SparseGradients, passes
 from prism.fast.entries import RULES, where_true
 from prism.models import get_spec, harvest, load_model
 from prism.sae import ARCHITECTURES, dense_gradients
@@ -89,7 +89,7 @@ def taken(monkeypatch):
 
 
 class TestSparseGradients:
-    """`fast.sparse_gradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
+    """`fast.SparseGradients` against `sae.dense_gradients`, which is autograd on the plain loss."""
 
     def test_every_architecture_has_its_rule(self):
         assert set(RULES) == set(ARCHITECTURES), "see RULES in fast/entries.py"
@@ -106,7 +106,7 @@ class TestSparseGradients:
             dead = torch.randperm(40, generator=generator)[:n_dead].sort().values
             slow = dense_gradients(sae, x, dead, sparsity)
             expected = [p.grad.clone() for p in sae.parameters()]
-            quick = sparse_gradients(sae, x, dead, sparsity)
+            quick = SparseGradients(sae, len(x))(x, dead, sparsity)
             assert quick[:2] == pytest.approx(slow[:2], rel=near["rtol"] / 10)
             assert torch.equal(quick.fires, slow.fires) and (slow.fires.sum() > 0 or batch == 1)
             for (name, p), grad in zip(sae.named_parameters(), expected, strict=True):
@@ -116,12 +116,12 @@ class TestSparseGradients:
     def test_a_batch_in_which_nothing_fires(self, architecture):
         sae = random_sae(architecture)
         sae.b_enc.data.fill_(-100.0)
-        found = sparse_gradients(sae, torch.randn(5, 12))
+        found = SparseGradients(sae, 5)(torch.randn(5, 12))
         assert found.fires.sum() == 0 and np.isfinite(found.error) and sae.W_enc.grad.abs().sum() == 0
 
     def test_blocks_change_nothing(self, monkeypatch):
         sae, x, dead = random_sae("batch_topk").double(), torch.randn(50, 12).double(), torch.tensor([1, 5])
-        whole, expected = sparse_gradients(sae, x, dead), [p.grad.clone() for p in sae.parameters()]
+        whole, expected = SparseGradients(sae, len(x))(x, dead), [p.grad.clone() for p in sae.parameters()]
         monkeypatch.setattr("prism.fast.gradients.BLOCK", 7 * 40)
         quick = SparseGradients(sae, 50)
         assert len(quick.pre) == 7 and torch.equal(quick(x, dead).fires, whole.fires)

@@ -1,7 +1,5 @@
 """Examples, purity, intruders, comparisons and matching: by hand, as properties, and against their controls."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_matrix, random_array
 
-from prism import visualization as viz
 from prism.analysis import (
-    Pair,
-    choose_pair,
     compare_units,
     difference_interval,
     embedding_vectors,
@@ -278,22 +273,6 @@ def test_comparison_refuses_what_cannot_be_compared():
         compare_units(mixed, clear, n=5, k=30)
 
 
-def test_the_pair_is_the_median_of_each_kind():
-    rows = [
-        ("neuron", 9, 0.1, 0.1),
-        ("neuron", 4, 0.5, 0.5),
-        ("neuron", 7, 0.9, 0.9),
-        ("feature", 5, 0.6, 0.2),
-        ("feature", 3, 0.2, 0.6),
-        ("random tokens", 0, 0.8, 0.0),
-    ]
-    frame = pd.DataFrame(rows, columns=["kind", "unit", "category_purity", "token_purity"])
-    pair = choose_pair(frame)
-    assert (pair.neuron, pair.feature) == (4, 3)  # of two equal ones, the lower unit
-    assert (pair.neuron_purity, pair.feature_purity) == pytest.approx((1.0, 0.8))
-    assert choose_pair(frame.sample(frac=1, random_state=0)) == pair
-
-
 def test_difference_interval_matches_the_normal_one():
     rng = np.random.default_rng(0)
     a, b = rng.normal(3, 1, 300), rng.normal(1, 2, 200)
@@ -398,38 +377,3 @@ def test_matching_refuses_other_tokens():
 
 
 # figures
-
-
-def test_scores_figure_has_a_column_for_each_kind(compared):
-    pair = choose_pair(compared)
-    fig = viz.unit_scores_figure(compared, pair=pair)
-    assert fig.layout.width == viz.WIDTH and fig.layout.title.text and "10 neurons" in fig.layout.title.subtitle.text
-    heads = [note.text.split("<br>")[0] for note in fig.layout.annotations]
-    assert heads[:2] == ["category purity", "token purity"] and len(heads) == 4
-    feature = next(trace for trace in fig.data if trace.name == "feature")
-    part = compared[compared["kind"] == "feature"]
-    assert list(feature.y) == part["category_purity"].tolist() and max(abs(np.array(feature.x) - 1)) <= 0.5
-    assert f"<b>{part['category_purity'].median():.2f}</b><br>feature" in fig.layout.xaxis.ticktext
-    rings = [trace for trace in fig.data if trace.name == "the pair"]
-    assert [trace.text[0] for trace in rings[:2]] == [f"neuron {pair.neuron}", f"feature {pair.feature}"]
-    assert fig.layout.yaxis.title.text and "chance" in fig.layout.yaxis3.title.text
-
-
-def test_scores_figure_takes_a_choice_of_scores(compared):
-    fig = viz.unit_scores_figure(compared, ["token_entropy"])
-    assert fig.layout.yaxis.title.text == "bits" and not any(trace.name == "the pair" for trace in fig.data)
-    with pytest.raises(ValueError, match="no score 'beauty' in this frame; choose from category_purity"):
-        viz.unit_scores_figure(compared, ["beauty"])
-
-
-def test_before_and_after_stand_side_by_side_and_are_escaped():
-    mixed, clear, _ = world()
-    table = clear.table.assign(token=SCRIPT, category=pd.Categorical(np.where(clear.table["text"] % 2, SCRIPT, "b")))
-    mixed, clear = FeatureMatrix(mixed.values, table), FeatureMatrix(clear.values, table)
-    html = viz.before_after(mixed, clear, Pair(1, 2, 0.5, 0.5), k=10, shown=3).data
-    assert "<script" not in html and "&lt;script&gt;" in html and "prefers-color-scheme:dark" in html
-    assert html.index("Neuron 1") < html.index("Feature 2") and html.count('class="example"') == 6
-    strongest = mixed.table["text"].iloc[example_rows(mixed, [1], 10)[0, 0]]
-    assert re.search(rf"· text {strongest}\b", html)
-    with pytest.raises(ValueError, match="fewer than the 50"):
-        viz.before_after(mixed, clear, Pair(1, 2, 0.5, 0.5), k=50)

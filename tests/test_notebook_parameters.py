@@ -75,11 +75,13 @@ GOOD = {
     ],
     "4": [
         "D_SAE, K = 64, 1",
-        "D_SAE, K = 64, 64",
-        "D_SAE, K, L1 = 8_192, 128, 0",
-        "D_SAE, K, L1 = 32_768, 256, 1_000",
-        "TRAIN_TOKENS, SWEEP_TOKENS, HELD_OUT_TOKENS, NEURON_TOKENS, UNITS = 2_048, 1_024, 2_000, 20_000, 2",
-        "MEMBERS = [name for name in FAMILY if name != 'matryoshka']",
+        "D_SAE, K, L1 = 64, 32, 0",
+        "D_SAE, K, L1 = 8_192, 256, 1_000",
+        "TOKENS, SEEN, SHORT, HELD_OUT, FEW, UNITS = 4_096, 2_048, 2_048, 4_000, 2_048, 2",
+    ],
+    "4b": [
+        "HELD_OUT, K, WIDTH, FEATURE, READ = 2_000, 1, 64, 0, [0, 1, 2]",
+        "HELD_OUT, K, WIDTH, FEATURE = 200_000, 64, 8_192, 10**6",
     ],
     "5": [
         "SENTENCE, DOUBTED, SHARED, TOP = 'Hi <b>there</b>, 東京!', '東', 'absent', 1",
@@ -153,12 +155,18 @@ BAD = {
         ("BAR = -0.1", "BAR is -0.1"),
     ],
     "4": [
-        ("K, D_SAE = 65, 64", "K is 65 and D_SAE 64"),
+        ("K, D_SAE = 33, 64", "K is 33 and D_SAE 64; at most half"),
         ("K = 0", "K is 0; .* from 1 to 256"),
         ("D_SAE = 32", "D_SAE is 32; .* from 64"),
         ("L1 = -1", "L1 is -1"),
-        ("MEMBERS = ('topk', 'relu')", "MEMBERS may lack 'matryoshka' alone"),
-        ("MEMBERS = ('topkk',)", "a value in MEMBERS is 'topkk'.*did you mean 'topk'"),
+        ("HELD_OUT = 3_999", "HELD_OUT is 3999; .* from 4,000 .*: a unit is judged"),
+        ("SEEN = 2_047", "SEEN is 2047; .* from 2,048 .*: the least is one batch"),
+    ],
+    "4b": [
+        ("HELD_OUT = 1_999", "HELD_OUT is 1999; .* from 2,000 .*: intervals"),
+        ("K = 65", "K is 65; .* from 1 to 64: the narrowest"),
+        ("WIDTH = 32", "WIDTH is 32; .* from 64"),
+        ("FEATURE = -1", "FEATURE is -1"),
     ],
     "5": [
         ("SENTENCE = 'the'", "SENTENCE holds a text of 1 tokens.*mini takes 2 to 255"),

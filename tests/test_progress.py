@@ -12,8 +12,9 @@ import nbformat
 import pytest
 
 from prism import cli
-from prism.exercises import catalogue, phase_4, progress
+from prism.exercises import catalogue, progress
 from prism.phases import phase_2
+from prism.phases.phase_4 import exercises as phase_4
 from prism.press.notebooks import find_notebooks, phase_of
 from prism.press.running import run_notebook
 

@@ -216,66 +216,6 @@ def test_explore_feature_names_what_it_shows(matrix):
 # phase 4: training
 
 
-def a_log(n=60, level=30.0):
-    step = np.arange(n)
-    return pd.DataFrame(
-        {
-            "step": step,
-            "loss": level + 50 / (step + 1),
-            "l0": 300.0 / (step + 1),
-            "explained_variance": 1 - 1 / (step + 2),
-            "dead": step // 10,
-        }
-    )
-
-
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_training_curves_draw_every_run_in_every_panel(n):
-    logs = {f"run {i} {SCRIPT}": a_log(level=30 + i) for i in range(n)}
-    fig = titled(viz.training_curves(logs), "step")
-    assert len(fig.data) == 4 * n and sum(bool(trace.showlegend) for trace in fig.data) == n
-    assert "<script>" not in fig.to_json()
-    assert [a.text.split(":")[0] for a in fig.layout.annotations[1:3]] == ["L0", "explained variance"]
-    np.testing.assert_allclose(fig.data[0].y, logs[next(iter(logs))]["loss"])
-    assert fig.layout.yaxis.type == fig.layout.yaxis2.type == "log"
-
-
-def test_training_curves_survive_zeros_and_leaps_and_refuse_what_is_no_log():
-    log = a_log()
-    log.loc[3, "l0"], log.loc[4, "explained_variance"] = 0.0, -20.0
-    fig = viz.training_curves({"a": log})
-    assert np.isnan(fig.data[1].y[3]) and fig.layout.yaxis3.range[0] > -0.2
-    assert "cut off" in fig.layout.title.subtitle.text
-    assert viz.training_curves({"a": log.assign(l0=0.0)}).data  # nothing that a log axis could show
-    axis = viz.training_curves({"a": log.assign(dead=0)}).layout.yaxis4
-    assert axis.dtick == 1 and axis.range[0] == 0 < axis.range[1]  # a count has no tick at 0.2
-    with pytest.raises(ValueError, match="at least one"):
-        viz.training_curves({})
-    with pytest.raises(ValueError, match="'a' has no column 'dead'"):
-        viz.training_curves({"a": log.drop(columns="dead")})
-
-
-def test_diagnosis_figure_puts_the_healthy_run_behind_each():
-    from prism.exercises.phase_4 import load_broken_runs
-
-    frame = load_broken_runs()
-    fig = titled(viz.diagnosis_figure(frame), "decoder<br>norm", "step")
-    assert len(fig.data) == 2 * 6 * 8
-    assert "cut off" in fig.layout.title.subtitle.text  # a run leaps below the panel
-    healthy = frame[frame["run"] == "healthy"]
-    for grey, line in zip(fig.data[::2], fig.data[1::2], strict=True):
-        assert grey.line.color != line.line.color and len(grey.x) == len(healthy)
-    np.testing.assert_allclose(fig.data[0].y, healthy["loss"])
-    heads = [a.text for a in fig.layout.annotations]
-    assert heads == [f"<b>{run}</b>" for run in "ABCDEF"]
-    text = fig.to_json().lower()
-    assert not any(word in text for word in ("bos", "shuffle", "rate too"))
-    with pytest.raises(ValueError, match="there must be 'fine'"):
-        viz.diagnosis_figure(frame, healthy="fine")
-    with pytest.raises(ValueError, match="at least one other"):
-        viz.diagnosis_figure(healthy)
-
-
 FRONT = pd.DataFrame(
     [
         {
@@ -317,17 +257,3 @@ def test_front_figure_orders_points_and_draws_intervals_where_there_are_any():
     assert len(viz.front_figure(FRONT, label="target_l0").data) == 3
     with pytest.raises(ValueError, match="no column 'kl'"):
         viz.front_figure(FRONT, y="kl")
-
-
-def test_density_humps_note_the_dead_share_of_each():
-    rng = np.random.default_rng(0)
-    one, two = 10 ** rng.normal(-2.5, 0.4, 400), 10 ** rng.normal(-1.5, 0.2, 800)
-    one[:100] = 0
-    fig = titled(viz.density_humps({"first": one, SCRIPT: torch.tensor(two).clamp(max=1)}, 10_000), "density", "share")
-    assert "25.0% of 400 dead" in fig.layout.annotations[0].text and "0.0% of 800" in fig.layout.annotations[1].text
-    assert "<script>" not in fig.to_json()
-    assert sum(fig.data[0].y) == pytest.approx(0.75, abs=0.01)
-    assert len(fig.layout.shapes) == 2 and "10,000" in fig.layout.title.subtitle.text
-    assert not viz.density_humps({"all dead": np.zeros(5)}).layout.shapes
-    with pytest.raises(ValueError, match="at least one"):
-        viz.density_humps({})

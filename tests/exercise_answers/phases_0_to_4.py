@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from prism.exercises import phase_4
-from prism.phases import phase_1, phase_2
+from prism.phases import phase_1, phase_2, phase_4b
 from prism.phases.phase_0 import exercises as phase_0
 from prism.phases.phase_3 import exercises as phase_3
+from prism.phases.phase_4 import exercises as phase_4
 
 
 def loop_l0(f, keep):
@@ -49,6 +49,19 @@ def unit_dot(a, b):
 def loop_interval(a, b, draws):
     means = sorted(float(np.mean([a[i] - b[i] for i in draw])) for draw in draws)
     return np.interp([0.025, 0.975], np.linspace(0, 1, len(means)), means)
+
+
+def prefix(x, f, W, b, m):
+    return (x - b - f[:, :m] @ W[:m]).square().sum(1).mean()
+
+
+def loop_nested(x, f, W, b, widths):
+    total = 0.0
+    for m in widths:
+        for row, code in zip(x, f, strict=True):
+            rebuilt = b + sum(code[i] * W[i] for i in range(m))
+            total += float(((row - rebuilt) ** 2).sum())
+    return total / len(x) / len(widths)
 
 
 def loop_l1(x, x_hat, f, norms, coefficient):
@@ -136,12 +149,21 @@ RIGHT = [
             torch.nn.functional.mse_loss(y, x) * x.shape[1] + c * torch.einsum("bs,s->b", f.abs(), n).mean()
         ),
     ),
-    (phase_4.check_topk, loop_topk),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k))),
-    (phase_4.check_topk, lambda pre, k: torch.where(pre.argsort(1, descending=True).argsort(1) < k, pre, 0).clamp(0)),
+    (phase_4b.check_topk, loop_topk),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k))),
+    (phase_4b.check_topk, lambda pre, k: torch.where(pre.argsort(1, descending=True).argsort(1) < k, pre, 0).clamp(0)),
     (
-        phase_4.check_topk,
+        phase_4b.check_topk,
         lambda pre, k: np.where(pre.numpy() > np.sort(pre.numpy(), 1)[:, [-k - 1]], np.maximum(pre.numpy(), 0), 0),
+    ),
+    (phase_4b.check_nested_error, loop_nested),
+    (
+        phase_4b.check_nested_error,
+        lambda x, f, W, b, w: torch.stack([((x - (f[:, :m] @ W[:m] + b)) ** 2).sum() / len(x) for m in w]).mean(),
+    ),
+    (
+        phase_4b.check_nested_error,
+        lambda x, f, W, b, w: float(np.mean([np.square((x - b - f[:, :m] @ W[:m]).numpy()).sum(1).mean() for m in w])),
     ),
     (phase_4.check_density, lambda f: torch.count_nonzero(f, dim=0) / len(f)),
     (phase_4.check_density, lambda f: np.mean(f.numpy() > 0, axis=0)),
@@ -225,16 +247,30 @@ WRONG = [
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f != 0).sum(1).double().mean(), "no gradient"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + (f.abs() @ n).mean(), "left it out"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: c * (error(x, y) + (f.abs() @ n).mean()), "penalty only"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, min(k, len(pre)), 0)), "over the tokens"),
-    (phase_4.check_topk, lambda pre, k: pre * (pre.abs() >= at_rank(pre.abs(), k)), "by absolute value; a strongly"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre.abs() >= at_rank(pre.abs(), k)), "fewer than k are left"),
-    (phase_4.check_topk, lambda pre, k: pre * (pre >= at_rank(pre, k)), "Negative values"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k + 1)), "One too many"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre > at_rank(pre, k)), "One too few"),
-    (phase_4.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre.reshape(1, -1), k * len(pre))), "BatchTopK"),
-    (phase_4.check_topk, lambda pre, k: (pre.relu() * (pre >= at_rank(pre, k)) > 0).float(), "return their values"),
-    (phase_4.check_topk, lambda pre, k: pre.topk(k).values.clamp(min=0), "k values alone"),
-    (phase_4.check_topk, lambda pre, k: pre.clamp(min=0), "that is ReLU"),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, min(k, len(pre)), 0)), "over the tokens"),
+    (phase_4b.check_topk, lambda pre, k: pre * (pre.abs() >= at_rank(pre.abs(), k)), "by absolute value; a strongly"),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre.abs() >= at_rank(pre.abs(), k)), "fewer than k are left"),
+    (phase_4b.check_topk, lambda pre, k: pre * (pre >= at_rank(pre, k)), "Negative values"),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre, k + 1)), "One too many"),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre > at_rank(pre, k)), "One too few"),
+    (phase_4b.check_topk, lambda pre, k: pre.relu() * (pre >= at_rank(pre.reshape(1, -1), k * len(pre))), "BatchTopK"),
+    (phase_4b.check_topk, lambda pre, k: (pre.relu() * (pre >= at_rank(pre, k)) > 0).float(), "return their values"),
+    (phase_4b.check_topk, lambda pre, k: pre.topk(k).values.clamp(min=0), "k values alone"),
+    (phase_4b.check_topk, lambda pre, k: pre.clamp(min=0), "that is ReLU"),
+    (phase_4b.check_nested_error, lambda x, f, W, b, w: error(x, f @ W + b), "all features"),
+    (phase_4b.check_nested_error, lambda x, f, W, b, w: sum(prefix(x, f, W, 0 * b, m) for m in w) / len(w), "b_dec"),
+    (phase_4b.check_nested_error, lambda x, f, W, b, w: sum(prefix(x, f, W, b, m) for m in w), "sum over prefixes"),
+    (
+        phase_4b.check_nested_error,
+        lambda x, f, W, b, w: sum(prefix(x, f, W, b, m) for m in w) / len(w) / 4,
+        "over d_in",
+    ),
+    (phase_4b.check_nested_error, lambda x, f, W, b, w: prefix(x, f, W, b, w[0]), "smallest prefix"),
+    (
+        phase_4b.check_nested_error,
+        lambda x, f, W, b, w: sum(prefix(x, f.flip(1), W.flip(0), b, m) for m in w) / len(w),
+        "general ones",
+    ),
     (phase_4.check_density, lambda f: (f > 0).double().mean(1), "dim 0"),
     (phase_4.check_density, lambda f: (f >= 0).double().mean(0), ">= 0"),
     (phase_4.check_density, lambda f: f.sum(0) / len(f), "mean activation"),

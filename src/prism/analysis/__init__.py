@@ -19,8 +19,6 @@ from prism.analysis.feature import co_active
 from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.matching import match_activations
 from prism.analysis.monosemanticity import (
-    Pair,
-    choose_pair,
     compare_units,
     purity,
     score_differences,

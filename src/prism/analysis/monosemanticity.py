@@ -7,8 +7,6 @@ unit is picked by hand: many are drawn at random, and random tokens show what th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
@@ -185,31 +183,3 @@ def score_differences(
         rows.append([score, *middle, middle[1] - middle[0], low, high, better])
     names = ["score", NEURON, FEATURE, "control", "difference", "low", "high", "purer"]
     return pd.DataFrame(rows, columns=names)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A typical neuron and a typical feature, chosen by `choose_pair`."""
-
-    neuron: int
-    feature: int
-    neuron_purity: float  # category purity + token purity, 2/k to 2
-    feature_purity: float
-
-
-def choose_pair(frame: pd.DataFrame) -> Pair:
-    """The neuron and the feature to show: of each kind the one whose purity is the median, neither best nor worst.
-
-    Purity is category purity + token purity. Units of a kind are put in order of it, ties in order of the unit, and
-    the middle one is taken (the lower of two).
-
-    Args:
-        frame: from `compare_units`.
-    """
-    chosen = {}
-    for kind in (NEURON, FEATURE):
-        part = frame[frame["kind"] == kind]
-        total = part.assign(total=part["category_purity"] + part["token_purity"])
-        chosen[kind] = total.sort_values(["total", "unit"]).iloc[(len(total) - 1) // 2]
-    unit, total = ([chosen[kind][name] for kind in (NEURON, FEATURE)] for name in ("unit", "total"))
-    return Pair(int(unit[0]), int(unit[1]), float(total[0]), float(total[1]))

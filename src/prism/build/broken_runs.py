@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from prism.data import corpus_batch, corpus_documents, training_documents
-from prism.exercises.phase_4 import FAULTS, HEALTHY, KEY
 from prism.models import ModelSpec, harvest, load_model
+from prism.phases.phase_4.exercises import FAULTS, HEALTHY, KEY
 from prism.sae import SaeConfig
 from prism.sae.architectures import ReLU
 from prism.training import TrainConfig

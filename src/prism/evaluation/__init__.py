@@ -42,7 +42,6 @@ from prism.evaluation.probing import (
 )
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.streaming import (
-    Sums,
     evaluate,
     evaluate_all,
     splice_check,

@@ -37,6 +37,7 @@ NOTEBOOKS = {
     "2": "phase_2_feature_exploration",
     "3": "phase_3_sae_comparison",
     "4": "phase_4_homebrew_sae",
+    "4b": "phase_4b_architectures",
     "5": "phase_5_interactive_demo",
     "6a": "phase_6a_steering",
     "6b": "phase_6b_attribution_and_ablation",
@@ -62,9 +63,12 @@ _TABLE = """
 3   paired_interval        medium  8   paired_interval
 3   hypothesis             medium  8   hypothesis
 4   l1_loss                easy    5   l1_loss
-4   topk_activation        medium  8   topk
 4   firing_share           easy    5   density dead_share
+4   hypothesis             medium  8   hypothesis
 4   diagnosis              hard    12  diagnosis
+4b  topk_activation        medium  8   topk
+4b  nested_error           medium  8   nested_error
+4b  hypothesis             medium  8   hypothesis
 5   token_f1               easy    6   token_f1
 5   hypothesis             medium  8   hypothesis
 5   quantile_rows          medium  8   quantile_rows

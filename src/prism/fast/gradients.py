@@ -129,13 +129,3 @@ class SparseGradients:
         d_bias = torch.zeros(len(dead), dtype=d_f.dtype, device=d_f.device).index_add_(0, entries.feature, d_f)
         sae.b_enc.grad[dead] += d_bias
         sae.b_dec.grad -= d_bias @ sae.W_enc[dead]
-
-
-def sparse_gradients(
-    sae: SparseAutoencoder,
-    x: Float[Tensor, "batch d_in"],
-    dead: Int[Tensor, "n_dead"] | None = None,
-    sparsity: float | None = None,
-) -> Step:
-    """`sae.dense_gradients`, over the entries only; for one call (a training run keeps a `SparseGradients`)."""
-    return SparseGradients(sae, len(x))(x, dead, sparsity)

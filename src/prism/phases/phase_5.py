@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import HTML
 from jaxtyping import Bool, Float
 from scipy.sparse import csr_matrix
 
@@ -18,6 +17,7 @@ from prism.exercises.hypothesis import try_hypothesis
 from prism.features import FeatureMatrix, encode_features
 from prism.visualization.style import SEQUENTIAL, as_array, colour_bar, finish, short_label
 from prism.visualization.tokens import marked
+from prism.visualization.tokens import side_by_side as side_by_side  # its notebook asks for it here
 
 RULES = ("special", "as rare", "strongest, same filter", "strongest")  # by which a text's features are listed
 LISTED = 10  # features in such a list
@@ -81,12 +81,6 @@ def sentence_heatmap(
         tickfont=dict(size=12),
     )
     return finish(fig, title, 190 + 26 * len(labels), margin=dict(t=140, b=20))
-
-
-def side_by_side(*views: HTML) -> HTML:
-    """Views of features in one row, below each other where there is no room."""
-    columns = "".join(f'<div style="flex:1 1 340px;min-width:0">{view.data}</div>' for view in views)
-    return HTML(f'<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">{columns}</div>')
 
 
 def place_of(tokens: Sequence[str], text: str, word: str) -> slice:

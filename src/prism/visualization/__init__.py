@@ -4,7 +4,7 @@ from prism.visualization.attribution import effects_scatter, interval_bars, node
 from prism.visualization.auditing import ablation_figure, edit_figure, promise_figure, roc_figure, swap_figure
 from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
 from prism.visualization.dots import grouped_dots
-from prism.visualization.monosemanticity import before_after, unit_scores_figure
+from prism.visualization.front import front_figure
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,
@@ -15,5 +15,4 @@ from prism.visualization.style import (
     short_label,
     use_style,
 )
-from prism.visualization.tokens import marked, visible
-from prism.visualization.training import density_humps, diagnosis_figure, front_figure, training_curves
+from prism.visualization.tokens import marked, side_by_side, visible

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from IPython.display import HTML
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -138,3 +139,9 @@ def shaded_rows(
     """`shaded` for some rows of a matrix that follow each other."""
     part = matrix.table.iloc[rows]
     return shaded(part["token"].tolist(), activations, maximum, int(part["position"].iloc[0]))
+
+
+def side_by_side(*views: HTML) -> HTML:
+    """Views of features in one row, below each other where there is no room."""
+    columns = "".join(f'<div style="flex:1 1 340px;min-width:0">{view.data}</div>' for view in views)
+    return HTML(f'<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">{columns}</div>')
