@@ -1,4 +1,4 @@
-"""Phase 6b: prompts that must agree, nodes that add up, effects by hand, figures, and whose exercise its hypothesis is."""
+"""Phase 6b: prompts that must agree, nodes that add up, effects by hand, figures, its hypothesis."""
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,15 @@ class TestPrompts:
         found = methods.agreement_prompts(lambda text, add_special_tokens: {"input_ids": list(text)})
         assert set(found["noun"]) == {"woman"} or len(set(map(len, found["noun"]))) == 1
 
+    def test_capitals_are_of_one_length_and_told_apart_by_the_lead(self, mini):
+        found = methods.capital_prompts(mini.tokenizer, "The capital of {} is")
+        assert len({len(methods.prompt_ids(mini.tokenizer, text)) for text in found["text"]}) == 1 and len(found) > 9
+        leads = np.arange(len(found)) - 4.5
+        wrong, right, enough = methods.wrong_and_right(found.assign(lead=leads))
+        assert enough and len(right) == 5 and (wrong["lead"] > 0).all() and list(wrong.index) == sorted(wrong.index)
+        wrong, right, enough = methods.wrong_and_right(found.assign(lead=leads + 99))
+        assert not enough and abs(len(wrong) - len(right)) < 2 and wrong["lead"].min() > right["lead"].max()
+
     def test_leads_are_the_models(self, mini, verbs):
         texts = ["The law", "The man of the law", "A book"]
         found = methods.leads(mini, texts, *verbs)
@@ -83,6 +92,12 @@ class TestNodes:
         every = methods.effects(score, nodes, torch.ones(1, len(nodes), dtype=torch.bool))
         here, there = methods.leads(mini, [TEXT, TWIN], *verbs)
         assert every.item() == pytest.approx(here - there, abs=1e-3)
+
+    def test_a_table_to_read(self, mini, sae, verbs):
+        nodes, _ = methods.open_prompt(mini, sae, TEXT, *verbs, [TWIN])
+        table = methods.node_table(mini.tokenizer, TEXT, nodes)
+        assert methods.first_difference(nodes) == 2 and list(table["node"][table["feature"] == -1])[1] == "error · book"
+        assert table["node"][0] == f"{nodes.feature[0]} · book" and np.allclose(table["size"], nodes.size)
 
     def test_towards_a_mean(self, mini, sae, verbs):
         nodes, _ = methods.open_prompt(mini, sae, TEXT, *verbs, [TEXT, TWIN])
@@ -151,8 +166,6 @@ def test_figures():
     table = pd.DataFrame({"node": ["feature 4 · <b>", "error · x"], "ablation": [1.0, -2.0], "gradient": [0.5, 0.0]})
     bars = titled(figures.node_bars(table, ["ablation", "gradient"], "A title"))
     assert [list(trace.x) for trace in bars.data] == [[1, -2], [0.5, 0]] and "&lt;b&gt;" in bars.data[0].y[0]
-    scatter = titled(figures.effects_scatter(np.array([4.0, -9]), np.array([1.0, 0.0]), ["feature", "error"]))
-    assert scatter.data[1].y.tolist() == [2] and scatter.data[2].y.tolist() == [-3]
     leads = titled(figures.leads_figure({"a": np.array([1.0, 2])}, {"a": np.array([0.0, -1])}, "A title"))
     assert leads.data[0].x.tolist() == [1, 2] and leads.data[1].x.tolist() == [0, -1]
 

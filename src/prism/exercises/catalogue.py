@@ -72,7 +72,7 @@ _TABLE = """
 6a  said_before            easy    6   repeated
 6a  bought                 medium  8   at_level
 6a  promise_kept           medium  8   output_score
-6b  way_back               easy    4   restored
+6b  share_of_way           easy    4   share_of_way
 6b  signed_share           medium  6   sign_agreement
 6b  hypothesis             medium  8   hypothesis
 6c  mutual_share           easy    5   mutual_share

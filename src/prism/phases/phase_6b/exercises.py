@@ -1,4 +1,4 @@
-"""Phase 6b: a weighted sign agreement, the share of the way that a patch goes, a hypothesis about a feature."""
+"""Phase 6b: a weighted sign agreement, the share of a way that a patch goes, a hypothesis about a feature."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
 
 
-def restored(clean: float, corrupt: float, patched: float) -> float:
-    """How much of the way from the corrupt to the clean run a patch goes: 0 nothing, 1 all of it."""
-    return (patched - corrupt) / (clean - corrupt)
+def share_of_way(target: float, start: float, patched: float) -> float:
+    """How much of the way from the start's score to the target's a patch goes: 0 nothing, 1 all of it."""
+    return (patched - start) / (target - start)
 
 
-def check_restored(answer: Callable) -> Callable:
+def check_share_of_way(answer: Callable) -> Callable:
     """Check exercise 1."""
     mistakes = {
-        "That is the share that is still missing; take it from 1.": lambda c, k, p: (c - p) / (c - k),
-        "Count from the corrupt run, not from zero.": lambda c, k, p: p / c,
-        "Divide by the whole way from corrupt to clean, not by the clean score.": lambda c, k, p: (p - k) / c,
-        "A share has no unit: divide by the way from corrupt to clean.": lambda c, k, p: p - k,
-        "The way is clean − corrupt; yours has the wrong sign.": lambda c, k, p: (p - k) / (k - c),
+        "That is the share that is still missing; take it from 1.": lambda t, s, p: (t - p) / (t - s),
+        "Count from the start, not from zero.": lambda t, s, p: p / t,
+        "Divide by the whole way from start to target, not by the target's score.": lambda t, s, p: (p - s) / t,
+        "A share has no unit: divide by the way from start to target.": lambda t, s, p: p - s,
+        "The way is target − start; yours has the wrong sign.": lambda t, s, p: (p - s) / (s - t),
     }
-    return check(answer, restored, [(3.0, -2.0, 1.0), (1.5, 0.5, 2.0), (-1.0, 4.0, 3.0)], mistakes)
+    return check(answer, share_of_way, [(3.0, -2.0, 1.0), (1.5, 0.5, 2.0), (-1.0, 4.0, 3.0)], mistakes)
 
 
 def sign_agreement(estimate: np.ndarray, exact: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from prism.visualization.style import BLUE, GREY, INK, OKABE_ITO, ORANGE, finish, short_label
+from prism.visualization.style import BLUE, INK, OKABE_ITO, ORANGE, finish, short_label
 
 
 def node_bars(
@@ -37,46 +37,6 @@ def node_bars(
     fig.update_xaxes(title=unit)
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     return finish(fig, title, 150 + 34 * len(table), barmode="group", margin=dict(l=230, t=100))
-
-
-def effects_scatter(
-    estimates: Float[np.ndarray, " nodes"],
-    exact: Float[np.ndarray, " nodes"],
-    kinds: Sequence[str],
-    title: str = "A gradient's guess against real patching",
-) -> go.Figure:
-    """Estimated over real effects, one dot a node, on signed square-root axes.
-
-    Args:
-        estimates, exact: of each node (logits).
-        kinds: of each node; a kind shares a colour.
-        title: the figure's title.
-    """
-    kinds = np.asarray(kinds)
-    limit = float(max(np.abs(estimates).max(initial=0), np.abs(exact).max(initial=0))) or 1.0
-    fig = go.Figure()
-    ends = _signed_root(np.array([-limit, limit]))
-    fig.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), showlegend=False, hoverinfo="skip")
-    for i, kind in enumerate(dict.fromkeys(kinds)):
-        fig.add_scatter(
-            x=_signed_root(exact[kinds == kind]),
-            y=_signed_root(estimates[kinds == kind]),
-            mode="markers",
-            name=short_label(kind),
-            marker=dict(
-                size=6, color=(BLUE, ORANGE, OKABE_ITO[3])[i % 3], symbol=("circle", "diamond")[i % 2], opacity=0.6
-            ),
-            hoverinfo="skip",
-        )
-    ticks = [tick for tick in (-9, -4, -1, -0.1, 0, 0.1, 1, 4, 9) if abs(tick) <= limit]
-    axis = dict(tickvals=_signed_root(np.array(ticks, dtype=float)), ticktext=[f"{tick:g}" for tick in ticks])
-    fig.update_xaxes(title="what patching the node really does (logits)", **axis)
-    fig.update_yaxes(title="what the gradient says (logits)", **axis)
-    return finish(fig, title, 460, "square-root axes; dotted: equal", margin=dict(t=110))
-
-
-def _signed_root(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def leads_figure(

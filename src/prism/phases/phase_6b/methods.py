@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from prism.data import token_text
 from prism.evaluation.predictions import changing
 from prism.interventions import edited
 from prism.models import activations_at, check_hook
@@ -37,6 +38,18 @@ PHRASES = (  # singular and plural
     ("of the teacher", "of the teachers"),
     ("from the museum", "from the museums"),
 )
+CITIES = (  # country or state, capital, another large city
+    "Australia Canberra Sydney, Turkey Ankara Istanbul, Nigeria Abuja Lagos, Pakistan Islamabad Karachi, "
+    "Switzerland Bern Zurich, California Sacramento Los, Florida Tallahassee Miami, Illinois Springfield Chicago, "
+    "Pennsylvania Harrisburg Philadelphia, Michigan Lansing Detroit, Kentucky Frankfort Louisville, Oregon Salem "
+    "Portland, Alaska Juneau Anchorage, Maryland Annapolis Baltimore, Missouri Jefferson Kansas, Tanzania Dodoma "
+    "Dar, Canada Ottawa Toronto, China Beijing Shanghai, France Paris Marseille, Germany Berlin Hamburg, Italy "
+    "Rome Milan, Spain Madrid Barcelona, Japan Tokyo Osaka, Sweden Stockholm Gothenburg, Norway Oslo Bergen, "
+    "Greece Athens Thessaloniki, Portugal Lisbon Porto, Austria Vienna Graz, Denmark Copenhagen Aarhus, Ireland "
+    "Dublin Cork, Russia Moscow Saint, Egypt Cairo Alexandria, Kenya Nairobi Mombasa, Chile Santiago Valparaíso, "
+    "Poland Warsaw Kraków, Belgium Brussels Antwerp, Scotland Edinburgh Glasgow, Texas Austin Houston, Ohio "
+    "Columbus Cleveland, Massachusetts Boston Worcester"
+)
 
 
 def token_of(tokenizer, word: str) -> int:
@@ -59,9 +72,7 @@ def agreement_prompts(tokenizer, phrases: Sequence[tuple[str, str]] = PHRASES) -
         One row a prompt: noun (in the singular), subject and second (each 'singular' or 'plural'), phrase, text.
     """
     forms = [pair.split() for pair in NOUNS.split(", ")]
-    counts = [
-        tuple(len(tokenizer(f" {form}", add_special_tokens=False)["input_ids"]) for form in pair) for pair in forms
-    ]
+    counts = [tuple(_count(tokenizer, form) for form in pair) for pair in forms]
     best = Counter(count for count in counts if count[0] == count[1]).most_common(1)[0][0]
     sizes = ("singular", "plural")
     rows = [
@@ -73,6 +84,36 @@ def agreement_prompts(tokenizer, phrases: Sequence[tuple[str, str]] = PHRASES) -
         if count == best
     ]
     return pd.DataFrame(rows, columns=["noun", "subject", "second", "phrase", "text"])
+
+
+def capital_prompts(tokenizer, text: str) -> pd.DataFrame:
+    """A text about each country or state whose name has the commonest number of tokens, so that all are of one length.
+
+    Args:
+        text: with {} for the name.
+
+    Returns:
+        One row a prompt: country, capital, city (another large one), text.
+    """
+    rows = [line.split() for line in CITIES.split(", ")]
+    counts = [_count(tokenizer, row[0]) for row in rows]
+    best = Counter(counts).most_common(1)[0][0]
+    kept = [(*row, text.format(row[0])) for row, count in zip(rows, counts, strict=True) if count == best]
+    return pd.DataFrame(kept, columns=["country", "capital", "city", "text"])
+
+
+def wrong_and_right(capitals: pd.DataFrame, least: int = 4) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
+    """Prompts in which the other city is ahead of the capital (`lead` above 0), those in which it is not, and if both
+    are `least` or more. If not, the halves with the larger and the smaller lead stand in, for a notebook to go on."""
+    order = capitals.sort_values("lead", ascending=False)
+    ahead = int((order["lead"] > 0).sum())
+    enough = min(ahead, len(order) - ahead) >= least
+    cut = ahead if enough else len(order) // 2
+    return order.iloc[:cut].sort_index(), order.iloc[cut:].sort_index(), enough
+
+
+def _count(tokenizer, word: str) -> int:
+    return len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
 
 
 @torch.no_grad()
@@ -92,7 +133,7 @@ def leads(model, texts: Sequence[str], answer: int, rival: int, hook: str = "", 
             keep = torch.ones_like(tokens, dtype=torch.bool).index_fill_(1, torch.tensor(0), False)
             with edited(model, hook, change, keep) if change else nullcontext():
                 logits = model(tokens, return_type="logits", logits_to_keep=1)[:, -1].float().cpu()
-            out[rows] = (logits[:, answer] - logits[:, rival]).numpy()
+            out[rows.numpy()] = (logits[:, answer] - logits[:, rival]).numpy()
     return out
 
 
@@ -236,3 +277,16 @@ def effects(score: Score, nodes: Nodes, sets: Bool[Tensor, "batch nodes"] | None
     at_once = max(1, POSITIONS // len(nodes.x))
     scores = torch.cat([score(nodes.with_values(part)) for part in values.split(at_once)])
     return scores[0] - scores[1:]
+
+
+def node_table(tokenizer, text: str, nodes: Nodes) -> pd.DataFrame:
+    """One row a node, to read: node ('954 · keys', 'error · keys'), feature (`ERROR` for an error), size."""
+    words = [token_text(tokenizer, token).strip() for token in prompt_ids(tokenizer, text).tolist()]
+    pairs = zip(nodes.feature.tolist(), nodes.position.tolist(), strict=True)
+    names = [f"{'error' if feature == ERROR else feature} · {words[position]}" for feature, position in pairs]
+    return pd.DataFrame({"node": names, "feature": nodes.feature.numpy(), "size": nodes.size.numpy()})
+
+
+def first_difference(nodes: Nodes) -> int:
+    """The first position at which switching nodes off changes the activation: of a pair, the word that differs."""
+    return int(nodes.position[nodes.size > 1e-3 * nodes.size.max()].min())
