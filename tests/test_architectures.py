@@ -16,8 +16,7 @@ from prism import evaluation as ev
 from prism import models
 from prism.data import DATA, TokenBatch, tokenize
 from prism.fast import SITES, stripped
-from prism.interventions import add, edited, respond, scorer
-from prism.interventions.prompts import predictions
+from prism.interventions import add, edited, respond
 from prism.models import check_hook, get_spec, harvest, kept_activations, load_model
 from prism.models.registry import ARCHITECTURES
 
@@ -186,8 +185,6 @@ class TestHooksThatAreNotWhatTheyAreCalled:
             for attempt in (
                 lambda: ev.splice(model, IDS, hook, KEEP, torch.relu),
                 lambda: respond(model, IDS, torch.ones(D_VOCAB, 1, dtype=torch.bool), hook, torch.relu),
-                lambda: predictions(model, IDS, IDS[:, -1], hook, torch.relu),
-                lambda: scorer(model, hook, IDS[0], lambda logits: logits[:, 0])(torch.zeros(1, 24, 32)),
                 lambda: list(harvest(model, IDS, hook)),
             ):
                 with said:

@@ -10,6 +10,7 @@ from prism import device as devices
 from prism import evaluation as ev
 from prism import interventions as iv
 from prism.models import get_spec, kept_activations, load_model, load_sae
+from prism.phases.phase_6b import methods
 from prism.sae import SaeConfig
 
 HOOK = "blocks.2.hook_resid_pre"
@@ -202,13 +203,12 @@ class TestAnotherDevice:
     def test_attribution_and_costs(self):
         def task():
             model, sae, batch = setting()
-            tokens = batch.tokens[0, :8]
-            nodes, score = iv.open_prompt(model, sae, tokens, iv.log_probability(5))
-            effects = iv.effect_table(score, nodes)
+            nodes, score = methods.open_prompt(model, sae, "The law of the land", 5, 6, ["A law of the land"])
+            effects = methods.effects(score, nodes)
             cost = iv.change_cost(model, batch, HOOK, iv.suppress(sae, [3, 7]))
-            seen = iv.predictions(model, batch.tokens[:, :8], batch.tokens[:, 8], HOOK, iv.add(sae.W_dec[7], 5.0))
+            seen = methods.leads(model, ["The law", "It is"], 5, 6, HOOK, iv.add(sae.W_dec[7], 5.0))
             swaps = iv.target_logprobs(model, ["The law", "x ="], [" is", " 1"], HOOK, iv.suppress(sae, 7))
-            return effects.drop(columns="is_error"), cost, seen, swaps
+            return effects, cost, seen, swaps
 
         for here, there in zip(*on_both(task), strict=True):
             np.testing.assert_allclose(np.asarray(there, float), np.asarray(here, float), rtol=2e-3, atol=1e-4)

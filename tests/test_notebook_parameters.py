@@ -96,11 +96,8 @@ GOOD = {
         "CONTEXTS, CONTEXT_TOKENS, WORK, DIRECTIONS, COST = 2, 3, 1, 19, 0.001",
     ],
     "6b": [
-        "LENGTH, SET_SIZES, TOP = 3, (1, 10_000), (10_000,)",
-        "LENGTH, WINDOWS, N_PROMPTS = 128, 20_000, 1_000",
-        "WINDOWS, N_PROMPTS, N_PAIRS, FIT_DOCUMENTS, FIT_PROMPTS = 100, 5, 1, 10, 10",
-        "CONFIDENT, TOO_COMMON, SIBLINGS, MAX_EDIT, ATTEMPTS = 0, 0, 1, 1, 1",
-        "CONFIDENT, TOO_COMMON, SIBLINGS, MAX_EDIT, ATTEMPTS = 1, 1, 10_000, 100, 1_000",
+        "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 6, 2, 1, 1, 1",
+        "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 42, 21, 50, 50, 50",
     ],
     "6c": [
         "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 2, 0, 100",
@@ -191,12 +188,12 @@ BAD = {
         ("SAE = '2-rez'", "no SAE for 'mini' named '2-rez'"),
     ],
     "6b": [
-        ("LENGTH = 2", "LENGTH is 2; .* from 3 to 128"),
-        ("N_PROMPTS = 101", "N_PROMPTS is 101; .* from 1 to 100"),
-        ("SET_SIZES = (16, 64)", "the least of SET_SIZES is 16; it must be below 15"),
-        ("TOP = (1, 0)", "a value in TOP is 0"),
-        ("CONFIDENT = 1.01", "CONFIDENT is 1.01"),
-        ("WINDOWS = 99", "WINDOWS is 99"),
+        ("N_NOUNS = 5", "N_NOUNS is 5; .* from 6 to 42: each half"),
+        ("N_NOUNS, N_PAIRS = 8, 5", "N_PAIRS is 5; it may be half of N_NOUNS at most, 4"),
+        ("N_PAIRS = 1", "N_PAIRS is 1; .* from 2 to 21: an interval"),
+        ("K = 0", "K is 0; .* from 1 to 50"),
+        ("EDIT = 51", "EDIT is 51"),
+        ("SAE = '2-rse'", "did you mean '2-res'|named '2-rse'"),
     ],
     "6c": [
         ("CATEGORY = 'legal'", "CATEGORY is 'legal'; choose"),

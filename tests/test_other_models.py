@@ -17,9 +17,6 @@ from prism.press.running import run_notebook
 
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache",
-    "ranks single ablations by strength",
-    "Effects do not add up",
-    "sums of integrated gradients",
     "start from the same random numbers",
     "Explanations are about their own unit",
 )
@@ -33,7 +30,7 @@ CHANGED = {
     "4b": "HELD_OUT, K, WIDTH = 6_000, 8, 256",
     "5": "SENTENCE, DOUBTED, SHARED, TOP, PER_KIND = 'Hi <b>there</b>, 東京!', '東', 'absent', 5, 6",
     "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, SAMPLES = 'formal', (1.0, 2.0, 4.0), 20, 5, 8",
-    "6b": "N_PROMPTS, N_PAIRS, WINDOWS, ATTEMPTS = 6, 5, 600, 4",
+    "6b": "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 6, 3, 1, 4, 2",
     "6c": "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 5, 0.3, 100",
     "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, LENGTH_UNITS = 100, 80, 24, 12",
     "6e": "COMPARE, MIN_FIRINGS, BAR = ('mini-small', 'mini'), 5, 0.4",

@@ -76,10 +76,9 @@ _TABLE = """
 6a  said_before            easy    6   repeated
 6a  bought                 medium  8   at_level
 6a  promise_kept           medium  8   output_score
-6b  node_effect            easy    4   attribution
-6b  path_effect            medium  8   path_attribution
+6b  share_of_way           easy    4   share_of_way
 6b  signed_share           medium  6   sign_agreement
-6b  way_back               easy    4   restored
+6b  hypothesis             medium  8   hypothesis
 6c  of_the_token           medium  6   of_the_token
 6c  mutual_share           easy    5   mutual_share
 6c  hypothesis             medium  8   hypothesis
