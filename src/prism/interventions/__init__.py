@@ -40,18 +40,7 @@ from prism.interventions.attribution import (
     node_table,
     take_apart,
 )
-from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
-from prism.interventions.counterfactual import (
-    by_template,
-    halves,
-    load_counterfactuals,
-    matched_sets,
-    mean_difference,
-    pair_features,
-    sign_flip_p,
-    swap_effects,
-    target_logprobs,
-)
+from prism.interventions.changes import Change, add, change_cost, clamp, edited, mean_difference, project_out, suppress
 from prism.interventions.prompts import make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes
 from prism.interventions.steering import (
     Curve,
