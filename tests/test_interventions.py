@@ -1,6 +1,5 @@
 """Changes by hand-computed values, and their cost."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 from prism.data import corpus_batch, load_corpus
 from prism.evaluation import splice
-from prism.interventions import add, change_cost, clamp, edited, mean_difference, project_out, suppress
+from prism.interventions import add, change_cost, clamp, edited, project_out, suppress
 from prism.models import get_spec, kept_activations, load_sae
 
 HOOK = "blocks.2.hook_resid_pre"
@@ -70,13 +69,6 @@ def test_nothing_of_a_direction_is_left_but_the_mean_of_it(seed):
     assert torch.allclose(left @ direction, (mean @ direction).expand(5), atol=1e-3)
     assert torch.allclose(left.mean(0), mean, atol=1e-4)
     assert torch.allclose(project_out(direction, mean=mean)(left), left, atol=1e-4)
-
-
-def test_mean_difference_by_hand():
-    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-    assert mean_difference(x, np.array([True, True, False])).tolist() == [2.0, -4.0]
-    with pytest.raises(ValueError, match="both sides"):
-        mean_difference(x, np.ones(3, dtype=bool))
 
 
 def test_edited_is_splice_at_the_kept_positions(mini, batch):

@@ -37,7 +37,7 @@ CHANGED = {
     "6c": "N_TOKENS, SMALL_TOKENS, MAX_CHAINS = 8_000, 60_000, 80",
     "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, LENGTH_UNITS = 100, 80, 24, 12",
     "6e": "MEASURED, READ, UNITS, PERMUTATIONS = 6, 40, 40, 50",
-    "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'formal', 50, 1, (5, 20)",
+    "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'python', 24, 1, (5, 20)",
 }
 LARGE = {name: CHANGED[name] for name in ("6a", "6b", "6e", "6f")} | {  # with 24,576 features: less data
     "3": "DOCUMENTS, TWINS = 12, 1",

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from prism.data import CATEGORIES, DATA, load_texts, tokenize
 from prism.evaluation.metrics import bootstrap_counts
 from prism.exercises import progress
-from prism.interventions import change_cost, mean_difference, project_out
+from prism.interventions import change_cost, project_out
 from prism.models import get_spec, kept_activations, load_sae
 from prism.phases.phase_6f import audit, exercises, figures, monitor
 
@@ -72,9 +72,30 @@ class TestMonitor:
     def test_reasons_add_up_to_the_score(self):
         values, labels, fit = self.data(True)
         one = monitor.fit_monitor(values, labels, fit)
-        why = one.reasons(values, 4)
-        assert why.sum() + one.bias == pytest.approx(one.scores(values)[4])
-        assert set(why.index) == set(values[4].indices) and why.is_monotonic_decreasing
+        why = one.leading(values, np.array([4, 9]))
+        assert why["score"].tolist() == pytest.approx(one.scores(values)[[4, 9]].tolist())
+        added = values[4].toarray()[0] * one.weights
+        assert why["feature"][4] == added.argmax() and why["adds"][4] == pytest.approx(added.max())
+        assert one.leading(values, np.array([], dtype=int)).empty
+
+    def test_an_unseen_kind_is_left_out_of_fitting_and_calibration(self):
+        values, labels, fit = self.data(False)
+        kinds = np.where(labels, "a", np.where(np.arange(200) % 8 < 4, "b", "c"))
+        part = np.where(fit, 0, np.where(np.arange(200) % 16 < 8, 2, 3))
+        values[kinds == "c", 3] += 5  # looks like the class, unless the monitor is shown otherwise
+        some = part < 3
+        one = monitor.fit_monitor(values[some], kinds[some] == "a", part[some] < 2)
+        found = monitor.unseen_kinds(values, kinds, part, [one], ["a"]).set_index("kind")
+        assert found.loc["c", "never seen"] == 1.0 and set(found.index) == {"b", "c"}
+        assert found.loc["b", "seen"] == one.alarms(values[(part == 3) & (kinds == "b")]).mean()
+
+    def test_summary_by_hand(self):
+        own = np.array([[True, False, False], [False, True, False]])
+        alarms = np.array([[True, True, False], [False, False, False]])
+        found = monitor.summary(alarms + 0.0, alarms, own)
+        assert found == pytest.approx({"AUC": 0.625, "found": 0.5, "false alarms": 0.25})
+        recall, false = monitor.promises({"x": np.tile(alarms[0], (7, 1))}, np.tile(own[0], (7, 1)))
+        assert recall.loc["math", "x"] == 1.0 and false.loc["math", "x"] == 0.5
 
     def test_errors(self):
         values, labels, fit = self.data(False)
@@ -86,7 +107,7 @@ class TestMonitor:
     def test_parts_hold_every_kind(self):
         kinds = np.array(["a"] * 40 + ["b"] * 4)
         parts = monitor.random_parts(kinds)
-        assert (pd.crosstab(kinds, parts) == [[10] * 4, [1] * 4]).all().all()
+        assert pd.crosstab(kinds, parts).to_numpy().tolist() == [[10] * 4, [1] * 4]
         assert not np.array_equal(parts, monitor.random_parts(kinds, seed=1))
 
 
@@ -164,6 +185,13 @@ class TestPairs:
         pairs = pd.DataFrame({"template": ["x", "x", "y"]})
         assert audit.by_template(np.array([1.0, 3.0, 5.0]), pairs).tolist() == [2.0, 5.0]
 
+    def test_terms_of_one_side_and_of_two(self):
+        pairs = pd.DataFrame({"template": ["x", "x", "y", "y"]})
+        gaps = np.array([[1.0, 5.0], [2.0, 8.0], [0.0, 0.0], [0.0, 0.0]])
+        same, other = audit.same_side(gaps, pairs)
+        assert same.tolist() == [2.0, 0.0]  # |1 − 2| and |5 − 8|
+        assert other.tolist() == [5.0, 0.0]  # 4, 7, 3 and 6
+
     def test_halves_split_each_kind_by_whole_templates(self):
         pairs = audit.load_counterfactuals()
         first = audit.halves(pairs)
@@ -221,16 +249,37 @@ def test_edit_costs_are_those_of_change_cost(mini):
     assert states["clean"].shape == (18, states["nothing"].shape[1]) and len(costs) == 18
 
 
+def test_apart_by_hand():
+    own = np.arange(20) < 10
+    found = audit.apart(pd.DataFrame({"x": own + np.tile([0.0, 0.2], 10)}), own).loc["x"]
+    assert found[["its texts", "other texts", "difference"]].tolist() == pytest.approx([1.1, 0.1, 1.0])
+    assert found["from"] < 1 < found["to"]
+
+
+def test_readable_is_an_auc_on_other_texts():
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2 == 0
+    values = rng.normal(size=(40, 5)) + 4 * labels[:, None]
+    found = monitor.readable(values[:20], labels[:20], {"as": values[20:], "gone": 0 * values[20:]}, labels[20:])
+    assert found.tolist() == [1.0, 0.5]
+
+
+def test_mean_difference_by_hand():
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    assert audit.mean_difference(x, np.array([True, True, False])).tolist() == [2.0, -4.0]
+    with pytest.raises(ValueError, match="both sides"):
+        audit.mean_difference(x, np.ones(3, dtype=bool))
+
+
 def test_a_planted_direction_is_found_and_taken_out():
     direction = torch.zeros(192)
     direction[7] = 30.0
     x = torch.randn(40, 192, generator=torch.Generator().manual_seed(0)) + 5
     inside = np.arange(40) % 2 == 0
     x[inside] += direction
-    found = mean_difference(x, inside)
+    found = audit.mean_difference(x, inside)
     assert torch.cosine_similarity(found, direction, dim=0) > 0.95
     changed = project_out(found, mean=x.mean(0))(x)
-    assert mean_difference(changed, inside).norm() < 0.2 * direction.norm()
+    assert audit.mean_difference(changed, inside).norm() < 0.2 * direction.norm()
     assert torch.allclose(changed.mean(0), x.mean(0), atol=1e-3)  # the mean stays where it was
 
 
@@ -239,9 +288,9 @@ def test_figures_draw_their_data():
     fig = figures.promise_figure(table, 1 - table)
     assert len(fig.data) == 4 and fig.data[1].x.tolist() == pytest.approx([0.2] * 7) and titled(fig)
     fig = figures.swap_figure({"x": np.array([0.1, -0.2]), "placebo": np.array([0.0, 0.1])}, ["placebo"])
-    assert fig.data[0].x.tolist() == [0.1, -0.2] and fig.data[3].x[0] == pytest.approx(0.05) and titled(fig)
-    fig = figures.edit_figure(table, "math")
-    assert fig.layout.yaxis.ticktext[2].startswith("→") and len(fig.data) == 2 and titled(fig)
+    assert (
+        fig.data[0].x.tolist() == pytest.approx([0.1, -0.2]) and fig.data[3].x[0] == pytest.approx(0.05) and titled(fig)
+    )
 
 
 def test_the_hypothesis_is_this_phases_exercise(monkeypatch, capsys):

@@ -40,7 +40,7 @@ from prism.interventions.attribution import (
     node_table,
     take_apart,
 )
-from prism.interventions.changes import Change, add, change_cost, clamp, edited, mean_difference, project_out, suppress
+from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
 from prism.interventions.prompts import make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes
 from prism.interventions.steering import (
     Curve,

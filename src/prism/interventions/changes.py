@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -73,21 +72,6 @@ def project_out(direction: Float[Tensor, " d_in"], *, mean: Float[Tensor, " d_in
     """
     unit = direction / direction.norm()
     return lambda x: x - ((x - mean.to(x)) @ unit.to(x))[:, None] * unit.to(x)
-
-
-def mean_difference(x: Float[Tensor, "tokens d_in"], inside: np.ndarray) -> Float[Tensor, " d_in"]:
-    """Mean activation inside minus outside: the direction that a plain difference of means finds (DiffMean).
-
-    Args:
-        inside: True on the tokens of the concept (or of side a), False on the others.
-
-    Raises:
-        ValueError: one of the two sides is empty.
-    """
-    mask = torch.as_tensor(np.array(inside, dtype=bool))
-    if mask.all() or not mask.any():
-        raise ValueError("a difference of means needs tokens on both sides")
-    return x[mask].mean(0) - x[~mask].mean(0)
 
 
 @contextmanager

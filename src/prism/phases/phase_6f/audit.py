@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from scipy.stats import permutation_test
 
-from prism.data import DATA, TokenBatch, read_table, tokenize
+from prism.analysis import difference_interval
+from prism.data import DATA, TokenBatch, read_table, token_table, tokenize
 from prism.evaluation.predictions import Change, Predictions, counted, logit_rows
+from prism.features import FeatureMatrix, encode_activations
+from prism.models import kept_activations
 from prism.phases.phase_6f.monitor import text_means
 
 
@@ -80,6 +83,40 @@ def by_template(values: Float[np.ndarray, "pairs ..."], pairs: pd.DataFrame) -> 
     Pairs of one template are no independent samples: intervals and tests go by templates.
     """
     return text_means(values, pd.factorize(pairs["template"])[0])
+
+
+def template_effects(
+    model, pairs: pd.DataFrame, hook_name: str, changes: Mapping[str, Change]
+) -> dict[str, Float[np.ndarray, " templates"]]:
+    """'clean' and each change's name -> the effect of the swap in each template (`swap_gaps`)."""
+    gaps = swap_gaps(model, pairs, hook_name, changes)
+    return {name: by_template(both[:, 0] - both[:, 1], pairs) for name, both in gaps.items()}
+
+
+def read_sides(
+    model, sae, pairs: pd.DataFrame, context: int
+) -> tuple[FeatureMatrix, Float[torch.Tensor, "tokens d_in"], np.ndarray, np.ndarray]:
+    """Features and activations on texts a, then texts b, token by token; and each feature's maxima on either side."""
+    batch = tokenize([*pairs["text_a"], *pairs["text_b"]], model.tokenizer, context)
+    x = kept_activations(model, sae.cfg.metadata.hook_name, batch, 64)
+    matrix = encode_activations(sae, [x], token_table(batch, model.tokenizer))
+    return matrix, x, *np.split(matrix.text_max().toarray(), 2)
+
+
+def same_side(
+    gaps: Float[np.ndarray, "pairs 2"], pairs: pd.DataFrame
+) -> tuple[Float[np.ndarray, " templates"], Float[np.ndarray, " templates"]]:
+    """How far two terms of one side move the gap of a template apart, and two of different sides: mean sizes.
+
+    Args:
+        gaps: from `swap_gaps`, of pairs whose templates have two swaps or more (names: two men, or a man and a woman).
+    """
+    found = []
+    for rows in pd.Series(range(len(pairs))).groupby(pairs["template"].to_numpy(), sort=False):
+        a, b = gaps[rows[1]].T
+        i, j = np.triu_indices(len(a), 1)
+        found.append((np.abs([a[i] - a[j], b[i] - b[j]]).mean(), np.abs(a[:, None] - b).mean()))
+    return tuple(np.array(found).T)
 
 
 def sign_flip_p(effects: Float[np.ndarray, " templates"], n: int = 10_000, seed: int = 0) -> float:
@@ -154,6 +191,21 @@ def matched_sets(
     return sets
 
 
+def mean_difference(x: Float[torch.Tensor, "tokens d_in"], inside: np.ndarray) -> Float[torch.Tensor, " d_in"]:
+    """Mean activation inside minus outside: the direction that a plain difference of means finds (DiffMean).
+
+    Args:
+        inside: True on the tokens of the concept (or of side a), False on the others.
+
+    Raises:
+        ValueError: one of the two sides is empty.
+    """
+    mask = torch.as_tensor(np.array(inside, dtype=bool))
+    if mask.all() or not mask.any():
+        raise ValueError("a difference of means needs tokens on both sides")
+    return x[mask].mean(0) - x[~mask].mean(0)
+
+
 @torch.no_grad()
 def edit_costs(
     model, batch: TokenBatch, hook_name: str, changes: Mapping[str, Change]
@@ -180,3 +232,13 @@ def edit_costs(
     table = pd.concat(nats, ignore_index=True)
     table = table.sub(table["clean"], axis=0).drop(columns="clean")
     return table, {name: np.concatenate(rows) for name, rows in means.items()}
+
+
+def apart(nats: pd.DataFrame, own: np.ndarray, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Mean cost of each change on some texts and on the others, and the difference with its interval over texts."""
+    rows = {
+        name: (of[own].mean(), of[~own].mean(), of[own].mean() - of[~own].mean())
+        + difference_interval(of[own].to_numpy(), of[~own].to_numpy(), "mean", level=level, seed=seed)
+        for name, of in nats.items()
+    }
+    return pd.DataFrame(rows, ["its texts", "other texts", "difference", "from", "to"]).T

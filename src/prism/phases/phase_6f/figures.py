@@ -90,28 +90,3 @@ def swap_figure(
     fig.update_xaxes(title="effect of the swap (nats; right: as grammar or stereotype has it)")
     subtitle = "points: templates; diamonds: their mean; grey: controls"
     return finish(fig, title, 200 + 45 * len(effects), subtitle, showlegend=False)
-
-
-def edit_figure(costs: pd.DataFrame, target: str, title: str = "What an edit costs on each kind of text") -> go.Figure:
-    """A row a kind of text, a point an edit.
-
-    Args:
-        costs: a row a category, a column a change (nats per token).
-        target: the category that the edit is meant for, marked by an arrow.
-        title: the figure's title.
-    """
-    order, fig = category_order(costs.index), go.Figure()
-    for i, change in enumerate(costs.columns):
-        fig.add_scatter(
-            x=costs.loc[order, change].to_numpy(),
-            y=np.arange(len(order)) + (i - (costs.shape[1] - 1) / 2) * 0.14,
-            mode="markers",
-            name=short_label(change),
-            marker=dict(size=11, color=OKABE_ITO[i % 7], symbol=SYMBOLS[i % 7]),
-            hovertemplate=f"{short_label(change)}: %{{x:+.3f}}<extra></extra>",
-        )
-    fig.add_vline(x=0, line=dict(color=GREY, dash="dot"))
-    labels = [f"→ {category_title(c)}" if c == target else category_title(c) for c in order]
-    fig.update_yaxes(tickvals=list(range(len(order))), ticktext=labels, autorange="reversed")
-    fig.update_xaxes(title="cost of the edit (nats per token)")
-    return finish(fig, title, 480, "→: what the edit is meant for; means over ten texts that the search never saw")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix, issparse
 from torch import Tensor
 
-from prism.data import TokenBatch, token_table
+from prism.data import CATEGORIES, TokenBatch, token_table
 from prism.evaluation.metrics import bootstrap_counts, middle
 from prism.features import FeatureMatrix, encode_activations, word_features
 
@@ -44,14 +44,15 @@ def monitor_inputs(
 
     Returns:
         name -> one row a document: each dictionary's maxima over tokens (sparse); 'raw activation', the mean over
-        tokens; 'bag of words', which tokens occur.
+        tokens, massive ones left out; 'bag of words', which tokens occur.
     """
     table = token_table(batch, tokenizer)
     read = {name: encode_activations(one, [x], table) for name, one in dictionaries.items()}
-    found = {name: matrix.text_max() for name, matrix in read.items()}
-    found["raw activation"] = text_means(x.numpy(), table["text"].to_numpy())
+    found, matrix = {name: one.text_max() for name, one in read.items()}, next(iter(read.values()))
+    ordinary = ~matrix.table.get("massive", pd.Series(False, table.index)).to_numpy()
+    found["raw activation"] = text_means(x.numpy()[ordinary], table["text"].to_numpy()[ordinary])
     found["bag of words"] = word_features(batch, table, len(tokenizer)).text_max()
-    return found, next(iter(read.values()))
+    return found, matrix
 
 
 def random_parts(kinds: Sequence[str], n: int = 4, seed: int = 0) -> Int[np.ndarray, " units"]:
@@ -74,12 +75,14 @@ class Monitor:
         bias: added to the weighted sum.
         threshold: the alarm is raised at this score or above.
         strength: C of the logistic regression, the best of several on the calibrating units.
+        recall: what the threshold was set for.
     """
 
     weights: Float[np.ndarray, " columns"]
     bias: float
     threshold: float
     strength: float
+    recall: float
 
     def scores(self, values: Values) -> Float[np.ndarray, " units"]:
         """The score of each unit; log-odds as fitted, for balanced classes."""
@@ -89,10 +92,11 @@ class Monitor:
         """Whether each unit raises the alarm."""
         return self.scores(values) >= self.threshold
 
-    def reasons(self, values: csr_matrix, unit: int) -> pd.Series:
-        """Column -> what it adds to a unit's score, the largest first; what is 0 is left out."""
-        row = values[unit].toarray().ravel() * self.weights
-        return pd.Series(row)[row != 0].sort_values(ascending=False, kind="stable")
+    def leading(self, values: csr_matrix, units: Int[np.ndarray, " n"]) -> pd.DataFrame:
+        """For some units (the index) the feature that adds most to the score: feature, adds, score."""
+        added = values[units].multiply(self.weights).toarray()
+        best, scores = added.argmax(1), added.sum(1) + self.bias
+        return pd.DataFrame({"feature": best, "adds": added.max(1, initial=-np.inf), "score": scores}, units)
 
 
 def fit_probe(x: Values, labels: Bool[np.ndarray, " units"], strength: float = 1.0):
@@ -142,7 +146,7 @@ def fit_monitor(
     weights = probe.coef_[0] / scaler.scale_
     bias = float(probe.intercept_[0]) - (0.0 if issparse(values) else float(weights @ scaler.mean_))
     scores = np.asarray(values[~fit] @ weights).ravel() + bias
-    return Monitor(weights, bias, threshold_at_recall(scores, labels[~fit], recall), strength)
+    return Monitor(weights, bias, threshold_at_recall(scores, labels[~fit], recall), strength, recall)
 
 
 def threshold_at_recall(
@@ -200,3 +204,62 @@ def mean_auc(
     if than is not None:
         draws = draws - np.mean([auc_draws(a, y, counts) for a, y in zip(than, labels, strict=True)], axis=0)
     return (float(draws[0]), *middle(draws[1:]))
+
+
+def over_classes(monitors: Sequence[Monitor], values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and alarms of several monitors: a row a class, a column a document."""
+    return np.stack([one.scores(values) for one in monitors]), np.stack([one.alarms(values) for one in monitors])
+
+
+def summary(scores: np.ndarray, alarms: np.ndarray, own: Bool[np.ndarray, "classes units"]) -> dict[str, float]:
+    """Mean AUC; share of the classes' documents that are found; share of alarms among documents of other kinds."""
+    return {"AUC": mean_auc(scores, own, n=1)[0], "found": alarms[own].mean(), "false alarms": alarms[~own].mean()}
+
+
+def promises(alarms: Mapping[str, np.ndarray], own: Bool[np.ndarray, "classes units"]) -> tuple[pd.DataFrame, ...]:
+    """Share found, and share of false alarms among the others: a row a category, a column an input."""
+    return tuple(
+        pd.DataFrame({name: (a & part).sum(1) / part.sum(1) for name, a in alarms.items()}, CATEGORIES)
+        for part in (own, ~own)
+    )
+
+
+def unseen_kinds(
+    values: Values, kinds: np.ndarray, part: np.ndarray, monitors: Sequence[Monitor], classes: Sequence[str]
+) -> pd.DataFrame:
+    """False alarms on a kind of harmless test documents, left out of fitting and calibration, and put back.
+
+    Args:
+        values: the known source.
+        kinds: of its documents.
+        part: 0 and 1 fit, 2 calibrates, 3 tests.
+        monitors: those that saw all kinds, in the order of the classes; their strength is kept.
+        classes: what they watch for.
+
+    Returns:
+        A row for each class and each kind but its own: class, kind, never seen, seen (shares of documents).
+    """
+    rows = []
+    for one, label in zip(monitors, classes, strict=True):
+        for kind in sorted(set(kinds) - {label}):
+            some, quiet = (part < 3) & (kinds != kind), values[(part == 3) & (kinds == kind)]
+            threshold = {"recall": one.recall, "strengths": (one.strength,)}
+            naive = fit_monitor(values[some], kinds[some] == label, part[some] < 2, **threshold)
+            rows.append((label, kind, naive.alarms(quiet).mean(), one.alarms(quiet).mean()))
+    return pd.DataFrame(rows, columns=["class", "kind", "never seen", "seen"])
+
+
+def readable(
+    values: Float[np.ndarray, "texts d"],
+    labels: Bool[np.ndarray, " texts"],
+    others: Mapping[str, Float[np.ndarray, "texts d"]],
+    truth: Bool[np.ndarray, " texts"],
+) -> pd.Series:
+    """AUC of a probe that is fitted on some texts' states and reads other texts' states, under several edits."""
+    from sklearn.preprocessing import StandardScaler  # here, because it takes a second to import
+
+    scale = StandardScaler().fit(values)
+    probe = fit_probe(scale.transform(values), labels, 0.01)
+    scores = {name: probe.decision_function(scale.transform(some)) for name, some in others.items()}
+    aucs = {name: mean_auc(score[None], truth[None], n=1)[0] for name, score in scores.items()}
+    return pd.Series(aucs, name="AUC of the probe")
