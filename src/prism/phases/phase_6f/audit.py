@@ -14,7 +14,8 @@ from prism.analysis import difference_interval
 from prism.data import DATA, TokenBatch, read_table, token_table, tokenize
 from prism.evaluation.predictions import Change, Predictions, counted, logit_rows
 from prism.features import FeatureMatrix, encode_activations
-from prism.models import kept_activations
+from prism.interventions import project_out
+from prism.models import kept_activations, unless_massive
 from prism.phases.phase_6f.monitor import text_means
 
 
@@ -204,6 +205,19 @@ def mean_difference(x: Float[torch.Tensor, "tokens d_in"], inside: np.ndarray) -
     if mask.all() or not mask.any():
         raise ValueError("a difference of means needs tokens on both sides")
     return x[mask].mean(0) - x[~mask].mean(0)
+
+
+def diffmean(sae, matrix: FeatureMatrix, x: Float[torch.Tensor, "tokens d_in"], a: np.ndarray, b: np.ndarray) -> Change:
+    """Project out the mean difference of some tokens `a` and others `b`; massive tokens have no say, and stay.
+
+    Args:
+        matrix: the tokens' features, whose table tells which are massive.
+        x: their activations; the mean of all that are ordinary is what every activation gets along the direction.
+    """
+    ordinary = ~matrix.table.get("massive", pd.Series(False, matrix.table.index)).to_numpy()
+    some = (a | b) & ordinary
+    change = project_out(mean_difference(x[some], a[some]), mean=x[ordinary].mean(0))
+    return lambda y: unless_massive(sae, y, change(y))
 
 
 @torch.no_grad()
