@@ -52,7 +52,9 @@ def promise_figure(
     )
     fig.update_xaxes(title=f"share found (promised: {promised:.0%})", row=1, col=1)
     fig.update_xaxes(title="false alarms among other texts", row=1, col=2)
-    fig.update_xaxes(range=[-0.04, 1.04], tickformat=".0%", nticks=6)
+    most = max(0.4, 1.1 * float(false_alarms.to_numpy().max()))
+    fig.update_xaxes(range=[-0.04, 1.04], tickformat=".0%", nticks=6, row=1, col=1)
+    fig.update_xaxes(range=[-0.02, most], tickformat=".0%", nticks=6, row=1, col=2)
     return finish(fig, title, 470, "each text of the new source, thresholds from the known one")
 
 
