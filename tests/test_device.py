@@ -11,6 +11,7 @@ from prism import evaluation as ev
 from prism import interventions as iv
 from prism.models import get_spec, kept_activations, load_model, load_sae
 from prism.phases.phase_6b import methods
+from prism.phases.phase_6f import audit
 from prism.sae import SaeConfig
 
 HOOK = "blocks.2.hook_resid_pre"
@@ -207,8 +208,9 @@ class TestAnotherDevice:
             effects = methods.effects(score, nodes)
             cost = iv.change_cost(model, batch, HOOK, iv.suppress(sae, [3, 7]))
             seen = methods.leads(model, ["The law", "It is"], 5, 6, HOOK, iv.add(sae.W_dec[7], 5.0))
-            swaps = iv.target_logprobs(model, ["The law", "x ="], [" is", " 1"], HOOK, iv.suppress(sae, 7))
-            return effects, cost, seen, swaps
+            swaps = audit.swap_gaps(model, audit.load_counterfactuals().head(4), HOOK, {"off": iv.suppress(sae, 7)})
+            edits, states = audit.edit_costs(model, batch, HOOK, {"off": iv.suppress(sae, [3, 7])})
+            return effects, cost, seen, swaps["off"], edits, states["off"]
 
         for here, there in zip(*on_both(task), strict=True):
             np.testing.assert_allclose(np.asarray(there, float), np.asarray(here, float), rtol=2e-3, atol=1e-4)

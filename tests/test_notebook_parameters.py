@@ -112,9 +112,9 @@ GOOD = {
         "COMPARE, MIN_FIRINGS, BAR = ['gemma-2-2b', 'mini-small'], 100, 0.9",
     ],
     "6f": [
-        "CLASS, RECALL, WINDOW, DOCUMENTS = 'python', 0.01, 2, 8",
-        "RECALL, WINDOW, DOCUMENTS = 1, 255, 150",
-        "FEATURES, DOSES, RANDOM_SETS, ORDINARY = 1, (60, 5), 1, 10",
+        "CLASS, RECALL, WINDOW, DOCUMENTS, LEAST = 'python', 0.01, 8, 8, 1",
+        "RECALL, WINDOW, DOCUMENTS, LEAST = 1, 255, 70, 10",
+        "SWAP, CONCEPT, FEATURES, DOSES, RANDOM_SETS = 'name', 'nonenglish', 100, (1_000, 1), 20",
     ],
 }
 
@@ -217,10 +217,12 @@ BAD = {
     ],
     "6f": [
         ("CLASS = 'Social'", "CLASS is 'Social'.*did you mean 'social'"),
+        ("CONCEPT = 'emoji'", "CONCEPT is 'emoji'; choose from"),
+        ("SWAP = 'placebo'", "SWAP is 'placebo'; choose from agreement"),
         ("RECALL = 0", "RECALL is 0; .* from"),
-        ("WINDOW = 256", "WINDOW is 256; .* from 2 to 255"),
+        ("WINDOW = 256", "WINDOW is 256; .* from 8 to 255"),
         ("DOCUMENTS = 7", "DOCUMENTS is 7"),
-        ("DOCUMENTS, WINDOW = 500, 100", "DOCUMENTS × WINDOW is 50,000"),
+        ("DOCUMENTS, WINDOW = 200, 101", "WINDOW is 101; .* from 8 to 100"),
         ("DOSES = ()", "values in DOSES is 0"),
     ],
 }

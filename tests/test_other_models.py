@@ -34,7 +34,7 @@ CHANGED = {
     "6c": "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 5, 0.3, 100",
     "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, LENGTH_UNITS = 100, 80, 24, 12",
     "6e": "COMPARE, MIN_FIRINGS, BAR = ('mini-small', 'mini'), 5, 0.4",
-    "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'formal', 50, 1, (5, 20)",
+    "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'python', 24, 1, (5, 20)",
 }
 LARGE = {name: CHANGED[name] for name in ("6a", "6b", "6f")} | {  # with 24,576 features: less data
     "3": "DOCUMENTS, TWINS = 12, 1",

@@ -4,18 +4,13 @@ import math
 
 import numpy as np
 
-from prism.exercises import phase_6f
+from prism.phases.phase_6f import exercises as phase_6f
 
 
 def loop_threshold(s, y, r):
     for limit in sorted(set(s[y].tolist()), reverse=True):
         if sum(v >= limit for v in s[y].tolist()) / int(y.sum()) >= r - 1e-12:
             return limit
-
-
-def loop_flips(e, signs):
-    hits = sum(1 for row in signs if float(np.dot(row, e)) / len(e) >= float(np.mean(e)) - 1e-12)
-    return (hits + 1) / (len(signs) + 1)
 
 
 RIGHT = [
@@ -33,9 +28,6 @@ RIGHT = [
             [np.array([1.0, -1.0]), np.array([[aa, ab], [ba, bb]]), np.array([1.0, -1.0])]
         ),
     ),
-    (phase_6f.check_flip_p, loop_flips),
-    (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s @ e) / len(e), e.mean()) >= e.mean() - 1e-12)),
-    (phase_6f.check_flip_p, lambda e, s: 1 - ((s * e).sum(1) < e.sum() - 1e-11).sum() / (1 + len(s))),
 ]
 
 WRONG = [
@@ -62,22 +54,4 @@ WRONG = [
     (phase_6f.check_swap_effect, lambda aa, ab, ba, bb: (ba - bb) - (aa - ab), "wrong way round"),
     (phase_6f.check_swap_effect, lambda *v: math.exp(v[0]) - math.exp(v[1]) - math.exp(v[2]) + math.exp(v[3]), "expon"),
     (phase_6f.check_swap_effect, lambda *v: sum(v), "Your function returned"),
-    (phase_6f.check_flip_p, lambda e, s: ((s * e).mean(1) >= e.mean() - 1e-12).mean(), "cannot be"),
-    (phase_6f.check_flip_p, lambda e, s: (1 + ((s * e).mean(1) < e.mean() - 1e-12).sum()) / (1 + len(s)), "below"),
-    (
-        phase_6f.check_flip_p,
-        lambda e, s: (1 + (abs((s * e).mean(1)) >= abs(e.mean()) - 1e-12).sum()) / (1 + len(s)),
-        "one-sided",
-    ),
-    (
-        phase_6f.check_flip_p,
-        lambda e, s: (1 + ((s * e).mean(0) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1]),
-        "axis 1",
-    ),
-    (
-        phase_6f.check_flip_p,
-        lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + len(e)),
-        "number of flips plus one",
-    ),
-    (phase_6f.check_flip_p, lambda e, s: np.mean(np.append((s * e).mean(1), np.inf) >= e.mean()), "last digit"),
 ]

@@ -1,9 +1,8 @@
 """How well an SAE stands in for the activation that it reads: one definition for each measure.
 
 Pure functions (`metrics`); `evaluate`, which streams them over tokens in bounded memory (`streaming`, `results`);
-`preflight`, which tests the plumbing; baseline `dictionaries` for the same tables; and what a reconstruction does not
-tell: `probing`. BOS and padding are left out everywhere: activations there are passed on unchanged, and predictions
-made from there are not counted.
+`preflight`, which tests the plumbing; and baseline `dictionaries` for the same tables. BOS and padding are left out
+everywhere: activations there are passed on unchanged, and predictions made from there are not counted.
 """
 
 from prism.evaluation.bits import bits_per_byte, text_bits
@@ -19,27 +18,8 @@ from prism.evaluation.metrics import (
     paired_bootstrap,
     relative_reconstruction_bias,
 )
-from prism.evaluation.monitoring import (
-    LinearMonitor,
-    auc_difference,
-    fit_monitor,
-    fpr_at_recall,
-    monitor_inputs,
-    monitor_report,
-    operating_point,
-    random_parts,
-    roc_band,
-    silent_share,
-    threshold_at_recall,
-)
 from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, sequence_nats, splice
 from prism.evaluation.preflight import PreflightError, preflight
-from prism.evaluation.probing import (
-    auc_interval,
-    sparse_probe_auc,
-    text_means,
-    top_columns,
-)
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
 from prism.evaluation.streaming import (
     evaluate,

@@ -92,7 +92,7 @@ _TABLE = """
 6f  threshold_for          easy    5   threshold
 6f  share_of_alarms_right  easy    4   precision
 6f  effect_of_swap         medium  5   swap_effect
-6f  p_of_flips             medium  7   flip_p
+6f  hypothesis             medium  8   hypothesis
 """
 
 

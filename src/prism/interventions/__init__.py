@@ -5,17 +5,6 @@ a model with one; here are the changes that are made of SAE features, and what t
 """
 
 from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
-from prism.interventions.counterfactual import (
-    by_template,
-    halves,
-    load_counterfactuals,
-    matched_sets,
-    mean_difference,
-    pair_features,
-    sign_flip_p,
-    swap_effects,
-    target_logprobs,
-)
 from prism.interventions.steering import (
     Curve,
     Response,

@@ -1,6 +1,5 @@
 """Figures and shaded tokens: data in, a plotly Figure or HTML out."""
 
-from prism.visualization.auditing import ablation_figure, edit_figure, promise_figure, roc_figure, swap_figure
 from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
 from prism.visualization.dots import grouped_dots
 from prism.visualization.front import front_figure

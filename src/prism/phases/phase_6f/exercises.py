@@ -1,4 +1,4 @@
-"""Phase 6f: a threshold for a recall, precision at a base rate, the effect of a swap, an exact sign-flip test."""
+"""Exercises of phase 6f: a threshold for a recall, precision at a base rate, the effect of a swap, a hypothesis."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from prism.exercises import check
+from prism.exercises.hypothesis import try_hypothesis
 
 
 def threshold(scores: np.ndarray, labels: np.ndarray, recall: float) -> float:
@@ -98,35 +99,6 @@ def check_swap_effect(answer: Callable) -> Callable:
     )
 
 
-def flip_p(effects: np.ndarray, signs: np.ndarray) -> float:
-    """One-sided p of the mean effect, given a row of +1 and −1 for each random flip."""
-    flipped = (signs * effects).mean(axis=1)
-    return float((1 + (flipped >= effects.mean() - 1e-12).sum()) / (1 + len(flipped)))
-
-
-def check_flip_p(answer: Callable) -> Callable:
-    """Check exercise 4."""
-    mistakes = {
-        "Sums of the same numbers in another order differ in the last digit: compare with `>= mean - 1e-12`.": (
-            lambda e, s: (1 + ((s * e).mean(1) >= e.mean()).sum()) / (1 + len(s))
-        ),
-        "A p-value of 0 cannot be: count the observed labelling among the flips, (1 + hits) / (1 + flips).": (
-            lambda e, s: ((s * e).mean(1) >= e.mean() - 1e-12).mean()
-        ),
-        "Count flips that reach the observed mean or *more*; you counted those below.": (
-            lambda e, s: (1 + ((s * e).mean(1) < e.mean() - 1e-12).sum()) / (1 + len(s))
-        ),
-        "The test is one-sided: do not take absolute values.": (
-            lambda e, s: (1 + (np.abs((s * e).mean(1)) >= abs(e.mean()) - 1e-12).sum()) / (1 + len(s))
-        ),
-        "Average over the templates of each flip (axis 1), not over the flips.": (
-            lambda e, s: (1 + ((s * e).mean(0) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1])
-        ),
-        "Divide by the number of flips plus one, not by the number of templates.": (
-            lambda e, s: (1 + ((s * e).mean(1) >= e.mean() - 1e-12).sum()) / (1 + s.shape[1])
-        ),
-    }
-    rng = np.random.default_rng(0)
-    signs = rng.choice([-1.0, 1.0], size=(200, 8))
-    effects = np.array([0.4, -0.1, 0.3, 0.2, -0.3, 0.5, 0.1, 0.0])
-    return check(answer, flip_p, [(effects, signs), (effects - 0.1, signs), (-effects, signs[:50])], mistakes)
+def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
+    """Exercise 4, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    try_hypothesis("6f", fire, silent, activation)
