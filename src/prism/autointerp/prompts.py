@@ -112,21 +112,25 @@ def parse_answers(answer: str, n: int) -> Bool[np.ndarray, " n"]:
     return np.array([item == "1" for item in items])
 
 
-def explain_with(ask: Ask, examples: Examples, unit: int, n: int = 40) -> Explanation:
+def windows_to_explain(examples: Examples, unit: int, n: int = 8) -> Windows:
+    """Windows in which a unit fires, from every quantile of its strength, the strongest first."""
+    rows = examples.draw(unit, n).query("quantile >= 0")["row"].to_numpy()
+    return examples.windows(unit, rows[::-1])
+
+
+def explain_with(ask: Ask, examples: Examples, unit: int, n: int = 8) -> Explanation:
     """A language model's sentence about a unit; there is no rule behind it, so that `ModelJudge` must judge it.
 
     Args:
         ask: prompt in, answer out (`remote.LocalModel`, `remote.Endpoint`).
         examples: of texts that the explanation will not be scored on.
         unit: column of the matrix.
-        n: firing windows shown, from every quantile of strength, the strongest first.
+        n: firing windows shown (`windows_to_explain`).
 
     Raises:
         AnswerError: an answer in another form.
     """
-    drawn = examples.draw(unit, n).query("quantile >= 0")
-    windows = examples.windows(unit, drawn["row"].to_numpy()[::-1])
-    return Explanation(unit, parse_sentence(ask(explain_prompt(windows))))
+    return Explanation(unit, parse_sentence(ask(explain_prompt(windows_to_explain(examples, unit, n)))))
 
 
 class ModelJudge:

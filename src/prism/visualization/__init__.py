@@ -2,7 +2,6 @@
 
 from prism.visualization.attribution import effects_scatter, interval_bars, node_bars, set_curves
 from prism.visualization.auditing import ablation_figure, edit_figure, promise_figure, roc_figure, swap_figure
-from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, unit_scores_figure
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
