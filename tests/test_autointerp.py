@@ -284,8 +284,10 @@ def windows_of(*texts):
 
 def test_text_cannot_leave_its_line():
     windows = windows_of(f"a|{ATTACK}|b")
+    explained = ai.explain_prompt(windows).split("\n")
+    assert len(explained) == 3 and not set("<>\u2028") & set("".join(explained))
+    assert explained[1] == f'- "{ai.escaped(ATTACK)}" in "{ai.escaped("a" + ATTACK + "b")}"'
     for prompt in (
-        ai.explain_prompt(windows),
         detect_prompt(ATTACK, windows),
         fuzz_prompt(ATTACK, windows, np.array([1])),
     ):
@@ -298,8 +300,7 @@ def test_text_cannot_leave_its_line():
 
 def test_only_the_wanted_tokens_are_marked():
     windows = windows_of("a|b|c", "d|e|f")
-    windows.fires[0, [0, 2]] = True
-    assert '1: "<<a>>b<<c>>"\n2: "def"' in ai.explain_prompt(windows)
+    assert '\n- "b" in "abc"\n- "e" in "def"\n' in ai.explain_prompt(windows)
     assert '1: "a<<b>>c"\n2: "de<<f>>"' in fuzz_prompt("s", windows, np.array([1, 2]))
     assert "<<a>>" not in detect_prompt("s", windows) and "2 numbers" in detect_prompt("s", windows)
 
@@ -323,8 +324,8 @@ def test_answers_are_read_strictly():
             continue
         with pytest.raises(ai.AnswerError):
             ai.parse_answers(answer, 3)
-    assert ai.parse_sentence("Thinking…\n**Explanation:** Words for colours.\x1b[31m") == "Words for colours. [31m"
-    for answer in ("", "Words for colours.", "Explanation:", "Explanation: " + "x" * 301):
+    assert ai.parse_sentence("\n \t\nWords for colours.\x1b[31m\nMore.") == "Words for colours. [31m"
+    for answer in ("", " \n", "x" * 301):
         with pytest.raises(ai.AnswerError):
             ai.parse_sentence(answer)
 
@@ -334,15 +335,15 @@ def test_a_model_that_reads_explains_and_judges(halves):
 
     def oracle(prompt):
         prompts.append(prompt)
-        if prompt.endswith("Explanation: <your sentence>"):
-            return "Explanation: The word w3."
+        if prompt.endswith("one short sentence."):
+            return "The word w3."
         inside = prompt.split("<texts>\n")[1].split("\n</texts>")[0].splitlines()
         wanted = "<< w3>>" if "marked" in prompt else r" w3(?!\d)"
         return str([int(bool(re.search(wanted, line))) for line in inside])
 
     explanation = ai.explain_with(oracle, halves[0], TOKEN)
     assert explanation.sentence == "The word w3." and not explanation.terms
-    assert prompts[0].count("<< w3>>") >= 30
+    assert prompts[0].count('\n- "w3" in "') == 8
     judge = ai.ModelJudge(oracle)
     scores = ai.score(explanation, halves[1], TOKEN, judge)
     assert scores["fuzzing"] == 1.0 and scores["detection"] > 0.97  # " w3" before "55" reads " w355"
@@ -355,8 +356,8 @@ def test_unreadable_answers_are_no_and_are_counted(halves):
     assert [scores[name] for name in ai.SCORES] == [0.5] * 4 and judge.unreadable == judge.asked > 0
     with pytest.raises(ValueError, match="batch is 0"):
         ai.ModelJudge(str, 0)
-    with pytest.raises(ai.AnswerError, match="Explanation"):
-        ai.explain_with(lambda prompt: "Certainly!", halves[0], TOKEN)
+    with pytest.raises(ai.AnswerError, match="0 characters"):
+        ai.explain_with(lambda prompt: " ", halves[0], TOKEN)
 
 
 # --- an endpoint -----------------------------------------------------------------------------------------------------
@@ -536,8 +537,6 @@ def test_a_local_model_that_knows_nothing_is_harmless(tiny, halves, monkeypatch)
     model.tokens = 12
     assert isinstance(model, ai.LocalModel) and isinstance(model("Hello"), str)
     assert model("Hello") == model("Hello")
-    with pytest.raises(ai.AnswerError):
-        ai.explain_with(model, halves[0], TOKEN, n=5)
     judge = ai.ModelJudge(model, batch=25)
     assert not judge.detect(ai.Explanation(TOKEN, "x"), halves[1].windows(TOKEN, np.arange(50))).any()
     assert judge.unreadable == judge.asked == 2

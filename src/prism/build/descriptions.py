@@ -42,7 +42,7 @@ class Sizes:
 
     explain: int = 90  # documents that sentences are made from
     score: int = 80  # documents that quizzes are made from
-    features: int = 30
+    features: int = 20
     firing: int = 6  # windows of a quiz in which the feature fires
     silent: int = 3  # and in which it does not
     same: int = 3  # around a token that it fires on in that quiz or elsewhere
@@ -92,7 +92,7 @@ class Build:
         """Feature -> the prompt, and the sentence of each kind; the model is asked what it was not asked yet."""
         path, features = self.work / "described.jsonl", self.features()
         told = {row["feature"]: row for row in _rows(path)}
-        model = None if set(features) <= set(told) else ai.LocalModel(self.spec.folder, tokens=40)
+        model = None if set(features) <= set(told) else ai.LocalModel(self.spec.folder, tokens=32)
         for feature in [feature for feature in features if feature not in told]:
             prompt = ai.explain_prompt(ai.windows_to_explain(self.explain, feature))
             told[feature] = {"feature": feature, "prompt": prompt, "answer": model(prompt)}
@@ -112,8 +112,9 @@ class Build:
 
     def quizzes(self) -> list[dict]:
         """All quizzes, in an order that says nothing; no window stands in two quizzes of a feature."""
-        rng, found, size = np.random.default_rng((self.seed, 1)), [], self.sizes
+        found, size = [], self.sizes
         for feature, sentence in self.sentences().items():
+            rng = np.random.default_rng((self.seed, feature))
             drawn = self.held.draw(feature)
             rows = {kind: rng.permutation(part["row"].to_numpy()) for kind, part in drawn.groupby("kind")}
             for place, kind in enumerate(KINDS):
@@ -127,7 +128,7 @@ class Build:
                     {"feature": feature, "of": kind, "sentence": sentence[kind], "windows": texts}
                     | {"kinds": part["kind"].tolist()}
                 )
-        order = rng.permutation(len(found)).tolist()
+        order = np.random.default_rng(self.seed).permutation(len(found)).tolist()
         return [{"id": number, **found[place]} for number, place in enumerate(order, start=1)]
 
     def judge(self, quizzes: list[dict]) -> dict[int, list[bool]]:
@@ -194,10 +195,9 @@ def yes_over_no(model: ai.LocalModel, question: str, texts: list[str]) -> list[f
     head = tokenizer(before, return_tensors="pt", add_special_tokens=False).input_ids
     answers = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("Yes", "No")]
     cache, found = net(head, use_cache=True).past_key_values, []
-    length = cache.get_seq_length()
     for text in texts:
         tail = tokenizer(json.dumps(text, ensure_ascii=False) + after, return_tensors="pt", add_special_tokens=False)
-        cache.crop(length)
         logits = net(tail.input_ids, past_key_values=cache, use_cache=True).logits[0, -1]
+        cache.crop(-tail.input_ids.shape[1])  # the next text follows the question alone
         found.append(round(float(logits[answers[0]] - logits[answers[1]]), 3))
     return found
