@@ -105,10 +105,12 @@ def opened(wanted: Sequence[int], units: Sequence[int]) -> list[int]:
     return [unit if unit in units else next(others) for unit in wanted]
 
 
-def above(values: pd.Series, seed: int = 0) -> bool | None:
-    """Whether the 95 % interval of a mean lies above 0; None, undecided, without two values."""
-    values = values.dropna().to_numpy(float)
-    return bool(confidence_interval(values, seed=seed)[0] > 0) if len(values) > 1 else None
+def above(*differences: pd.Series, seed: int = 0) -> bool | None:
+    """Whether the 95 % interval of every mean lies above 0; None, undecided, where one has fewer than two values."""
+    kept = [values.dropna().to_numpy(float) for values in differences]
+    if any(len(values) < 2 for values in kept):
+        return None
+    return all(bool(confidence_interval(values, seed=seed)[0] > 0) for values in kept)
 
 
 def units(recorded: Mapping[int, dict], n: int, explain: ai.Examples, held: ai.Examples, seed: int = 0) -> list[int]:
