@@ -105,7 +105,7 @@ GOOD = {
     ],
     "6d": [
         "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, TERMS, RADIUS = 50, 50, 5, 1, 64",
-        "LENGTHS, LENGTH_UNITS, MODEL_UNITS, RADIUS, TRAIN_MISSING = [1], 1, 0, 1, True",
+        "UNITS, TERMS, RADIUS, OPENED = 300, 200, 1, [0, 1, 2, 3, 10**9]",
     ],
     "6e": [
         "COMPARE, MIN_FIRINGS, BAR = ('mini-llama',), 2, 0",
@@ -204,7 +204,8 @@ BAD = {
     "6d": [
         ("UNITS = 4", "UNITS is 4; .* from 5 to 300"),
         ("RADIUS = 0", "RADIUS is 0; .* from 1 to 64"),
-        ("LENGTHS = (1, 0)", "a value in LENGTHS is 0"),
+        ("OPENED = (1, 2, 3, 4)", "the number of values in OPENED is 4"),
+        ("OPENED = (1, 2, 3, 4, 4)", "OPENED is .* the same value stands there twice"),
         ("SCORE_DOCUMENTS = 10", "SCORE_DOCUMENTS is 10"),
     ],
     "6e": [

@@ -32,7 +32,7 @@ CHANGED = {
     "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, SAMPLES = 'formal', (1.0, 2.0, 4.0), 20, 5, 8",
     "6b": "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 6, 3, 1, 4, 2",
     "6c": "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 5, 0.3, 100",
-    "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, LENGTH_UNITS = 100, 80, 24, 12",
+    "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, RADIUS, OPENED = 100, 60, 12, 5, (1, 2, 3, 4, 5)",
     "6e": "COMPARE, MIN_FIRINGS, BAR = ('mini-small', 'mini'), 5, 0.4",
     "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'python', 24, 1, (5, 20)",
 }

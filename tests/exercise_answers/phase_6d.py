@@ -6,15 +6,7 @@ import re
 import numpy as np
 import torch
 
-from prism.exercises import phase_6d
-
-
-def rate_by_loop(fires, ids, token, prior):
-    n = hits = 0
-    for fired, one in zip(fires, ids, strict=True):
-        if one == token:
-            n, hits = n + 1, hits + int(fired)
-    return (hits + prior * sum(map(int, fires)) / len(fires)) / (n + prior)
+from prism.phases.phase_6d import exercises as phase_6d
 
 
 def balanced_by_loop(said, truth):
@@ -86,21 +78,6 @@ EXERCISES = {
             "left alone": lambda s, t: (s[t].mean() + s[~t].mean()) / 2,
             "by 2": lambda s, t: s[t].mean() + 1 - s[~t].mean(),
             "precision": lambda s, t: (t[s].mean() + (~t[~s]).mean()) / 2,
-        },
-    ),
-    "rate": (
-        phase_6d.check_trigger_rate,
-        [
-            rate_by_loop,
-            lambda f, i, t, p: (np.sum(f & (i == t)) + p * np.mean(f)) / (np.sum(i == t) + p),
-            lambda f, i, t, p: np.average(np.append(f[i == t], f.mean()), weights=np.append(np.ones(sum(i == t)), p)),
-        ],
-        {
-            "Nothing draws": lambda f, i, t, p: f[i == t].mean(),
-            "not at a rate of one": lambda f, i, t, p: (f[i == t].sum() + p) / (sum(i == t) + p),
-            "below the line": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / sum(i == t),
-            "share of firings": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (f.sum() + p),
-            "divided by all tokens": lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (len(f) + p),
         },
     ),
     "hard negatives": (

@@ -201,28 +201,6 @@ class Examples:
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def scorable_units(n: int, *examples: Examples, seed: int = 0) -> Int[np.ndarray, " units"]:
-    """`n` units at random, in rising order, that have windows enough in every part of the text; fewer if need be.
-
-    Units that fire in too few places, or nearly everywhere, are left out: a study of the sample says nothing of them.
-
-    Args:
-        n: units.
-        examples: of the same units on different texts, such as those to explain on and those to score on.
-        seed: of the draw.
-
-    Raises:
-        ValueError: no examples, or of matrices with different numbers of units.
-    """
-    if len({part.matrix.d_sae for part in examples}) != 1:
-        raise ValueError("scorable_units needs examples of the same units, such as of two selections of one matrix")
-    found: list[int] = []
-    for unit in np.random.default_rng(seed).permutation(examples[0].matrix.d_sae).tolist():
-        if len(found) < n and all(part.scorable(unit) for part in examples):
-            found.append(unit)
-    return np.sort(np.array(found, dtype=np.int64))
-
-
 def _position_in_group(groups: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
     """How many items of the same group come before each item.
 

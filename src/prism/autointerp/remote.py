@@ -172,10 +172,11 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.source, self.tokens = str(source), tokens
+        dtype = "float32" if device().type == "cpu" else "auto"  # few CPUs are quick in bfloat16
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                self.source, dtype="auto", use_safetensors=True, trust_remote_code=False
+                self.source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:150]

@@ -7,31 +7,15 @@ accuracies, so that answering always the same gives one half however many window
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from prism.analysis import confidence_interval
-from prism.autointerp.examples import (
-    FIRING,
-    OUTSIDE,
-    RADIUS,
-    SAME_TOKEN,
-    SILENT,
-    Examples,
-    Sizes,
-    Windows,
-    scorable_units,
-)
-from prism.autointerp.explainers import Explanation, TokenStatistics
-from prism.features import FeatureMatrix
+from prism.autointerp.examples import FIRING, OUTSIDE, SAME_TOKEN, SILENT, Examples, Windows
+from prism.autointerp.explainers import Explanation
 
 SCORES = ("detection", "detection_hard", "fuzzing", "fuzzing_hard")
-TRAIN_SIZES = Sizes(firing=40, silent=40)  # windows that an explanation's cut is fitted on, as delphi shows 40
 LEAST_PAIRS = 5  # same-token pairs, fewer give no score
 
 
@@ -59,25 +43,6 @@ class RuleJudge:
     ) -> Bool[np.ndarray, " windows"]:
         """True where the marked token is above the rule's cut."""
         return explanation.rates(windows)[np.arange(len(windows)), places] > explanation.cut
-
-
-class AlwaysNo:
-    """The judge that never reads and answers no."""
-
-    def detect(self, explanation: Explanation, windows: Windows) -> Bool[np.ndarray, " windows"]:
-        """False for every window."""
-        return np.zeros(len(windows), dtype=bool)
-
-    def fuzz(
-        self, explanation: Explanation, windows: Windows, places: Int[np.ndarray, " windows"]
-    ) -> Bool[np.ndarray, " windows"]:
-        """False for every window."""
-        return np.zeros(len(windows), dtype=bool)
-
-
-def accuracy(said: Bool[np.ndarray, " windows"], truth: Bool[np.ndarray, " windows"]) -> float:
-    """Share of right answers: the measure that rewards whoever knows which answer is common."""
-    return float(np.mean(np.asarray(said) == np.asarray(truth)))
 
 
 def balanced_accuracy(said: Bool[np.ndarray, " windows"], truth: Bool[np.ndarray, " windows"]) -> float:
@@ -169,128 +134,3 @@ def density_partners(density: Float[np.ndarray, " units"]) -> Int[np.ndarray, " 
     partner = np.empty(len(density), dtype=np.int64)
     partner[order[:-1]], partner[order[-1]] = order[1:], order[-2]
     return partner
-
-
-def score_units(explanations: Mapping[int, Explanation], examples: Examples) -> pd.DataFrame:
-    """Every unit under its own explanation, and under that of another which fires about as often; the rules judge.
-
-    Args:
-        explanations: unit -> its explanation, from other texts.
-        examples: of held-out texts.
-
-    Returns:
-        One row a unit: unit, density (in the held-out texts), the columns of `score`, and each of `SCORES` as
-        `shuffled_…`.
-
-    Raises:
-        ValueError: fewer than two units, or a unit without windows of a kind.
-    """
-    units = np.array(sorted(explanations), dtype=np.int64)
-    density = np.array([examples.fires(unit).mean() for unit in units])
-    rows = []
-    for unit, share, partner in zip(units.tolist(), density, units[density_partners(density)].tolist(), strict=True):
-        own, other = (score(explanations[which], examples, unit) for which in (unit, partner))
-        rows.append({"unit": unit, "density": share, **own, **{f"shuffled_{name}": other[name] for name in SCORES}})
-    return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """A sample of units, explained on some texts and scored on others.
-
-    Attributes:
-        explain: windows of the texts that the explanations come from.
-        held: windows of the texts that they are scored on.
-        explanations: unit -> its explanation.
-        scores: from `score_units`.
-    """
-
-    explain: Examples
-    held: Examples
-    explanations: dict[int, Explanation]
-    scores: pd.DataFrame
-
-
-def study(
-    matrix: FeatureMatrix,
-    held: Bool[np.ndarray, " tokens"],
-    n: int = 80,
-    terms: int = 12,
-    context: bool = True,
-    radius: int = RADIUS,
-    seed: int = 0,
-) -> Study:
-    """Explain a random sample of units by counting on some texts, and score the rules on the others.
-
-    Args:
-        matrix: of any units, on all texts.
-        held: True on the tokens to score on; whole texts.
-        n: units (fewer where fewer have windows enough in both parts).
-        terms, context: of `TokenStatistics`.
-        radius: of the windows.
-        seed: of every draw.
-
-    Raises:
-        ValueError: fewer than two such units.
-    """
-    explain = Examples(matrix.select(~np.asarray(held)), radius, TRAIN_SIZES, seed)
-    score_on = Examples(matrix.select(np.asarray(held)), radius, seed=seed)
-    units = scorable_units(n, explain, score_on, seed=seed).tolist()
-    if len(units) < 2:
-        raise ValueError(
-            f"{len(units)} units fire often and rarely enough to be scored; take more texts, or a smaller "
-            "radius where units fire nearly everywhere"
-        )
-    counter = TokenStatistics(explain, terms, context)
-    explanations = {unit: counter.explain(unit) for unit in units}
-    return Study(explain, score_on, explanations, score_units(explanations, score_on))
-
-
-def summarise(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
-    """The mean of every score in each population, with a 95 % interval over its units.
-
-    Args:
-        tables: population -> its table from `score_units`.
-        seed: of the resamples.
-
-    Returns:
-        Columns population, score, units (that have it), mean, low, high, shuffled (mean under the other unit's
-        explanation). A score that fewer than two units have is left out.
-    """
-    rows = []
-    for population, table in tables.items():
-        for name in SCORES:
-            part = table.dropna(subset=[name])
-            if len(part) > 1:
-                low, high = confidence_interval(part[name].to_numpy(), seed=seed)
-                rows.append(
-                    (population, name, len(part), part[name].mean(), low, high, part[f"shuffled_{name}"].mean())
-                )
-    return pd.DataFrame(rows, columns=["population", "score", "units", "mean", "low", "high", "shuffled"])
-
-
-def found_by_strength(explanations: Mapping[int, Explanation], examples: Examples) -> pd.DataFrame:
-    """How many of the firing windows the rules detect, by how strongly the unit fires there.
-
-    Returns:
-        One row a unit and quantile: unit, quantile (0 the weakest), found (share).
-    """
-    parts = []
-    for unit, explanation in explanations.items():
-        drawn = examples.draw(unit).query("kind == @FIRING")
-        said = RuleJudge().detect(explanation, examples.windows(unit, drawn["row"].to_numpy()))
-        parts.append(drawn.assign(unit=unit, found=said).groupby(["unit", "quantile"])["found"].mean().reset_index())
-    return pd.concat(parts, ignore_index=True)
-
-
-def single_token(examples: Examples, units: Iterable[int], k: int = 20) -> Bool[np.ndarray, " units"]:
-    """Whether a unit's strongest firings, each in another context, are all on one token (Heap et al. 2025).
-
-    Args:
-        examples: of any texts.
-        units: columns of their matrix.
-        k: firings looked at (all that there are, where there are fewer).
-    """
-    tokens = examples.matrix.table["token"].astype(str).to_numpy(dtype=object)
-    seen = [{token.strip().lower() or token for token in tokens[examples.strongest(unit, k)]} for unit in units]
-    return np.array([len(found) == 1 for found in seen], dtype=bool)

@@ -6,7 +6,8 @@ earlier ones wrote. `relatives` trains the further models of phase 6e and their 
 
 `smollm2` makes `data/smollm2`: SAEs of the real model, the corpus that it wrote, and their card (hours; it goes on from
 its checkpoints in --work). --part does one of its steps. `readings` writes sheets of units to be read blind into
---work, and, once the readers' `readings.jsonl` and `answers.jsonl` lie there, what came of them.
+--work, and, once the readers' `readings.jsonl` and `answers.jsonl` lie there, what came of them. `descriptions` has
+SmolLM2-Instruct describe its own features, and judge; once a reader's `answers.jsonl` lies in --work, it records all.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ GO_ON = {  # what is said when a step is stopped
     "pretrain": "`pretrain --resume` goes on from its last checkpoint",
     "relatives": "`relatives --resume` goes on from its last checkpoint",
     "smollm2": "`smollm2` goes on from its last checkpoint",
+    "descriptions": "`descriptions` goes on with the next feature",
 }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prism.build", description=__doc__)
-    parser.add_argument("step", choices=("all", "smollm2", "readings", *STEPS))
+    parser.add_argument("step", choices=("all", "smollm2", "readings", "descriptions", *STEPS))
     parser.add_argument("--corpus", type=Path, help="folder of KIND.txt or KIND.txt.xz training text")
     parser.add_argument(
         "--work", type=Path, default=Path("build/work"), help="checkpoints, tokens (default: %(default)s)"
@@ -46,7 +48,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, action="append", help="of the step smollm2; by default all, in order")
     parser.add_argument("--sae", action="append", help="train only this SAE (may be given more than once)")
     options = parser.parse_args(arguments)
-    if options.corpus is None and options.step not in ("sample", "family", "broken-runs", "readings", "manifest"):
+    if options.corpus is None and options.step not in (
+        "sample",
+        "family",
+        "broken-runs",
+        "readings",
+        "descriptions",
+        "manifest",
+    ):
         parser.error("--corpus DIR is needed: a folder of KIND.txt or KIND.txt.xz files")
     return options
 
@@ -244,6 +253,16 @@ def run_readings(options: argparse.Namespace) -> None:
     if all((options.work / f"{name}.jsonl").is_file() for name in ("readings", "answers")):
         return readings.report(options.work, options.data)
     readings.make(get_spec("smollm2"), options.data / "smollm2" / "saes", options.work)
+
+
+def run_descriptions(options: argparse.Namespace) -> None:
+    """The real model's descriptions of its own features: a reader's sheet, or the records."""
+    from prism.build.descriptions import Build
+    from prism.models import get_spec
+
+    build = Build(get_spec("smollm2"), options.work / "descriptions")
+    if not build.write(options.data / "smollm2" / "descriptions.jsonl"):
+        print(f"a reader is needed: from '{build.work / 'quizzes.jsonl'}' to 'answers.jsonl' beside it")
 
 
 if __name__ == "__main__":

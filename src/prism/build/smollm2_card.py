@@ -98,6 +98,11 @@ for {n} labels drawn by a seed, {right.mean() / 10:.0%} of the answers were righ
 {(right >= 8).mean():.0%} of the labels got eight of ten or more (guessing: 10 %).
 [docs/features.md](../../docs/features.md)
 does the same for features, neurons and features of the random twin, drawn by a seed rather than chosen.
+
+`descriptions.jsonl` holds, for 20 of the labelled features, drawn by a seed, the sentence that SmolLM2-Instruct wrote
+about its own feature (greedily, with the prompt), the sentence that counting gives, and four quizzes of twelve windows
+with the answers of two judges, SmolLM2-Instruct and a large language model (`prism/build/descriptions.py`). The latter
+did not know which windows fire, but had seen labels and SmolLM2's sentences side by side.
 """
 
 

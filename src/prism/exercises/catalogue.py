@@ -83,8 +83,8 @@ _TABLE = """
 6c  mutual_share           easy    5   mutual_share
 6c  hypothesis             medium  8   hypothesis
 6d  balanced_share         easy    4   balanced
-6d  rate_of                easy    6   trigger_rate
 6d  same_token_rows        medium  10  hard_negatives
+6d  hypothesis             medium  8   hypothesis
 6d  read_answer            medium  8   read_list
 6e  byte_cost              easy    5   bits_per_byte
 6e  common_ends            medium  8   shared_ends

@@ -1,6 +1,5 @@
 """Figures and shaded tokens: data in, a plotly Figure or HTML out."""
 
-from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
 from prism.visualization.dots import grouped_dots
 from prism.visualization.front import front_figure
 from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table

@@ -1,4 +1,4 @@
-"""Phase 6d: balanced accuracy, the rate of a trigger token, hard negatives, reading a list strictly."""
+"""Phase 6d: balanced accuracy, hard negatives, a list read strictly, a hypothesis about a feature."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from prism.exercises import check
+from prism.exercises.hypothesis import try_hypothesis
 
 
 def balanced(said: np.ndarray, truth: np.ndarray) -> float:
@@ -37,37 +38,6 @@ def check_balanced(answer: Callable) -> Callable:
     return check(answer, balanced, cases, mistakes)
 
 
-def trigger_rate(fires: np.ndarray, ids: np.ndarray, token: int, prior: float) -> float:
-    """Share of a token's occurrences on which a unit fires, drawn towards the unit's density."""
-    fires, here = np.asarray(fires, dtype=bool), np.asarray(ids) == token
-    return (fires[here].sum() + prior * fires.mean()) / (here.sum() + prior)
-
-
-def check_trigger_rate(answer: Callable) -> Callable:
-    """Check exercise 2."""
-    rng = np.random.default_rng(1)
-    ids = rng.integers(0, 6, 60)
-    fires = (rng.random(60) < 0.15) | ((ids == 2) & (rng.random(60) < 0.6))
-    mistakes = {
-        "Nothing draws the rate anywhere: add `prior` occurrences at the unit's own density.": (
-            lambda f, i, t, p: f[i == t].mean() if (i == t).any() else 0.0
-        ),
-        "The prior occurrences fire at the unit's density, not at a rate of one.": (
-            lambda f, i, t, p: (f[i == t].sum() + p) / ((i == t).sum() + p)
-        ),
-        "The prior occurrences count below the line as well.": (
-            lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / max((i == t).sum(), 1)
-        ),
-        "You divided by the firings: that is the share of firings on this token, not of its occurrences.": (
-            lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (f.sum() + p)
-        ),
-        "You divided by all tokens; only this token's occurrences count.": (
-            lambda f, i, t, p: (f[i == t].sum() + p * f.mean()) / (len(i) + p)
-        ),
-    }
-    return check(answer, trigger_rate, [(fires, ids, 2, 2.0), (fires, ids, 4, 5.0), (fires, ids, 9, 2.0)], mistakes)
-
-
 def hard_negatives(fires: np.ndarray, ids: np.ndarray, row: int, radius: int) -> np.ndarray:
     """Rows with the same token as `row` around which the unit is silent."""
     fires, ids = np.asarray(fires, dtype=bool), np.asarray(ids)
@@ -76,7 +46,7 @@ def hard_negatives(fires: np.ndarray, ids: np.ndarray, row: int, radius: int) ->
 
 
 def check_hard_negatives(answer: Callable) -> Callable:
-    """Check exercise 3."""
+    """Check exercise 2."""
     places = np.arange(24)
     ids = np.where(places % 5 == 1, 7, places % 3)  # the token 7 stands at 1, 6, 11, 16 and 21
     fires, other = np.isin(places, [1, 5, 13, 17]), np.isin(places, [6, 12])
@@ -150,3 +120,8 @@ def check_read_list(answer: Callable) -> Callable:
         "You took digits from anywhere in the answer; only a list in brackets counts.": digits,
     }
     return check(answer, read_list, cases, mistakes)
+
+
+def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
+    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    try_hypothesis("6d", fire, silent, activation)

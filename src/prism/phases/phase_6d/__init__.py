@@ -1,0 +1,1 @@
+"""Phase 6d: descriptions of features, and whether they are true."""
