@@ -12,13 +12,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import torch
 
 from prism import evaluation as ev
-from prism import interventions as iv
 from prism.analysis import ClaimCard
-from prism.data import tokenize
-from prism.models import get_spec, load_model, load_sae
+from prism.models import get_spec
 from prism.press.notebooks import find_notebooks, model_of, phase_of
 
 NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
@@ -395,15 +392,3 @@ def test_every_kind_is_in_every_part():
         few = np.random.default_rng(seed).permutation(["a"] * 40 + ["b"] * 4 + ["c"] * 5)
         parts = ev.random_parts(few, seed=seed)
         assert all({*parts[few == kind]} == {0, 1, 2, 3} for kind in "abc")
-
-
-def test_what_neurons_write_is_read_off_the_vocabulary():
-    spec = get_spec("mini")
-    model, sae = load_model(spec), load_sae(spec, "2-mlp-post")
-    hook, rows = sae.cfg.metadata.hook_name, sae.W_dec[:3]
-    wrote = iv.written(model, hook, rows)
-    assert wrote.shape == (3, model.cfg.d_model)
-    assert torch.equal(iv.written(model, "blocks.2.hook_mlp_out", wrote), wrote)
-    assert torch.allclose(wrote, rows @ model.W_out[2], atol=1e-5)
-    prompts = tokenize(["Once upon a time"], model.tokenizer, spec.context).tokens
-    assert iv.output_scores(model, hook, rows, prompts).shape == (3,)

@@ -53,27 +53,4 @@ from prism.interventions.counterfactual import (
     target_logprobs,
 )
 from prism.interventions.prompts import make_prompts, minimal_pair, open_prompt, predictions, prompt_nodes
-from prism.interventions.steering import (
-    Curve,
-    Response,
-    at_cost,
-    compare_at_cost,
-    dose_response,
-    gain_at_cost,
-    generate,
-    respond,
-    steering_curve,
-)
-from prism.interventions.targets import (
-    STEERED,
-    class_auc,
-    count_tokens,
-    lens_tokens,
-    output_scores,
-    repetition,
-    text_probe,
-    text_windows,
-    token_log_odds,
-    typical_tokens,
-    written,
-)
+from prism.interventions.steering import generate

@@ -5,7 +5,6 @@ from prism.visualization.auditing import ablation_figure, edit_figure, promise_f
 from prism.visualization.autointerp import explanation_scores, found_figure, score_by_length
 from prism.visualization.model_sizes import grouped_dots, match_curves
 from prism.visualization.monosemanticity import before_after, unit_scores_figure
-from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,
     CATEGORY_COLOURS,
