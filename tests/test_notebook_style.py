@@ -22,7 +22,7 @@ MIME_TYPES = {"text/plain", "text/html", "text/markdown", "image/png", PLOTLY, W
 MAX_LINES, MEDIAN_LINES, ALL_LINES = 15, 6, 300  # of a code cell, of the median one, of all together
 WORDS, CARDS = (1_200, 2_200), 3
 # Phases whose notebooks are still to be rewritten: of any length, and with their exercises in a section 'Your turn'.
-TO_REWRITE = ("4", "6a", "6b", "6c", "6d", "6e", "6f")
+TO_REWRITE = ("4", "6b", "6c", "6d", "6e", "6f")
 OLD_MAX_LINES, OLD_MEDIAN_LINES = 25, 8
 
 

@@ -16,7 +16,6 @@ from prism.press.notebooks import find_notebooks, phase_of
 from prism.press.running import run_notebook
 
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
-    "with and without a KV cache",
     "ranks single ablations by strength",
     "Effects do not add up",
     "sums of integrated gradients",
@@ -32,7 +31,7 @@ CHANGED = {
     "4": "D_SAE, K, TRAIN_TOKENS, SWEEP_TOKENS, NEURON_TOKENS, UNITS = 1024, 16, 80_000, 20_000, 30_000, 60;"
     " MEMBERS = tuple(name for name in FAMILY if name != 'matryoshka')",
     "5": "SENTENCE, DOUBTED, SHARED, TOP, PER_KIND = 'Hi <b>there</b>, 東京!', '東', 'absent', 5, 6",
-    "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, SAMPLES = 'formal', (1.0, 2.0, 4.0), 20, 5, 8",
+    "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, NEW_TOKENS = 'digits', (1.0, 2.0), 20, 3, 10",
     "6b": "N_PROMPTS, N_PAIRS, WINDOWS, ATTEMPTS = 6, 5, 600, 4",
     "6c": "N_TOKENS, SMALL_TOKENS, MAX_CHAINS = 8_000, 60_000, 80",
     "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, LENGTH_UNITS = 100, 80, 24, 12",

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prism.data import TokenBatch, token_text
+from prism.data import TokenBatch, token_text, whole_characters
 from prism.evaluation import Predictions
+from prism.features import FeatureMatrix, encode_activations
 from prism.interventions import Change
+from prism.models import kept_activations, massive_norm, ordinary, residual_hook
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class Target:
     Attributes:
         tokens: pattern in the tokens with which it begins, as `data.token_text` writes them.
         text: pattern in a text that has it.
-        instruction: what to tell a model that should write it.
+        instructions: what to tell a model that should write it.
     """
 
     tokens: str
     text: str
-    instruction: str
+    instructions: tuple[str, ...]
 
     def among(self, tokenizer, d_vocab: int) -> Bool[Tensor, " d_vocab"]:
         """Which tokens of the vocabulary begin it."""
@@ -45,10 +48,21 @@ class Target:
 
 PICTURE = "[\U0001f000-\U0001faff\u2600-\u27bf]"
 TARGETS = {  # an emoji begins with the byte F0, alone or with others
-    "emoji": Target(f"‹F09F|<0xF0>|‹F0›|{PICTURE}", PICTURE, "Use emoji."),
-    "digits": Target(r"^[^‹<]*\d", r"\d", "Use numbers."),
-    "question marks": Target(r"\?", r"\?", "Ask a question."),
-    "quotation marks": Target('"', '"', "Quote somebody."),
+    "emoji": Target(
+        f"‹F09F|<0xF0>|‹F0›|{PICTURE}",
+        PICTURE,
+        (
+            "Use emoji.",
+            "Use many emojis.",
+            "Begin with an emoji.",
+            "Use emojis like 😂, 🎉 and 🔥.",
+            "For example: I love pizza! 🍕😋",
+            "Write it as a tweet full of emojis.",
+        ),
+    ),
+    "digits": Target(r"^[^‹<]*\d", r"\d", ("Use numbers.",)),
+    "question marks": Target(r"\?", r"\?", ("Ask a question.",)),
+    "quotation marks": Target('"', '"', ("Quote somebody.",)),
 }
 
 
@@ -96,6 +110,19 @@ class Meter:
         return read.groupby(self.counted.nonzero()[:, 0].numpy()).mean()
 
 
+def read(
+    model, sae, batch: TokenBatch, table: pd.DataFrame
+) -> tuple[Float[Tensor, "tokens d_in"], FeatureMatrix, Bool[np.ndarray, " tokens"]]:
+    """The activations of kept tokens, their features, and which of them are ordinary, not massive."""
+    hook_name = sae.cfg.metadata.hook_name
+    told = massive_norm(sae) is None or hook_name == residual_hook(hook_name)  # by the activations themselves
+    kept = None if told else ordinary(model, sae, batch).keep[batch.keep].numpy()
+    x = kept_activations(model, hook_name, batch)
+    matrix = encode_activations(sae, [x], table, kept)
+    massive = matrix.table["massive"] if "massive" in matrix.table else np.zeros(len(table), bool)
+    return x, matrix, ~np.asarray(massive)
+
+
 def openings(batch: TokenBatch, n_texts: int, n_tokens: int) -> TokenBatch:
     """The first tokens of the first texts that are long enough, BOS in front.
 
@@ -108,13 +135,18 @@ def openings(batch: TokenBatch, n_texts: int, n_tokens: int) -> TokenBatch:
     return all_but_bos(rows)
 
 
+def last_of(tokens: Int[Tensor, "batch pos"], n: int) -> Bool[Tensor, "batch pos-1"]:
+    """The predictions of each sequence's last `n` tokens, for a `Meter` to count."""
+    return (torch.arange(tokens.shape[1] - 1) >= tokens.shape[1] - 1 - n).expand(len(tokens), -1)
+
+
 def all_but_bos(tokens: Int[Tensor, "batch pos"]) -> TokenBatch:
     """Sequences of equal length as a batch that keeps every position but the first."""
     return TokenBatch(tokens, torch.arange(tokens.shape[1]).expand(tokens.shape) > 0)
 
 
 def requests(
-    tokenizer, topics: Sequence[str], *additions: str, ask: str = "Write one sentence about {}."
+    tokenizer, topics: Sequence[str], *additions: str, ask: str = "Write a few sentences about {}."
 ) -> list[Int[Tensor, "topics pos"]]:
     """A request about each topic, plain and with each addition, in the model's chat template if it has one.
 
@@ -135,6 +167,15 @@ def _encoded(tokenizer, request: str) -> list[int]:
         text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return [tokenizer.bos_token_id, *tokenizer(request + "\n", add_special_tokens=False)["input_ids"]]
+
+
+def texts_of(tokenizer, tokens: Int[Tensor, "batch new"]) -> list[str]:
+    """What was written, each up to the end of its turn or text."""
+    ends, texts = set(tokenizer.all_special_ids), []
+    for row in tokens.tolist():
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        texts.append("".join(piece for piece, _ in whole_characters([token_text(tokenizer, i) for i in row[:stop]])))
+    return texts
 
 
 def by_luck(tried: int, directions: int, ahead: int = 0) -> float:
