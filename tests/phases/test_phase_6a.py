@@ -89,7 +89,7 @@ def test_requests_use_a_chat_template_where_there_is_one():
 
     (plain,) = methods.requests(Letters(chat_template="x", apply_chat_template=apply), ["ab", "cd", "long"])
     assert ["".join(map(chr, row)) for row in plain] == [
-        f"<user>Write one sentence about {topic}.<assistant>" for topic in ("ab", "cd")
+        f"<user>Write a few sentences about {topic}.<assistant>" for topic in ("ab", "cd")
     ]
 
 
