@@ -12,6 +12,7 @@ from prism.data import corpus_batch, load_corpus, token_text
 from prism.evaluation import splice
 from prism.exercises import progress
 from prism.interventions import add
+from prism.models import get_spec, load_sae
 from prism.phases.phase_6a import exercises, figures, methods
 
 HOOK = "blocks.2.hook_resid_pre"
@@ -91,6 +92,25 @@ def test_requests_use_a_chat_template_where_there_is_one():
     assert ["".join(map(chr, row)) for row in plain] == [
         f"<user>Write a few sentences about {topic}.<assistant>" for topic in ("ab", "cd")
     ]
+
+
+def test_words_and_texts_end_where_the_turn_ends(mini):
+    assert methods.words("I'm 23 😂 école, ok") == ["école", "ok"]
+    ids = mini.tokenizer("so 😂", add_special_tokens=False)["input_ids"]
+    after = mini.tokenizer(" more", add_special_tokens=False)["input_ids"]
+    row = torch.tensor([[*ids, mini.tokenizer.eos_token_id, *after]])
+    assert methods.texts_of(mini.tokenizer, row) == ["so 😂"]
+
+
+def test_a_reading_marks_what_is_ordinary(mini):
+    spec = get_spec("mini")
+    sae, batch = load_sae(spec), tokenize(["The law of the land", "x = 1"], mini.tokenizer, 256)
+    x, matrix, regular = methods.read(mini, sae, batch, token_table(batch, mini.tokenizer))
+    assert x.shape == (batch.n_tokens, 192) and matrix.n_tokens == len(regular) == batch.n_tokens and regular.all()
+
+
+def test_the_last_predictions_are_those_of_the_last_tokens():
+    assert methods.last_of(torch.zeros(2, 6), 2).tolist() == [[False, False, False, True, True]] * 2
 
 
 def test_luck_in_a_search_is_what_shuffling_gives():

@@ -32,15 +32,20 @@ def search_figure(found: pd.DataFrame, cloud: pd.DataFrame, unchanged: float, ti
         y=found["share"],
         mode="markers+text",
         text=names,
-        textposition="middle right",
+        textposition="top center",
         marker=dict(size=11, color=OKABE_ITO[1], symbol="diamond"),
         hovertemplate="%{text}: " + hover,
         name="features",
     )
-    fig.add_hline(unchanged, line=dict(color=GREY, dash="dot"), annotation_text="unchanged", layer="below")
+    fig.add_hline(unchanged, line=dict(color=GREY, dash="dot"), layer="below")
     _log_share(fig, [*found["share"], *cloud["share"], unchanged])
     fig.update_xaxes(title="cost on the same text (nats a token)")
-    return finish(fig, title, 430, "each added at its own maximum; random directions at the same lengths")
+    return finish(
+        fig,
+        title,
+        430,
+        "each added at its own maximum, random directions at the same lengths; dotted: the model unchanged",
+    )
 
 
 def dose_figure(curves: Mapping[str, pd.DataFrame], told: tuple[float, float], level: float, title: str) -> go.Figure:
@@ -76,15 +81,18 @@ def dose_figure(curves: Mapping[str, pd.DataFrame], told: tuple[float, float], l
     shares = [share for part in curves.values() for share in part["share"]]
     _log_share(fig, [*shares, told[0]])
     fig.update_xaxes(title="dose (the feature's own maxima)", row=1, col=1)
-    fig.update_xaxes(title="cost (nats a token)", row=1, col=2)
-    legend = dict(orientation="h", y=-0.22, x=0.5, xanchor="center")
-    return finish(fig, title, 460, "dotted: the cost at which ways are compared", legend=legend, margin=dict(b=110))
+    fig.update_xaxes(title="cost (nats a token)", range=[-0.2 * level, 5 * level], row=1, col=2)
+    legend = dict(orientation="h", y=-0.24, yanchor="top", x=0.5, xanchor="center")
+    subtitle = "right: up to five times the cost at which ways are compared (dotted)"
+    return finish(fig, title, 480, subtitle, legend=legend, margin=dict(b=130))
 
 
 def _log_share(fig: go.Figure, shares: Sequence[float]) -> None:
     """A logarithmic axis of shares in per cent, with whole powers of ten."""
-    low = int(np.floor(np.log10(max(min(shares), 1e-9))))
-    ticks = [10.0**power for power in range(low, 1)]
-    axis = dict(type="log", range=[low, 0.1], tickvals=ticks, ticktext=[f"{100 * tick:g} %" for tick in ticks])
+    low, high = (np.log10(np.clip(end, 1e-6, 1)) for end in (min(shares), max(shares)))
+    ticks = [10.0**power for power in range(int(np.floor(low)), 1)]
+    axis = dict(
+        type="log", range=[low - 0.2, high + 0.35], tickvals=ticks, ticktext=[f"{100 * tick:g} %" for tick in ticks]
+    )
     fig.update_yaxes(minor_showgrid=False, **axis)
     fig.update_layout(yaxis_title="probability of the target's tokens")

@@ -53,10 +53,8 @@ TARGETS = {  # an emoji begins with the byte F0, alone or with others
         PICTURE,
         (
             "Use emoji.",
-            "Use many emojis.",
             "Begin with an emoji.",
             "Use emojis like 😂, 🎉 and 🔥.",
-            "For example: I love pizza! 🍕😋",
             "Write it as a tweet full of emojis.",
         ),
     ),
@@ -176,6 +174,11 @@ def texts_of(tokenizer, tokens: Int[Tensor, "batch new"]) -> list[str]:
         stop = next((place for place, token in enumerate(row) if token in ends), len(row))
         texts.append("".join(piece for piece, _ in whole_characters([token_text(tokenizer, i) for i in row[:stop]])))
     return texts
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, of two letters or more."""
+    return re.findall(r"[^\W\d_]{2,}", text)
 
 
 def by_luck(tried: int, directions: int, ahead: int = 0) -> float:
