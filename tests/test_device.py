@@ -10,6 +10,7 @@ from prism import device as devices
 from prism import evaluation as ev
 from prism import interventions as iv
 from prism.models import get_spec, kept_activations, load_model, load_sae
+from prism.phases.phase_6a.methods import Meter
 from prism.phases.phase_6b import methods
 from prism.phases.phase_6f import audit
 from prism.sae import SaeConfig
@@ -191,11 +192,8 @@ class TestAnotherDevice:
             ):
                 hook = HOOK if change else None
                 out += [iv.generate(model, prompts, 6, hook, change, cache=cache).tokens for cache in (True, False)]
-            targets = torch.zeros(model.cfg.d_vocab, 1, dtype=torch.bool)
-            targets[:50] = True
-            seen = iv.respond(model, batch[:1].tokens, targets, HOOK, iv.suppress(sae, 7))
-            scores = iv.output_scores(model, HOOK, sae.W_dec[:3], prompts)
-            return [t.tolist() for t in out], (*seen.share.ravel(), *seen.nats, *scores)
+            meter = Meter(model, HOOK, batch[:1], torch.arange(model.cfg.d_vocab) < 50)
+            return [t.tolist() for t in out], meter(iv.suppress(sae, 7)).to_numpy().ravel()
 
         here, there = on_both(task)
         assert there[0] == here[0]

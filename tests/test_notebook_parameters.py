@@ -12,13 +12,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import torch
 
 from prism import evaluation as ev
-from prism import interventions as iv
 from prism.analysis import ClaimCard
-from prism.data import tokenize
-from prism.models import get_spec, load_model, load_sae
+from prism.models import get_spec
 from prism.press.notebooks import find_notebooks, model_of, phase_of
 
 NOTEBOOKS = {phase_of(path): path for path in find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")}
@@ -89,11 +86,10 @@ GOOD = {
         "TOP, PER_KIND = 100, 20",
     ],
     "6a": [
-        "TARGET, NEW_TOKENS, DOSES = 'social', 4, (2.0,)",
-        "NEW_TOKENS, SAMPLES, CANDIDATES = 3, 1, 1",
-        "NEW_TOKENS, CONTEXT_TOKENS, COST = 230, 128, 1_000",
-        "DOSES, OUTPUT_DOSE = [4, 0.5], 1_000",
-        "CONTEXTS, CONTEXT_TOKENS, WORK, DIRECTIONS, COST = 2, 3, 1, 19, 0.001",
+        "TARGET, NEW_TOKENS, DOSES = 'digits', 8, (2.0,)",
+        "TARGET, CANDIDATES, DIRECTIONS, COST = 'question marks', 1, 19, 20",
+        "NEW_TOKENS, COST, TOPICS = 100, 0.01, ['the Middle Ages', '東京']",
+        "DOSES, TARGET, CANDIDATES = [4, 0.5], 'quotation marks', 50",
     ],
     "6b": [
         "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 6, 2, 1, 1, 1",
@@ -178,13 +174,14 @@ BAD = {
         ("SAE = '2-rse'", "did you mean '2-res'|named '2-rse'"),
     ],
     "6a": [
-        ("NEW_TOKENS = 2", "NEW_TOKENS is 2; .* from 3 to 230: repetition"),
-        ("NEW_TOKENS = 231", "NEW_TOKENS is 231"),
+        ("NEW_TOKENS = 7", "NEW_TOKENS is 7; .* from 8 to 100"),
         ("DOSES = (1.0, 0)", "a value in DOSES is 0"),
         ("DOSES = 1.0", "DOSES is 1.0; it must be several values"),
         ("DIRECTIONS = 18", "DIRECTIONS is 18; .* no p can fall"),
-        ("TARGET = 'code'", "TARGET is 'code'; choose"),
-        ("CONTEXT_TOKENS = 129", "CONTEXT_TOKENS is 129"),
+        ("TARGET = 'emojis'", "TARGET is 'emojis'; choose .*did you mean 'emoji'"),
+        ("COST = 0", "COST is 0; .* from 0.01 to 20"),
+        ("TOPICS = ('cats',)", "number of values in TOPICS is 1; .* from 2 to 20"),
+        ("TOPICS = ('cats', 'x' * 41)", "a topic may have 40 characters"),
         ("SAE = '2-rez'", "no SAE for 'mini' named '2-rez'"),
     ],
     "6b": [
@@ -400,15 +397,3 @@ def test_every_kind_is_in_every_part():
         few = np.random.default_rng(seed).permutation(["a"] * 40 + ["b"] * 4 + ["c"] * 5)
         parts = ev.random_parts(few, seed=seed)
         assert all({*parts[few == kind]} == {0, 1, 2, 3} for kind in "abc")
-
-
-def test_what_neurons_write_is_read_off_the_vocabulary():
-    spec = get_spec("mini")
-    model, sae = load_model(spec), load_sae(spec, "2-mlp-post")
-    hook, rows = sae.cfg.metadata.hook_name, sae.W_dec[:3]
-    wrote = iv.written(model, hook, rows)
-    assert wrote.shape == (3, model.cfg.d_model)
-    assert torch.equal(iv.written(model, "blocks.2.hook_mlp_out", wrote), wrote)
-    assert torch.allclose(wrote, rows @ model.W_out[2], atol=1e-5)
-    prompts = tokenize(["Once upon a time"], model.tokenizer, spec.context).tokens
-    assert iv.output_scores(model, hook, rows, prompts).shape == (3,)

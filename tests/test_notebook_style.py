@@ -21,9 +21,6 @@ ENDINGS = ("What we learned", "What this does not show", "Try next")
 MIME_TYPES = {"text/plain", "text/html", "text/markdown", "image/png", PLOTLY, WIDGET, CARD}
 MAX_LINES, MEDIAN_LINES, ALL_LINES = 15, 6, 300  # of a code cell, of the median one, of all together
 WORDS, CARDS = (1_200, 2_200), 3
-# Phases whose notebooks are still to be rewritten: of any length, and with their exercises in a section 'Your turn'.
-TO_REWRITE = ("6a",)
-OLD_MAX_LINES, OLD_MEDIAN_LINES = 25, 8
 
 
 def _paths() -> list[Path]:
@@ -108,7 +105,7 @@ def check_links(notebook, path):
 
 def check_headings(notebook, path):
     text = "\n".join(cell.source for cell in _markdown(notebook)).replace("’", "'")
-    wanted = PROMISES + ENDINGS + (("Your turn",) if phase_of(path) in TO_REWRITE else ())
+    wanted = PROMISES + ENDINGS
     found = {h for h in wanted if re.search(rf"^(#+ |\*\*){re.escape(h)}", text, re.M | re.I)}
     return [f"no heading '{heading}'" for heading in wanted if heading not in found]
 
@@ -174,26 +171,23 @@ def check_shell(notebook, path):
 
 
 def check_cell_lengths(notebook, path):
-    old = phase_of(path) in TO_REWRITE
-    most, middle = (OLD_MAX_LINES, OLD_MEDIAN_LINES) if old else (MAX_LINES, MEDIAN_LINES)
     lines = [len(cell.source.strip().split("\n")) for cell in _code(notebook)]
-    problems = [f"code cell {n} has {count} lines" for n, count in enumerate(lines, 1) if count > most]
+    problems = [f"code cell {n} has {count} lines" for n, count in enumerate(lines, 1) if count > MAX_LINES]
     median = statistics.median(lines) if lines else 0
-    problems += [f"the median code cell has {median} lines"] if median > middle else []
-    return problems + ([f"{sum(lines)} lines of code"] if sum(lines) > ALL_LINES and not old else [])
+    problems += [f"the median code cell has {median} lines"] if median > MEDIAN_LINES else []
+    return problems + ([f"{sum(lines)} lines of code"] if sum(lines) > ALL_LINES else [])
 
 
 def check_words(notebook, path):
     words, (least, most) = _prose_words(notebook), WORDS
-    fits = least <= words <= most or phase_of(path) in TO_REWRITE
-    return [] if fits else [f"{words} words of prose, not {least:,} to {most:,}"]
+    return [] if least <= words <= most else [f"{words} words of prose, not {least:,} to {most:,}"]
 
 
 def check_cards(notebook, path):
     calls = [node for cell in _code(notebook) for node in ast.walk(_tree(cell)) if isinstance(node, ast.Call)]
     made = sum(getattr(call.func, "id", getattr(call.func, "attr", "")) == "ClaimCard" for call in calls)
     cards = max(made, sum(CARD in out.get("data", {}) for _, out in _outputs(notebook)))
-    return [f"{cards} claim cards"] if cards > CARDS and phase_of(path) not in TO_REWRITE else []
+    return [f"{cards} claim cards"] if cards > CARDS else []
 
 
 def check_prose(notebook, path):
@@ -341,24 +335,6 @@ def folder(tmp_path: Path) -> Path:
 def test_good_notebook_passes(folder: Path) -> None:
     for name, check in CHECKS.items():
         assert check(_good_notebook(), folder / "phase_1_a.ipynb") == [], name
-
-
-def test_a_notebook_that_is_still_to_be_rewritten_may_be_longer(folder: Path) -> None:
-    notebook, path = _good_notebook(), folder / f"phase_{TO_REWRITE[0]}_c.ipynb"
-    assert check_headings(notebook, path) == ["no heading 'Your turn'"]
-    _set(2, source="\n".join("x = ClaimCard()" for _ in range(OLD_MAX_LINES)))(notebook)
-    _set(-1, source="")(notebook)
-    for check in (check_cell_lengths, check_words, check_cards):
-        assert check(notebook, folder / "phase_1_a.ipynb") and check(notebook, path) == [], check
-    _set(2, source="\n".join("x = 1" for _ in range(OLD_MAX_LINES + 1)))(notebook)
-    assert check_cell_lengths(notebook, path) == [f"code cell 1 has {OLD_MAX_LINES + 1} lines"]
-    for cell in (2, 3, 4):
-        _set(cell, source="\n".join("x = 1" for _ in range(OLD_MEDIAN_LINES + 1)))(notebook)
-    assert check_cell_lengths(notebook, path) == [f"the median code cell has {OLD_MEDIAN_LINES + 1} lines"]
-
-
-def test_the_phases_to_be_rewritten_are_there() -> None:
-    assert set(TO_REWRITE) <= {phase_of(path) for path in _paths()}
 
 
 @pytest.mark.parametrize(("check", "wrong", "change"), BAD, ids=[f"{check}: {wrong}" for check, wrong, _ in BAD])

@@ -73,9 +73,9 @@ _TABLE = """
 5   hypothesis             medium  8   hypothesis
 5   quantile_rows          medium  8   quantile_rows
 6a  same_length            easy    4   matched
-6a  said_before            easy    6   repeated
+6a  luck                   medium  6   luck
+6a  hypothesis             medium  8   hypothesis
 6a  bought                 medium  8   at_level
-6a  promise_kept           medium  8   output_score
 6b  share_of_way           easy    4   share_of_way
 6b  signed_share           medium  6   sign_agreement
 6b  hypothesis             medium  8   hypothesis

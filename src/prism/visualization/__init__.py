@@ -2,7 +2,6 @@
 
 from prism.visualization.dots import grouped_dots
 from prism.visualization.front import front_figure
-from prism.visualization.steering import candidate_figure, dose_figure, equal_cost_figure, samples_table
 from prism.visualization.style import (
     BLUE,
     CATEGORY_COLOURS,
