@@ -71,8 +71,8 @@ GOOD = {
         "CATEGORY, COSINE, SHARE, BAR = 'python', 1, 1, 1",
     ],
     "4": [
-        "D_SAE, K = 64, 1",
-        "D_SAE, K, L1 = 64, 32, 0",
+        "D_SAE, K, L1 = 512, 1, 0",
+        "D_SAE, K = 512, 256",
         "D_SAE, K, L1 = 8_192, 256, 1_000",
         "TOKENS, SEEN, SHORT, HELD_OUT, FEW, UNITS = 4_096, 2_048, 2_048, 4_000, 2_048, 2",
     ],
@@ -148,12 +148,14 @@ BAD = {
         ("BAR = -0.1", "BAR is -0.1"),
     ],
     "4": [
-        ("K, D_SAE = 33, 64", "K is 33 and D_SAE 64; at most half"),
+        ("K = 257", "K is 257; .* from 1 to 256: at most half"),
         ("K = 0", "K is 0; .* from 1 to 256"),
-        ("D_SAE = 32", "D_SAE is 32; .* from 64"),
+        ("D_SAE = 511", "D_SAE is 511; .* from 512"),
+        ("LR = 0", "LR is 0"),
+        ("READ = (1, 2)", "number of values in READ is 2; .* from 5 to 5"),
         ("L1 = -1", "L1 is -1"),
         ("HELD_OUT = 3_999", "HELD_OUT is 3999; .* from 4,000 .*: a unit is judged"),
-        ("SEEN = 2_047", "SEEN is 2047; .* from 2,048 .*: the least is one batch"),
+        ("SEEN = 2_047", "SEEN is 2047; .* from 2,048 .*: the least is two batches"),
     ],
     "4b": [
         ("HELD_OUT = 1_999", "HELD_OUT is 1999; .* from 2,000 .*: intervals"),

@@ -175,7 +175,9 @@ class TestDiagnosis:
         assert "6 of 6 right" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        "fault", [np.array([1, 2]), pd.DataFrame(), [exercises.BOS], 10**5000, "\ud83d", "bos data"]
+        "fault",
+        [np.array([1, 2]), pd.DataFrame(), [exercises.BOS], 10**5000, "\ud83d", "bos data"],
+        ids=["array", "frame", "list", "number", "half a character", "words"],
     )
     def test_what_is_no_name_of_a_fault_is_told(self, fault, capsys):
         assert exercises.check_diagnosis({"A": fault, "B": exercises.KEY["B"]}) == exercises.KEY

@@ -44,7 +44,8 @@ def training_curves(logs: Mapping[str, pd.DataFrame], title: str = "Loss, fit an
         fig.update_yaxes(**_axis(pd.concat([log[name] for log in logs.values()]), name), col=column)
     fig.update_annotations(font=dict(size=14, color=INK))
     fig.update_xaxes(title=dict(text="step", font=dict(size=13)))
-    return finish(fig, title, 400, legend=dict(x=0, y=-0.22, yanchor="top"), showlegend=True, margin=dict(b=110))
+    legend = dict(x=0, xanchor="left", y=-0.22, yanchor="top")
+    return finish(fig, title, 400, legend=legend, showlegend=True, margin=dict(b=110))
 
 
 def diagnosis_figure(frame: pd.DataFrame, title: str = "Six broken runs, the healthy one in grey behind") -> go.Figure:
