@@ -16,7 +16,7 @@ from prism import evaluation as ev
 from prism import models
 from prism.data import DATA, TokenBatch, tokenize
 from prism.fast import SITES, stripped
-from prism.interventions import add, edited, respond
+from prism.interventions import add, edited
 from prism.models import check_hook, get_spec, harvest, kept_activations, load_model
 from prism.models.registry import ARCHITECTURES
 
@@ -107,6 +107,13 @@ def refusal(there):
     return str(error.value)
 
 
+def nats(model, hook: str | None = None, change=None) -> np.ndarray:
+    """Of each sequence of `IDS`, as it is or with a hook changed."""
+    seen = ev.Predictions(model, IDS, [hook] if hook else [])
+    states = seen.changed(hook, None, change) if hook else seen.clean
+    return seen.nats(states, torch.ones(IDS.shape[0], IDS.shape[1] - 1, dtype=torch.bool))
+
+
 def test_the_architectures_that_errors_name_are_those_tested_here():
     assert set(ARCHITECTURES) == set(KINDS)
 
@@ -123,15 +130,14 @@ class TestArchitecture:
 
     def test_what_fires_can_be_steered_and_the_rest_is_refused(self, name, model_of):
         model = model_of(name)
-        targets = torch.arange(D_VOCAB)[:, None] % 5 == 0
-        clean = respond(model, IDS, targets)
+        clean = nats(model)
         for layer in range(2):
             for site in SITES:
                 hook = f"blocks.{layer}.{site}"
                 if site in KINDS[name][2]:
                     nearest = rf"'{hook}' fires in this model; the nearest is 'blocks\.{layer}"
                     for attempt in (
-                        lambda hook=hook: respond(model, IDS, targets, hook, torch.relu),
+                        lambda hook=hook: nats(model, hook, torch.relu),
                         lambda hook=hook: list(harvest(model, IDS, hook)),
                     ):
                         with pytest.raises(ValueError, match=nearest):
@@ -139,8 +145,8 @@ class TestArchitecture:
                     continue
                 width = next(harvest(model, IDS, hook)).shape[-1]
                 direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
-                steered = respond(model, IDS, targets, hook, add(direction, 50.0))
-                assert np.abs(steered.nats - clean.nats).min() > 1e-3, hook
+                steered = nats(model, hook, add(direction, 50.0))
+                assert np.abs(steered - clean).min() > 1e-3, hook
 
     def test_an_sae_is_evaluated(self, name, home, model_of):
         model, batch = model_of(name), TokenBatch(IDS, KEEP)
@@ -184,7 +190,7 @@ class TestHooksThatAreNotWhatTheyAreCalled:
         try:
             for attempt in (
                 lambda: ev.splice(model, IDS, hook, KEEP, torch.relu),
-                lambda: respond(model, IDS, torch.ones(D_VOCAB, 1, dtype=torch.bool), hook, torch.relu),
+                lambda: nats(model, hook, torch.relu),
                 lambda: list(harvest(model, IDS, hook)),
             ):
                 with said:
