@@ -8,7 +8,7 @@ import pytest
 import torch
 from figure_checks import titled
 
-from prism.data import corpus_batch, load_corpus, token_text
+from prism.data import corpus_batch, load_corpus, token_table, token_text, tokenize
 from prism.evaluation import splice
 from prism.exercises import progress
 from prism.interventions import add
