@@ -6,20 +6,18 @@ import pandas as pd
 from prism.phases import phase_6c
 
 
-def loop_mutual(forward, backward):
-    chosen = [(i, j) for i, j in enumerate(forward) if j >= 0]
-    return sum(backward[j] == i for i, j in chosen) / len(chosen)
+def loop_twice(there, at_home, bar):
+    lost = [h for t, h in zip(there, at_home, strict=True) if t <= bar]
+    return sum(h <= bar for h in lost) / len(lost)
 
 
-def set_mutual(forward, backward):
-    there = {(i, int(j)) for i, j in enumerate(forward) if j >= 0}
-    back = {(int(i), j) for j, i in enumerate(backward) if i >= 0}
-    return len(there & back) / len(there)
+def set_twice(there, at_home, bar):
+    gone, gone_at_home = (set(np.flatnonzero(r <= bar)) for r in (there, at_home))
+    return len(gone & gone_at_home) / len(gone)
 
 
-def where_mutual(forward, backward):
-    returned = np.where(forward >= 0, backward[forward], -2)
-    return (returned == np.arange(len(forward))).sum() / (forward >= 0).sum()
+def frame_twice(there, at_home, bar):
+    return pd.DataFrame({"there": there, "home": at_home}).query("there <= @bar")["home"].le(bar).mean()
 
 
 def loop_token(column, ids):
@@ -47,21 +45,21 @@ def one_too_many(column, ids):
 
 
 RIGHT = [
-    (phase_6c.check_mutual_share, loop_mutual),
-    (phase_6c.check_mutual_share, set_mutual),
-    (phase_6c.check_mutual_share, where_mutual),
+    (phase_6c.check_lost_twice, loop_twice),
+    (phase_6c.check_lost_twice, set_twice),
+    (phase_6c.check_lost_twice, frame_twice),
     (phase_6c.check_of_the_token, loop_token),
     (phase_6c.check_of_the_token, frame_token),
     (phase_6c.check_of_the_token, matrix_token),
 ]
 
 WRONG = [
-    (phase_6c.check_mutual_share, lambda f, b: sum(j >= 0 and b[j] == i for i, j in enumerate(f)) / len(f), "have a p"),
-    (phase_6c.check_mutual_share, lambda f, b: np.mean(b[f] == np.arange(len(f))), "the last entry"),
-    (phase_6c.check_mutual_share, lambda f, b: sum(j >= 0 and b[j] == i for i, j in enumerate(f)), "number of mutual"),
-    (phase_6c.check_mutual_share, lambda f, b: np.count_nonzero(f >= 0) / len(f), "ask the partner back"),
-    (phase_6c.check_mutual_share, lambda f, b: np.mean([(f == j).sum() == 1 for j in f if j >= 0]), "nobody else"),
-    (phase_6c.check_mutual_share, lambda f, b: b[f] == np.arange(len(f)), "Your function returned"),
+    (phase_6c.check_lost_twice, lambda t, h, b: ((t <= b) * (h <= b)).sum() / len(t), "divided by all"),
+    (phase_6c.check_lost_twice, lambda t, h, b: (t[h <= b] <= b).mean(), "other way round"),
+    (phase_6c.check_lost_twice, lambda t, h, b: 1 - (h[t <= b] <= b).mean(), "*has* a partner"),
+    (phase_6c.check_lost_twice, lambda t, h, b: np.count_nonzero((t <= b) & (h <= b)), "number of features"),
+    (phase_6c.check_lost_twice, lambda t, h, b: np.count_nonzero(h <= b) / len(h), "of *all* features"),
+    (phase_6c.check_lost_twice, lambda t, h, b: h <= b, "Your function returned"),
     (phase_6c.check_of_the_token, with_itself, "must not help"),
     (phase_6c.check_of_the_token, one_too_many, "divide by one less"),
     (phase_6c.check_of_the_token, lambda c, i: np.bincount(i, c)[i] - c, "give their mean"),

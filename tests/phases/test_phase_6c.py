@@ -82,11 +82,12 @@ def test_peaks_are_those_of_the_reader_that_knows_one_sae():
 
 
 def test_share_curves_count_what_lies_above():
-    found, token = {"7": np.array([0.1, 0.6, 0.9])}, {"7": np.array([0.0, 0.1, 0.3])}
+    found = {"7": np.array([0.1, 0.6, 0.9]), "23": np.array([0.1, 0.2, 0.9])}
+    token = {"7": np.array([0.0, 0.1, 0.3]), "23": np.array([0.0, 0.1, 0.8])}
     fig = titled(phase_6c.share_curves(found, token, 0.5), "correlation", "features")
     at = list(fig.data[0].x).index(0.5)
-    assert [round(trace.y[at], 1) for trace in fig.data] == [66.7, 0.0]
-    assert [trace.line.dash for trace in fig.data] == ["solid", "dot"]
+    assert [round(float(trace.y[at]), 1) for trace in fig.data] == [0.0, 33.3, 66.7, 33.3]
+    assert [trace.fill for trace in fig.data] == [None, "tonexty", None, None]
 
 
 def test_correlations_are_numpys_on_all_texts_and_on_some():
@@ -108,10 +109,25 @@ def test_a_constant_column_correlates_with_nothing_and_other_shapes_are_refused(
         phase_6c.text_sums(a, a[:, :5], np.zeros(300))
 
 
-def test_the_figure_tells_partners_of_the_same_number_from_others():
-    fig = titled(phase_6c.number_figure({"7 → 23": np.array([0, 2, 2]), "7 → 15": np.array([1, 0, 0])}), "number")
-    assert [list(trace.x) for trace in fig.data] == [[1], [0, 2], [0, 1, 2], []]
-    assert [note.text for note in fig.layout.annotations] == ["7 → 23", "7 → 15"]
+def test_the_strip_shades_a_passage_by_each_features_own_strongest_activation():
+    table = pd.DataFrame({"text": 0, "position": range(4), "token": ["a", " b", "<i>", "d"], "token_id": range(4)})
+    one, two = (
+        FeatureMatrix(csr_matrix(np.array(column, np.float32)[:, None]), table)
+        for column in ([8, 2, 0, 4], [0, 0, 0, 5])
+    )
+    fig = phase_6c.depth_strip({"7": one, "15": two}, {"7": 0, "15": 0}, slice(1, 4))
+    np.testing.assert_allclose(fig.data[0].z, [[0.25, 0, 0.5], [0, 0, 1]])
+    assert list(fig.data[0].y) == ["7, 0 ", "15, 0 "] and fig.data[0].text[0][1] == "&lt;i&gt;"
+
+
+def test_the_match_figure_names_the_features_it_is_told_of():
+    fig = titled(
+        phase_6c.match_figure(pd.Series({5: 0.9, 7: 0.2}), pd.Series({5: 0.4, 7: 0.1}), pd.Series({"urls": 7})),
+        "corr",
+        "corr",
+    )
+    assert [list(trace.text) for trace in fig.data] == [[""], ["urls 7"]]
+    assert [[float(x) for x in trace.y] for trace in fig.data] == [[pytest.approx(0.9)], [pytest.approx(0.2)]]
 
 
 def test_the_hypothesis_counts_for_this_phase(tmp_path, monkeypatch, capsys):

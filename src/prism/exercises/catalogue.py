@@ -80,7 +80,7 @@ _TABLE = """
 6b  signed_share           medium  6   sign_agreement
 6b  hypothesis             medium  8   hypothesis
 6c  of_the_token           medium  6   of_the_token
-6c  mutual_share           easy    5   mutual_share
+6c  lost_twice             easy    5   lost_twice
 6c  hypothesis             medium  8   hypothesis
 6d  balanced_share         easy    4   balanced
 6d  same_token_rows        medium  10  hard_negatives

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from plotly.subplots import make_subplots
+from jaxtyping import Bool, Float, Shaped
 from sae_lens import SAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -29,7 +28,8 @@ from prism.models import (
     trained_here,
 )
 from prism.sae import read_sae
-from prism.visualization.style import BLUE, GREEN, GREY, VERMILLION, finish, short_label
+from prism.visualization.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, finish, short_label
+from prism.visualization.tokens import marked
 
 ROWS = 8  # sequences that are read at once
 
@@ -162,13 +162,77 @@ def correlation(sums: Float[np.ndarray, "sums texts pairs"], some=slice(None)) -
     return np.divide(n * ab - a * b, spread, out=np.zeros_like(ab), where=spread > tiny)
 
 
+def depth_strip(
+    matrices: Mapping[str, FeatureMatrix], features: Mapping[str, int], rows: slice, title: str = "One text"
+) -> go.Figure:
+    """The tokens of one passage, shaded by a feature of each SAE; the SAEs one under another.
+
+    Args:
+        matrices: of the same tokens.
+        features: SAE's name -> feature.
+        rows: the passage's rows in the matrices.
+        title: the figure's title.
+    """
+    columns = {name: matrices[name].column(feature) for name, feature in features.items()}
+    tokens = [short_label(marked(token), 12) for token in next(iter(matrices.values())).table["token"].iloc[rows]]
+    fig = go.Figure()
+    fig.add_heatmap(
+        z=[column[rows] / max(column.max(), 1e-9) for column in columns.values()],
+        y=[f"{name}, {feature} " for name, feature in features.items()],
+        text=[tokens] * len(columns),
+        texttemplate="%{text}",
+        textfont=dict(size=11),
+        colorscale=[[0.0, "#f4f6f8"], [1.0, ORANGE]],
+        zmin=0,
+        zmax=1,
+        xgap=1,
+        ygap=6,
+        showscale=False,
+    )
+    fig.update_xaxes(visible=False)
+    fig.update_yaxes(autorange="reversed", showgrid=False)
+    return finish(fig, title, 300, "darker: more of the strongest activation that the feature has in our texts")
+
+
+def match_figure(
+    r: pd.Series,
+    token: pd.Series,
+    named: pd.Series,
+    title: str = "A match, and what the token alone gives",
+) -> go.Figure:
+    """A point a feature: the correlation with its partner upwards, the control's across; above the line is context.
+
+    Args:
+        r, token: of each feature (the index), with its partner and by the token alone.
+        named: features to name, drawn in colour; the index has the words.
+        title: the figure's title.
+    """
+    fig = go.Figure()
+    labels = {feature: f"{short_label(word)} {feature}" for word, feature in named.items()}
+    words = [labels.get(feature, "") for feature in r.index]
+    for shown, colour, size in ((False, GREY, 3), (True, VERMILLION, 9)):
+        some = [n for n, word in enumerate(words) if bool(word) == shown]
+        fig.add_scatter(
+            x=np.asarray(token)[some],
+            y=np.asarray(r)[some],
+            mode="markers+text" if shown else "markers",
+            text=[words[n] for n in some],
+            textposition=["top left", "bottom center"] * len(words),
+            marker=dict(size=size, color=colour, opacity=1 if shown else 0.5),
+        )
+    fig.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line=dict(color=GREY, width=1), layer="below")
+    fig.update_xaxes(title="correlation by the token alone", range=[-0.1, 1.02])
+    fig.update_yaxes(title="correlation with the partner", range=[-0.1, 1.06])
+    return finish(fig, title, 460, "above the line: more than the token gives", showlegend=False)
+
+
 def share_curves(
     found: Mapping[str, Float[np.ndarray, " features"]],
     controls: Mapping[str, Float[np.ndarray, " features"]],
     bar: float,
     title: str = "How many features have a partner that correlates so much?",
 ) -> go.Figure:
-    """The share of features whose correlation lies above each threshold: a line a place, dotted for its control.
+    """The share of features whose correlation lies above each threshold: a line a place, a band for all controls.
 
     Args:
         found: place -> each feature's correlation with its partner there.
@@ -177,76 +241,53 @@ def share_curves(
         title: the figure's title.
     """
     at, fig = np.linspace(0, 1, 41), go.Figure()
+    band = np.array([_above(controls[name], at) for name in found])
+    for edge, fill in ((band.min(axis=0), None), (band.max(axis=0), "tonexty")):
+        fig.add_scatter(x=at, y=edge, mode="lines", line=dict(color=GREY, width=0.5), fill=fill, showlegend=bool(fill))
+    fig.data[1].name = "the token alone, all places"
     for i, name in enumerate(found):
-        for values, dash, words in ((found[name], "solid", name), (controls[name], "dot", f"{name}, by the token")):
-            share = 100 * (np.asarray(values)[:, None] > at).mean(axis=0)
-            line = dict(color=(GREEN, BLUE, VERMILLION)[i % 3], dash=dash, width=2.5 if dash == "solid" else 1.5)
-            fig.add_scatter(x=at, y=share, mode="lines", name=short_label(words), line=line)
+        line = dict(color=(GREEN, BLUE, VERMILLION, ORANGE)[i % 4], width=2.5)
+        fig.add_scatter(x=at, y=_above(found[name], at), mode="lines", name=short_label(name), line=line)
     fig.add_vline(bar, line=dict(color=GREY, width=1), layer="below")
     fig.update_xaxes(title="correlation with the partner, on fresh texts", range=[0, 1])
     fig.update_yaxes(title="features above it (%)", range=[0, 100])
-    return finish(fig, title, 420, f"dotted: partners by the token alone, contexts exchanged; vertical line: {bar:g}")
+    return finish(fig, title, 420, f"grey: partners by the token alone, contexts exchanged; vertical line: {bar:g}")
 
 
-def number_figure(
-    partners: Mapping[str, Int[np.ndarray, " features"]], title: str = "Which number does the nearest feature have?"
-) -> go.Figure:
-    """A point for each feature, its own number across and its partner's number upwards; a panel for each two SAEs.
-
-    Args:
-        partners: which two SAEs, in words -> the number of each feature's partner.
-        title: the figure's title.
-    """
-    heads = [short_label(name) for name in partners]
-    fig = make_subplots(1, max(len(heads), 1), subplot_titles=heads, horizontal_spacing=0.09)
-    for column, partner in enumerate(partners.values(), start=1):
-        own = np.arange(len(partner))
-        alike = partner == own
-        for where, colour, size in ((~alike, GREY, 2), (alike, BLUE, 3)):
-            fig.add_scattergl(
-                x=own[where],
-                y=np.asarray(partner)[where],
-                mode="markers",
-                marker=dict(size=size, color=colour),
-                hovertemplate="%{x} → %{y}<extra></extra>",
-                row=1,
-                col=column,
-            )
-    fig.update_xaxes(title="a feature's number")
-    fig.update_yaxes(title="number of its nearest", col=1)
-    fig.update_annotations(font_size=13)
-    return finish(fig, title, 400, "blue: the two numbers are the same", showlegend=False)
+def _above(values: Float[np.ndarray, " features"], at: Float[np.ndarray, " bars"]) -> Float[np.ndarray, " bars"]:
+    """Per cent of the values above each bar."""
+    return 100 * (np.asarray(values)[:, None] > at).mean(axis=0)
 
 
-def mutual_share(forward: np.ndarray, backward: np.ndarray) -> float:
-    """Share of the features with a partner whose partner's own partner they are."""
-    chosen = np.flatnonzero(forward >= 0)
-    return float((backward[forward[chosen]] == chosen).mean())
+def lost_twice(there: np.ndarray, at_home: np.ndarray, bar: float) -> float:
+    """Of the features without a partner above the bar there, the share without one at home; 0 where none is lost."""
+    lost = there <= bar
+    return float(np.count_nonzero(at_home[lost] <= bar) / max(np.count_nonzero(lost), 1))
 
 
-def check_mutual_share(answer: Callable) -> Callable:
+def check_lost_twice(answer: Callable) -> Callable:
     """Check exercise 2."""
     cases = [
-        (np.array([1, 0, 2, 2, -1]), np.array([1, 0, 4])),
-        (np.array([0, 0, -1, 1]), np.array([1, -1, 0])),
-        (np.array([2, -1, 1, 0]), np.array([3, 2, -1, 1])),
+        (np.array([0.1, 0.2, 0.9, 0.4, 0.8]), np.array([0.3, 0.9, 0.1, 0.2, 0.9]), 0.5),
+        (np.array([0.7, 0.3, 0.6, 0.1]), np.array([0.2, 0.65, 0.4, 0.1]), 0.5),
+        (np.array([0.1, 0.7, 0.2, 0.3, 0.9, 0.3]), np.array([0.1, 0.2, 0.8, 0.2, 0.1, 0.6]), 0.25),
     ]
     mistakes = {
-        "You divided by all features; divide by those that have a partner.": (
-            lambda f, b: np.mean([x >= 0 and b[x] == i for i, x in enumerate(f)])
+        "You divided by all features; divide by those that are lost there.": (
+            lambda t, h, bar: np.mean((t <= bar) & (h <= bar))
         ),
-        "A partner of −1 means none; `backward[-1]` is the last entry, and then features without one count too.": (
-            lambda f, b: (b[f] == np.arange(len(f))).mean()
+        "The other way round: of those lost *there*, how many are lost at home?": (
+            lambda t, h, bar: np.mean(t[h <= bar] <= bar)
         ),
-        "That is the number of mutual features; give their share.": (
-            lambda f, b: sum(x >= 0 and b[x] == i for i, x in enumerate(f))
+        "That is the share that *has* a partner at home; lost is what lies at the bar or below.": (
+            lambda t, h, bar: np.mean(h[t <= bar] > bar)
         ),
-        "That is the share of features that have a partner; ask the partner back.": lambda f, b: (f >= 0).mean(),
-        "That is the share of partners that nobody else claims; a partner's own choice is in `backward`.": (
-            lambda f, b: np.mean([np.sum(f == x) == 1 for x in f[f >= 0]])
+        "That is the number of features; give their share.": lambda t, h, bar: np.sum((t <= bar) & (h <= bar)),
+        "That is the share lost at home of *all* features; take those that are lost there.": (
+            lambda t, h, bar: np.mean(h <= bar)
         ),
     }
-    return check(answer, mutual_share, cases, mistakes)
+    return check(answer, lost_twice, cases, mistakes)
 
 
 def of_the_token(column: np.ndarray, ids: np.ndarray) -> np.ndarray:
