@@ -18,7 +18,7 @@ CARD = "application/vnd.prism.claim+json"  # `analysis.claims.CARD`, which a lig
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
 
 ELSEWHERE = "verdicts.json"  # in docs/: model -> phase -> verdicts, in the order of the notebook's cards
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*")
 _EXERCISE = re.compile(r"^\*\*Exercise (\d+)\*\* \(([\w ]+), (\d+) minutes\)\. +(.+?[.?!:)`*])$", re.M | re.S)
 
 
