@@ -107,7 +107,7 @@ def test_troubleshooting_names_what_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
     torch = re.search(r"^torch==[\d.]+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M).group()
     assert torch in TROUBLESHOOTING
-    for name, phase in (("CORPUS_DOCUMENTS", 1), ("D_SAE", 4), ("TRAIN_TOKENS", 4)):
+    for name, phase in (("CORPUS_DOCUMENTS", 1), ("D_SAE", 4), ("TOKENS", 4)):
         (notebook,) = (ROOT / "notebooks").glob(f"phase_{phase}_*.ipynb")
         assert f"{name} = " in notebook.read_text(encoding="utf-8"), name
     for part in ("PATIENCE = 3.0", "FETCH_PATIENCE = 15.0"):

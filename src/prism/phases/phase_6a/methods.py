@@ -186,7 +186,7 @@ def by_luck(tried: int, directions: int, ahead: int = 0) -> float:
 
     All orders are then equally likely, and it has more before it only where the first `ahead + 1` are all random.
 
-    >>> by_luck(1, 19), by_luck(5, 95), round(by_luck(1, 19, ahead=1), 6)
-    (0.05, 0.05, 0.1)
+    >>> [round(p, 6) for p in (by_luck(1, 19), by_luck(5, 95), by_luck(1, 19, ahead=1))]
+    [0.05, 0.05, 0.1]
     """
     return 1 - comb(directions, ahead + 1) / comb(directions + tried, ahead + 1)
