@@ -74,9 +74,8 @@ def test_gpt2_with_random_weights_from_the_cache(path, gpt2, tmp_path):
     supported = [claim for claim, verdict in seen.items() if verdict == "supported"]
     assert not any("specialist" in claim.lower() for claim in supported), supported
     assert not any("order of tokens" in claim or "fits this model" in claim for claim in supported), supported
-    if phase_of(path) == "4":  # how architectures compare does not need a model that has learned something
-        meaning = ("interpretable", "survives", "seeds find")
-        assert not any(word in claim for claim in supported for word in meaning), supported
+    if phase_of(path) in ("4", "4b"):  # how dictionaries compare does not need a model that has learned something
+        assert not any("purer" in claim for claim in supported), supported
     elif phase_of(path).startswith("6"):
         assert not [claim for claim in supported if not any(words in claim for words in NEED_NO_LEARNING)], supported
     else:
