@@ -21,7 +21,7 @@ NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and t
     "Effects do not add up",
     "sums of integrated gradients",
     "start from the same random numbers",
-    "Explanations are about their own unit",
+    "Explanations by counting are about their own feature",
 )
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {
