@@ -114,7 +114,9 @@ def test_features_that_are_opened_are_those_of_the_text_where_they_are():
 
 
 def test_a_verdict_needs_two_features():
-    assert methods.above(pd.Series([0.1, 0.11, 0.12, np.nan])) is True and methods.above(pd.Series([0.1, -0.3])) is False
+    assert (
+        methods.above(pd.Series([0.1, 0.11, 0.12, np.nan])) is True and methods.above(pd.Series([0.1, -0.3])) is False
+    )
     assert methods.above(pd.Series([0.4])) is methods.above(pd.Series([], dtype=float)) is None
 
 
