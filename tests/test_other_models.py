@@ -18,7 +18,7 @@ from prism.press.running import run_notebook
 NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache",
     "start from the same random numbers",
-    "Explanations are about their own unit",
+    "Explanations by counting are about their own feature",
 )
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {

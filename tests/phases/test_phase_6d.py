@@ -114,7 +114,9 @@ def test_features_that_are_opened_are_those_of_the_text_where_they_are():
 
 
 def test_a_verdict_needs_two_features():
-    assert methods.above(pd.Series([0.1, 0.12, np.nan])) is True and methods.above(pd.Series([0.1, -0.3])) is False
+    assert (
+        methods.above(pd.Series([0.1, 0.11, 0.12, np.nan])) is True and methods.above(pd.Series([0.1, -0.3])) is False
+    )
     assert methods.above(pd.Series([0.4])) is methods.above(pd.Series([], dtype=float)) is None
 
 
@@ -135,9 +137,9 @@ def test_windows_in_a_table(halves):
 def test_the_figure_shows_every_feature():
     table = methods.answers(RECORDED)
     fig = titled(figures.describers_figure(methods.judged(table.assign(says=table["reader"])), "A title"))
-    dots = [trace for trace in fig.data if trace.marker.opacity]
+    dots = [trace for trace in fig.data if trace.marker.opacity is not None]
     assert [list(trace.y) for trace in dots[:2]] == [[0.875], [1, 0.5]] and len(fig.data) == 12
-    assert dots[1].text == ("7", "9")
+    assert list(dots[1].text) == ["7", "9"]
 
 
 def test_a_hypothesis_of_phase_6d(monkeypatch):
