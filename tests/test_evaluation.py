@@ -17,6 +17,7 @@ from prism import evaluation as ev
 from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
 from prism.evaluation.results import RATIOS
+from prism.evaluation.streaming import Sums
 from prism.models import get_spec, harvest, load_sae
 
 
@@ -51,7 +52,7 @@ class TestPure:
         assert ev.explained_variance(x, x.mean(0).expand_as(x)) == 0.0
         assert ev.explained_variance(x, torch.tensor([[2.0, 2.0], [3.0, 4.0]])) == pytest.approx(1 - 1 / 4)
         assert ev.cosine(x, 3 * x) == pytest.approx(1.0)
-        sums = ev.Sums(2, 2)
+        sums = Sums(2, 2)
         sums.add(x, x / 2, x)
         assert sums.measures()["relative_reconstruction_bias"] == pytest.approx(0.5)
         assert ev.relative_reconstruction_bias(2.0, 4.0) == 0.5 and np.isnan(ev.relative_reconstruction_bias(0.0, 0.0))
@@ -108,7 +109,7 @@ class TestSums:
     def test_streamed_equals_whole(self, x, cuts):
         x = torch.from_numpy(x) + torch.tensor([1000.0, 0, 0]) + torch.arange(12.0)[:, None]
         x_hat, f = x + 0.5, (x - 3).relu()
-        sums = ev.Sums(3, 3)
+        sums = Sums(3, 3)
         edges = [0, *sorted(cuts), 12]
         for a, b in zip(edges[:-1], edges[1:], strict=True):
             sums.add(x[a:b], x_hat[a:b], f[a:b])

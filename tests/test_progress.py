@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -251,10 +252,11 @@ def test_the_catalogue_says_what_the_notebooks_say():
     """Name, level, minutes, number and checks of every exercise, from the notebooks; none is missing or made up."""
     found = {}
     for path in find_notebooks(ROOT / "notebooks"):
-        text = [cell.source for cell in nbformat.read(path, as_version=4).cells]
-        for place, source in enumerate(text):
+        cells = nbformat.read(path, as_version=4).cells
+        for place, source in enumerate(cell.source for cell in cells):
             for number, level, minutes in re.findall(r"\*\*Exercise (\d)\*\* \(([\w ]+), (\d+) minutes\)", source):
-                code = text[place + 1]
+                below = takewhile(lambda cell: cell.cell_type == "code", cells[place + 1 :])
+                code = "\n".join(cell.source for cell in below)
                 checks = re.findall(rf"(?:phase_{phase_of(path)}|exercises)\.check_(\w+)\(", code)
                 name = re.search(r"^(?:def )?(\w+)", code).group(1)
                 if level == "about meaning":  # two texts and one check; counted as of medium difficulty

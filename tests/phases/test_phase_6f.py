@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
+from prism import interventions as iv
 from prism.data import CATEGORIES, DATA, load_texts, tokenize
 from prism.evaluation.metrics import bootstrap_counts
 from prism.exercises import progress
@@ -232,12 +233,12 @@ class TestFeatures:
     def test_matched_sets(self):
         mass = np.exp(np.arange(100.0) / 10)
         mass[50] = 0
-        sets = audit.matched_sets(mass, [10, 90], n=20, nearest=4)
+        sets = iv.matched_sets(mass, [10, 90], n=20, nearest=4)
         assert sets.shape == (20, 2) and not np.isin(sets, [10, 90, 50]).any()
         assert (np.abs(sets - [10, 90]) <= 3).all() and len(np.unique(sets[:, 0])) > 1
-        assert all(len(set(row)) == 2 for row in audit.matched_sets(np.ones(5), [0, 1], n=30).tolist())
+        assert all(len(set(row)) == 2 for row in iv.matched_sets(np.ones(5), [0, 1], n=30).tolist())
         with pytest.raises(ValueError, match="2 are needed"):
-            audit.matched_sets(np.array([1.0, 1, 1]), [0, 1])
+            iv.matched_sets(np.array([1.0, 1, 1]), [0, 1])
 
 
 def test_edit_costs_are_those_of_change_cost(mini):

@@ -72,9 +72,9 @@ _TABLE = """
 5   token_f1               easy    6   token_f1
 5   hypothesis             medium  8   hypothesis
 5   quantile_rows          medium  8   quantile_rows
+6a  hypothesis             medium  8   hypothesis
 6a  same_length            easy    4   matched
 6a  luck                   medium  6   luck
-6a  hypothesis             medium  8   hypothesis
 6a  bought                 medium  8   at_level
 6b  share_of_way           easy    4   share_of_way
 6b  signed_share           medium  6   sign_agreement
@@ -84,8 +84,8 @@ _TABLE = """
 6c  hypothesis             medium  8   hypothesis
 6d  balanced_share         easy    4   balanced
 6d  same_token_rows        medium  10  hard_negatives
-6d  hypothesis             medium  8   hypothesis
 6d  read_answer            medium  8   read_list
+6d  hypothesis             medium  8   hypothesis
 6e  byte_cost              easy    5   bits_per_byte
 6e  common_ends            medium  8   shared_ends
 6e  hypothesis             medium  8   hypothesis

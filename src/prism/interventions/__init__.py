@@ -4,5 +4,5 @@ A *change* is a function from kept activations `[tokens, d_in]` to those that ta
 a model with one; here are the changes that are made of SAE features, and what they cost.
 """
 
-from prism.interventions.changes import Change, add, change_cost, clamp, edited, project_out, suppress
+from prism.interventions.changes import Change, add, change_cost, clamp, edited, matched_sets, project_out, suppress
 from prism.interventions.steering import generate

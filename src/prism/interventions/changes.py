@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prism.data import TokenBatch
@@ -106,3 +107,32 @@ def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.
         states = {"clean": seen.clean, "changed": seen.changed(hook_name, part.keep, change)}
         rows.append(pd.DataFrame({"tokens": mask.sum(1).numpy(), **seen.measure(states, mask)[0]}))
     return pd.concat(rows, ignore_index=True)
+
+
+def matched_sets(
+    mass: Float[np.ndarray, " d_sae"], chosen: Sequence[int], n: int = 5, nearest: int = 20, seed: int = 0
+) -> Int[np.ndarray, "n features"]:
+    """Random features to stand beside chosen ones: for each, another of about the same activation mass.
+
+    Args:
+        mass: of each feature, what makes two of them alike: the sum of its activations over the texts at hand.
+        chosen: features that no set may contain.
+        n: sets.
+        nearest: each partner is drawn from so many living features that are nearest in log mass.
+        seed: of the draws.
+
+    Raises:
+        ValueError: too few other living features.
+    """
+    rng, logs = np.random.default_rng(seed), np.log(np.maximum(np.asarray(mass, dtype=float), 1e-12))
+    free = np.setdiff1d(np.flatnonzero(np.asarray(mass) > 0), chosen)
+    if len(free) < len(chosen):
+        raise ValueError(f"{len(free)} other features fire; {len(chosen)} are needed for a matched set")
+    sets = np.empty((n, len(chosen)), dtype=int)
+    for row in sets:
+        left = free.copy()
+        for place, feature in enumerate(chosen):
+            near = left[np.argsort(np.abs(logs[left] - logs[feature]), kind="stable")[:nearest]]
+            row[place] = rng.choice(near)
+            left = left[left != row[place]]
+    return sets

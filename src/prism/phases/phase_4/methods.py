@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -43,7 +43,12 @@ class Held:
 
     def encode(self, sae: SAE) -> FeatureMatrix:
         """The features of an SAE at one of the hooks; none fires on a massive token."""
-        return encode_activations(sae, [self.x[sae.cfg.metadata.hook_name]], self.table, self.kept.numpy())
+        found = encode_activations(sae, [self.x[sae.cfg.metadata.hook_name]], self.table, self.kept.numpy())
+        values = csr_matrix(
+            diags(self.kept.numpy().astype(np.float32)) @ found.values
+        )  # also of an SAE that has no limit
+        values.eliminate_zeros()
+        return FeatureMatrix(values, self.table.assign(massive=~self.kept.numpy()))
 
     def neurons(self, hook_name: str) -> FeatureMatrix:
         """A hook's channels as they are, a column where they are above zero and a column where they are below."""
