@@ -26,7 +26,7 @@ CHANGED = {
     "1": "READ, CORPUS_DOCUMENTS, PROMPT = (0, 33, 69), 24, 'The <b>law</b>'",
     "2": "THRESHOLD, PERMUTATIONS = 0.01, 200",
     "3": "DOCUMENTS, LENGTH, PERMUTATIONS, TWINS, CATEGORY = 20, 48, 100, 1, 'python'",
-    "4": "D_SAE, K, TOKENS, SEEN, SHORT, UNITS = 512, 16, 20_000, 80_000, 20_000, 60",
+    "4": "D_SAE, K, TOKENS, SEEN, SHORT, UNITS = 512, 16, 8_000, 24_000, 6_000, 60",
     "4b": "HELD_OUT, K, WIDTH = 6_000, 8, 256",
     "5": "SENTENCE, DOUBTED, SHARED, TOP, PER_KIND = 'Hi <b>there</b>, 東京!', '東', 'absent', 5, 6",
     "6a": "TARGET, DOSES, DIRECTIONS, CANDIDATES, NEW_TOKENS = 'digits', (1.0, 2.0), 20, 3, 10",
@@ -38,7 +38,7 @@ CHANGED = {
 }
 LARGE = {name: CHANGED[name] for name in ("6a", "6b", "6f")} | {  # with 24,576 features: less data
     "3": "DOCUMENTS, TWINS = 12, 1",
-    "4": "TOKENS, SEEN, SHORT, FEW = 20_000, 80_000, 20_000, 6_000",
+    "4": "TOKENS, SEEN, SHORT, FEW = 8_000, 24_000, 6_000, 4_000",
 }
 PATHS = find_notebooks(Path(__file__).resolve().parents[1] / "notebooks")
 
