@@ -310,9 +310,6 @@ class TestIntervals:
         assert list(table.index) == ["a", "b"] and table.loc["a", "delta_ce"] == found.delta_ce
         assert np.isnan(table.loc["b", "delta_ce"]) and (table["l0_low"] < table["l0"]).all()
         assert table.loc["a", "dead_share"] == found.dead / found.d_sae
-        shown = ev.readable_table(table)
-        assert shown.loc["a", "L0"].startswith(f"{found.l0:.1f} [") and shown.loc["b", "ΔCE (nats)"] == "–"
-        assert list(ev.readable_table(table.loc[["b"]].dropna(axis=1)))[:2] == ["L0", "EV"]
 
 
 class TestAgainstSaeLens:

@@ -25,7 +25,6 @@ from prism.parameters import (
     share,
     text,
     whole,
-    yes_or_no,
 )
 
 CELL = {"MODEL": "mini", "SAE": None, "SEED": 0}
@@ -76,7 +75,6 @@ def test_model_sae_and_seed_need_no_rule(cell, says):
         ("half \ud83d", text, "N has half of a character"),
         ("minni", model, "N: no model named 'minni'; did you mean 'mini'"),
         (None, model, "N is None; it must be a name in quotes"),
-        (1, yes_or_no, "N is 1; it must be True or False"),
         (5, each(whole(1)), "N is 5; it must be several values"),
         ("abc", each(text), "N is 'abc'; it must be several values"),
         ((), each(whole(1)), "number of values in N is 0"),
@@ -102,7 +100,6 @@ def test_what_may_not_be_is_one_sentence(value, rule, says):
         ([3, 1], each(whole(1))),
         ((0.1, 1), each(share(), least=2)),
         ("urls", one_of(("python", "urls"))),
-        (False, yes_or_no),
         ("mini", model),
     ],
 )
@@ -120,7 +117,7 @@ ANYTHING = (st.none, st.integers, st.floats, st.text, st.binary, st.complex_numb
 
 @given(st.one_of(kind() for kind in ANYTHING))
 def test_nothing_but_a_value_error_comes_of_any_value(value):
-    for rule in (whole(1, 9), number(0, 1), one_of(("a", "b")), text, each(whole(1)), optional(share()), yes_or_no):
+    for rule in (whole(1, 9), number(0, 1), one_of(("a", "b")), text, each(whole(1)), optional(share())):
         try:
             rule("N", value)
         except ValueError:

@@ -8,7 +8,6 @@ import plotly.io as pio
 import pytest
 import scipy.sparse as sp
 import torch
-from figure_checks import titled
 
 from prism import explorer
 from prism import visualization as viz
@@ -211,49 +210,3 @@ def test_windows_stop_at_the_text_and_examples_are_one_per_text(matrix):
 def test_explore_feature_names_what_it_shows(matrix):
     assert "<h1>Neuron 7</h1>" in explorer.explore_feature(matrix, 7, name="Neuron").data
     assert "&lt;b&gt;" in explorer.explore_feature(matrix, 7, name="<b>").data
-
-
-# phase 4: training
-
-
-FRONT = pd.DataFrame(
-    [
-        {
-            "member": member,
-            "target_l0": l0,
-            "l0": l0 * 1.05,
-            "explained_variance": base + l0 / 500,
-            "delta_ce": 1 - base - l0 / 500,
-            "delta_ce_low": 0.95 - base - l0 / 500,
-            "delta_ce_high": 1.08 - base - l0 / 500,
-        }
-        for member, base in (("topk", 0.6), ("relu", 0.5))
-        for l0 in (64, 16, 32)
-    ]
-    + [
-        {
-            "member": "seed-1",
-            "target_l0": 32,
-            "l0": 32.0,
-            "explained_variance": 0.7,
-            "delta_ce": 0.3,
-            "delta_ce_low": 0.2,
-            "delta_ce_high": 0.4,
-        }
-    ]
-)
-
-
-def test_front_figure_orders_points_and_draws_intervals_where_there_are_any():
-    fig = titled(viz.front_figure(FRONT), "L0", "explained variance")
-    assert [trace.name for trace in fig.data] == ["topk", "relu", "seed-1"]
-    assert list(fig.data[0].x) == sorted(fig.data[0].x) and fig.data[0].error_y.array is None
-    assert list(fig.layout.xaxis.ticktext) == ["16", "32", "64", "128"] and fig.layout.xaxis.type == "log"
-    assert [trace.legendrank for trace in fig.data] == [0, 2, 1]  # as the lines end, from the top
-    fig = titled(viz.front_figure(FRONT, y="delta_ce", label={"topk": "TopK"}), "nats")
-    assert fig.data[0].name == "TopK" and fig.data[1].name == "relu"
-    np.testing.assert_allclose(fig.data[0].error_y.array, 0.08)
-    np.testing.assert_allclose(fig.data[0].error_y.arrayminus, 0.05)
-    assert len(viz.front_figure(FRONT, label="target_l0").data) == 3
-    with pytest.raises(ValueError, match="no column 'kl'"):
-        viz.front_figure(FRONT, y="kl")

@@ -204,11 +204,6 @@ def model(name: str, value: object) -> None:
         raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
 
 
-def yes_or_no(name: str, value: object) -> None:
-    """True or False."""
-    require(isinstance(value, bool), f"{name} is {reprlib.repr(value)}; it must be True or False")
-
-
 def check_lengths(spec: ModelSpec, least: int = 1, room: int = 0, **texts: str | Sequence[str]) -> None:
     """Whether a model reads some texts whole. (One that is not on this disk says so when it reads them.)
 

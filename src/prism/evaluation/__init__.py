@@ -20,7 +20,7 @@ from prism.evaluation.metrics import (
 )
 from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, sequence_nats, splice
 from prism.evaluation.preflight import PreflightError, preflight
-from prism.evaluation.results import Evaluation, evaluation_table, paired_difference, readable_table
+from prism.evaluation.results import Evaluation, evaluation_table, paired_difference
 from prism.evaluation.streaming import (
     evaluate,
     evaluate_all,

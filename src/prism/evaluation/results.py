@@ -137,21 +137,3 @@ def evaluation_table(found: dict[str, Evaluation], seed: int = 0) -> pd.DataFram
                 row[measure] = getattr(one, measure)
         rows[name] = row | {"dead_share": one.dead / one.d_sae}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("SAE")
-
-
-def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`evaluation_table` to read: each measure with its interval, as text, or a dash; then shares and width."""
-
-    def cell(row: pd.Series, name: str, digits: int) -> str:
-        if np.isnan(row[name]):
-            return "–"
-        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*row[[name, f"{name}_low", f"{name}_high"]], d=digits)
-
-    shown = {"L0": ("l0", 1), "EV": ("explained_variance", 3), "ΔCE (nats)": ("delta_ce", 3)}
-    frame = pd.DataFrame(index=table.index)
-    for title, what in shown.items():
-        if what[0] in table:
-            frame[title] = [cell(row, *what) for _, row in table.iterrows()]
-    wanted = ("ce_recovered_mean", "ce_recovered_zero", "dead_share", "d_sae", "massive")
-    rest = [name for name in wanted if name in table]
-    return frame.join(table[rest].round(3).rename(columns=lambda name: name.replace("_", " ")))

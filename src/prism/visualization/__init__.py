@@ -1,7 +1,6 @@
 """Figures and shaded tokens: data in, a plotly Figure or HTML out."""
 
 from prism.visualization.dots import grouped_dots
-from prism.visualization.front import front_figure
 from prism.visualization.style import (
     BLUE,
     CATEGORY_COLOURS,
