@@ -12,7 +12,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from prism.files import read_json, write_text
-from prism.press.notebooks import find_notebooks, model_of, outputs, phase_of, read, title_of
+from prism.press.notebooks import find_notebooks, outputs, phase_of, read, title_of
 
 CARD = "application/vnd.prism.claim+json"  # `analysis.claims.CARD`, which a light command cannot import
 BEGIN, END = "<!-- exercises: written by `prism docs` -->", "<!-- end of exercises -->"
@@ -94,9 +94,7 @@ def claims_page(folder: Path) -> str:
         _phase_list(title_of(notebooks[phase], path.stem), path, cards[phase], verdicts[phase])
         for phase, path in paths.items()
     ]
-    names = sorted({name for notebook in notebooks.values() if (name := model_of(notebook))})
     return _PAGE.format(
-        models=" and ".join(_ABOUT.get(name, f"`{name}`") for name in names),
         rows="\n".join(rows),
         total=len(every),
         supported=sum(card.verdict == "supported" for card in every),
@@ -154,15 +152,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "&#124;")
 
 
-_ABOUT = {  # models that notebooks name as their own
-    "mini": "`mini` (4 layers of width 192)",
-    "smollm2": "SmolLM2-135M-Instruct (30 layers of width 576)",
-}
 _PAGE = """# What the papers claim and what we measured
 
 <!-- Written by `prism docs` from the claim cards in the committed notebooks; edit docs/papers.toml instead. -->
 
-We measured {models}, and every number stands on a
+We measured SmolLM2-135M-Instruct (30 layers of width 576), and every number stands on a
 claim card of an executed notebook. The papers' models, corpora and budgets are mostly larger by orders of magnitude, so
 compare directions and not sizes. Terms are in the [glossary](GLOSSARY.md).
 

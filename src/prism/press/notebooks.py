@@ -75,19 +75,6 @@ def read_any(path: Path) -> NotebookNode:
     return new.new_notebook(cells=[new.new_markdown_cell(text)])
 
 
-def model_of(notebook: NotebookNode) -> str | None:
-    """The name under `{"prism": {"model": …}}` in a notebook's metadata; None if there is none.
-
-    Raises:
-        ValueError: something else than a name stands there.
-    """
-    own = notebook.metadata.get("prism", {})
-    name = own.get("model") if isinstance(own, dict) else own
-    if name is not None and not (isinstance(own, dict) and isinstance(name, str)):
-        raise ValueError(f'its metadata names the model {name!r}; write "prism": {{"model": "mini"}}, or nothing')
-    return name
-
-
 def title_of(notebook: NotebookNode, default: str) -> str:
     """The text of the first level-1 heading."""
     for cell in notebook.cells:
@@ -109,13 +96,10 @@ def outputs(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """Takes out, in place, all that differs from run to run without meaning: timing, widget ids, local kernel names.
 
-    Of the notebook's own metadata, what the project keeps there stays (`prism`: its default model).
-
     The picture beside each figure is given its text for those who do not see it.
     """
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    own = {"prism": notebook.metadata["prism"]} if "prism" in notebook.metadata else {}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}, **own})
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         for key in ("execution", "ExecuteTime", "papermill"):
             cell.metadata.pop(key, None)

@@ -23,6 +23,7 @@ from prism.press import notebooks, pages
 from prism.press.browser import find_browser
 
 CELL_TIMEOUT = 3600  # seconds; a cell that takes longer hangs
+TOLD_OF = "smollm2"  # the model that the notebooks' text tells of, and that committed outputs come from
 
 
 @dataclass(frozen=True)
@@ -138,22 +139,6 @@ def model_name(name: str | None) -> str:
     return spec.name if MODELS.get(spec.name) is spec else str(spec.folder)
 
 
-def own_model(path: Path) -> str:
-    """The model that a notebook names in its metadata, else the default.
-
-    Raises:
-        ValueError: it names none that there is.
-    """
-    try:
-        notebook = notebooks.read(path)
-    except (OSError, ValueError):  # running it says what is wrong
-        return model_name(None)
-    try:
-        return model_name(notebooks.model_of(notebook))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-
-
 # --- into pages ------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +147,7 @@ def write_runs(paths: list[Path], model: str | None, out: Path) -> bool:
 
     Args:
         paths: the notebooks, from one folder.
-        model: name or folder; by default what `PRISM_MODEL` says, else each notebook's own.
+        model: name or folder; by default what `PRISM_MODEL` says, else the readers' default.
         out: folder to write.
 
     Returns:
@@ -172,25 +157,24 @@ def write_runs(paths: list[Path], model: str | None, out: Path) -> bool:
         ValueError: there is no such model; then nothing is written.
         OSError: the folder cannot be written.
     """
-    model = model or os.environ.get("PRISM_MODEL")
-    models = {path.name: model_name(model) if model else own_model(path) for path in paths}
+    model = model_name(model or os.environ.get("PRISM_MODEL"))
     index, runs = out / "index.html", []
 
     def stopped() -> str:
         kept = f"{len(runs)} of {len(paths)} notebooks ran"
-        write_text(index, _index(runs, models, f"The run was stopped: {kept}."))
+        write_text(index, _index(runs, model, f"The run was stopped: {kept}."))
         return f"{kept}, see {index.resolve()}"
 
     _write_shared(out, paths[0].parent.resolve().parent / "docs" / "GLOSSARY.md")
     with stopping.at_stop(stopped):
         for path in paths:
-            run = _run_aloud(path, {"PRISM_MODEL": models[path.name]})
+            run = _run_aloud(path, {"PRISM_MODEL": model})
             if run.notebook is not None:
                 write_text(out / run.path.name, nbformat.writes(run.notebook) + "\n")
                 link = pages.link_from(run.path.parent, out.resolve())
                 write_text(out / f"{run.path.stem}.html", pages.to_html(run.notebook, run.title, link))
             runs.append(run)
-            write_text(index, _index(runs, models))
+            write_text(index, _index(runs, model))
     failed = sum(run.error is not None for run in runs)
     print(f"\n{len(runs) - failed} of {len(runs)} notebooks ran to their end. Open {index.resolve()}")
     return not failed
@@ -206,7 +190,7 @@ def _write_shared(out: Path, glossary: Path) -> None:
         write_text(out / "glossary.html", pages.to_html(notebooks.read_any(glossary), "Glossary", link))
 
 
-def _index(runs: list[Run], models: dict[str, str], note: str = "") -> str:
+def _index(runs: list[Run], model: str, note: str = "") -> str:
     """The page that links all others, with a note above them."""
     rows = []
     for run in runs:
@@ -214,8 +198,7 @@ def _index(runs: list[Run], models: dict[str, str], note: str = "") -> str:
         if run.notebook is not None:
             title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
         state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        model = f"<code>{html.escape(models[run.path.name])}</code>"
-        rows.append(f"<tr><td>{title}</td><td>{model}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
+        rows.append(f"<tr><td>{title}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -223,8 +206,9 @@ td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; 
 pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
 </style></head><body>
 <h1>Prism</h1>
+<p>On <code>{html.escape(model)}</code>.</p>
 {f"<p><b>{note}</b></p>" if note else ""}
-<table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
+<table><tr><th>Notebook</th><th>Run time</th><th>Status</th></tr>
 {chr(10).join(rows)}
 </table></body></html>
 """
@@ -234,13 +218,12 @@ pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
 
 
 def replace_outputs(paths: list[Path]) -> bool:
-    """Executes notebooks, each on its own model, and replaces all the files, or none if anything is wrong with one.
+    """Executes notebooks on the model their text tells of; replaces all the files, or none if one has a fault.
 
     Returns:
         Whether they were replaced.
 
     Raises:
-        ValueError: a notebook names a model that there is not.
         OSError: there is no browser to draw the pictures, or a file cannot be written.
     """
     if find_browser() is None:
@@ -250,8 +233,7 @@ def replace_outputs(paths: list[Path]) -> bool:
         )
     replaced = []
     with stopping.at_stop(lambda: f"{len(replaced)} of {len(paths)} notebooks were replaced"):
-        own = {path: own_model(path) for path in paths}
-        runs = [_run_aloud(path, {"PRISM_MODEL": own[path], "PRISM_PNG": "1"}) for path in paths]
+        runs = [_run_aloud(path, {"PRISM_MODEL": TOLD_OF, "PRISM_PNG": "1"}) for path in paths]
         whole = [run for run in runs if run.error is None]
         problems = [
             f"{run.path.name}: {problem}"

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from nbformat import NotebookNode
 
 from prism.files import replacing, write_text
-from prism.press.notebooks import find_notebooks, model_of, read_any, title_of
+from prism.press.notebooks import find_notebooks, read_any, title_of
 from prism.press.pages import PLOTLY_JS, to_html
 
 GALLERY = "gallery"  # folder of the pages about features
@@ -147,6 +147,4 @@ def _item(notebook: NotebookNode, stem: str, address: str) -> str:
     does, takes = re.search(r"\*\*What you'll do\.\*\* (.+)", first), re.search(r"about [^·]+ on a laptop CPU", first)
     words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) if does else ""
     about = f"<p>{html.escape(words)} ({takes[0]})</p>" if does and takes else f"<p>{html.escape(words)}</p>"
-    model = html.escape(model_of(notebook) or "")
-    on = f" <small>on <code>{model}</code></small>" if model else ""
-    return f'<li><a href="{address}">{title}</a>{on}{about if does else ""}</li>'
+    return f'<li><a href="{address}">{title}</a>{about if does else ""}</li>'
