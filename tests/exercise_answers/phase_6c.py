@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from prism.phases import phase_6c
+from prism.phases.phase_6c import exercises
 
 
 def loop_twice(there, at_home, bar):
@@ -45,25 +45,25 @@ def one_too_many(column, ids):
 
 
 RIGHT = [
-    (phase_6c.check_lost_twice, loop_twice),
-    (phase_6c.check_lost_twice, set_twice),
-    (phase_6c.check_lost_twice, frame_twice),
-    (phase_6c.check_of_the_token, loop_token),
-    (phase_6c.check_of_the_token, frame_token),
-    (phase_6c.check_of_the_token, matrix_token),
+    (exercises.check_lost_twice, loop_twice),
+    (exercises.check_lost_twice, set_twice),
+    (exercises.check_lost_twice, frame_twice),
+    (exercises.check_of_the_token, loop_token),
+    (exercises.check_of_the_token, frame_token),
+    (exercises.check_of_the_token, matrix_token),
 ]
 
 WRONG = [
-    (phase_6c.check_lost_twice, lambda t, h, b: ((t <= b) * (h <= b)).sum() / len(t), "divided by all"),
-    (phase_6c.check_lost_twice, lambda t, h, b: (t[h <= b] <= b).mean(), "other way round"),
-    (phase_6c.check_lost_twice, lambda t, h, b: 1 - (h[t <= b] <= b).mean(), "*has* a partner"),
-    (phase_6c.check_lost_twice, lambda t, h, b: np.count_nonzero((t <= b) & (h <= b)), "number of features"),
-    (phase_6c.check_lost_twice, lambda t, h, b: np.count_nonzero(h <= b) / len(h), "of *all* features"),
-    (phase_6c.check_lost_twice, lambda t, h, b: h <= b, "Your function returned"),
-    (phase_6c.check_of_the_token, with_itself, "must not help"),
-    (phase_6c.check_of_the_token, one_too_many, "divide by one less"),
-    (phase_6c.check_of_the_token, lambda c, i: np.bincount(i, c)[i] - c, "give their mean"),
-    (phase_6c.check_of_the_token, lambda c, i: (c.sum() - c) / (len(c) - 1), "with the same id"),
-    (phase_6c.check_of_the_token, lambda c, i: pd.Series(c).groupby(i).mean(), "not one an id"),
-    (phase_6c.check_of_the_token, lambda c, i: c, "Your function returned"),
+    (exercises.check_lost_twice, lambda t, h, b: ((t <= b) * (h <= b)).sum() / len(t), "divided by all"),
+    (exercises.check_lost_twice, lambda t, h, b: (t[h <= b] <= b).mean(), "other way round"),
+    (exercises.check_lost_twice, lambda t, h, b: 1 - (h[t <= b] <= b).mean(), "*has* a partner"),
+    (exercises.check_lost_twice, lambda t, h, b: np.count_nonzero((t <= b) & (h <= b)), "number of features"),
+    (exercises.check_lost_twice, lambda t, h, b: np.count_nonzero(h <= b) / len(h), "of *all* features"),
+    (exercises.check_lost_twice, lambda t, h, b: h <= b, "Your function returned"),
+    (exercises.check_of_the_token, with_itself, "must not help"),
+    (exercises.check_of_the_token, one_too_many, "divide by one less"),
+    (exercises.check_of_the_token, lambda c, i: np.bincount(i, c)[i] - c, "give their mean"),
+    (exercises.check_of_the_token, lambda c, i: (c.sum() - c) / (len(c) - 1), "with the same id"),
+    (exercises.check_of_the_token, lambda c, i: pd.Series(c).groupby(i).mean(), "not one an id"),
+    (exercises.check_of_the_token, lambda c, i: c, "Your function returned"),
 ]
