@@ -171,7 +171,8 @@ sets, the absorption of first letters, and every statement about large models as
 
 {total} cards, {supported} of them supported. *Supported* is a card's own verdict on its own claim, which may be
 narrower or wider than a paper's; what would refute it stands in its notebook. Beside it stands what the same notebook
-says on other models, where it has been run on them: on random weights, no claim about meaning may be supported.
+says on `mini` and on `mini` with random weights (a dash in phase 0, which loads no model). A claim that random weights
+support too is about numbers or about a method, never about meaning.
 
 {lists}
 """

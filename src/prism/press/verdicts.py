@@ -25,7 +25,7 @@ def random_twin(folder: Path) -> Path:
 
 
 def record(folder: Path, work: Path, only: list[str] | None = None) -> Path:
-    """Runs the notebooks in `folder` on both models, and keeps their verdicts in `docs/verdicts.json` beside it.
+    """Runs the notebooks in `folder` that load a model on both, and keeps their verdicts in `docs/verdicts.json` beside it.
 
     A phase's verdicts are written as soon as it has run, so a run that was stopped goes on with --only.
 
@@ -42,7 +42,9 @@ def record(folder: Path, work: Path, only: list[str] | None = None) -> Path:
     twin = work / "random_twin"
     models = {"mini": "mini", "random weights": str(twin if twin.is_dir() else random_twin(twin))}
     for path in find_notebooks(folder):
-        for name, model in models.items() if only is None or phase_of(path) in only else ():
+        asked = only is None or phase_of(path) in only
+        with_model = "check_toy_parameters" not in path.read_text(encoding="utf-8")
+        for name, model in models.items() if asked and with_model else ():
             print(f"{path.stem} on {name}", flush=True)
             done = run_notebook(path, {"PRISM_MODEL": model, "PRISM_CACHE": str(work / f"cache of {name}")})
             if done.error:
