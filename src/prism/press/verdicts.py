@@ -25,7 +25,7 @@ def random_twin(folder: Path) -> Path:
 
 
 def record(folder: Path, work: Path, only: list[str] | None = None) -> Path:
-    """Runs the notebooks in `folder` that load a model on both, and keeps their verdicts in `docs/verdicts.json` beside it.
+    """Runs the notebooks that load a model on both, and keeps their verdicts in `docs/verdicts.json` beside `folder`.
 
     A phase's verdicts are written as soon as it has run, so a run that was stopped goes on with --only.
 
