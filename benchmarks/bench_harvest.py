@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from prism import models
 from prism.data import DATA
-from prism.features import ENCODE_TOKENS, encode_activations
+from prism.features import encode_activations
+from prism.features.encoding import ENCODE_TOKENS
 
 SEQUENCES, CONTEXT, LAYER = 16, 128, 6
 D_IN, D_SAE, L0, TOP = 768, 24_576, 50, 20

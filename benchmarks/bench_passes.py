@@ -19,7 +19,8 @@ from timing import RUNS, peak_memory
 from prism import evaluation as ev
 from prism.device import bulk_dtype, dtype_name
 from prism.fast import stripped
-from prism.models import SMOLLM2, SMOLLM2_WHEEL, is_fetched, load_model
+from prism.models import SMOLLM2, load_model
+from prism.models.fetching import SMOLLM2_WHEEL, is_fetched
 
 SEQUENCES, LAYER, SPLICED = 8, 15, (7, 15, 23)
 
@@ -105,8 +106,8 @@ def splice_table(model, threads: int) -> None:
     change = lambda x: 0.9 * x  # noqa: E731
     ways = {}
     for layer, hook in hooks.items():
-        ways[f"block {layer}: whole, bridge"] = lambda hook=hook: ev.sequence_nats(
-            ev.splice(model, tokens, hook, keep, change), tokens, mask
+        ways[f"block {layer}: whole, bridge"] = lambda hook=hook: ev.predictions.sequence_nats(
+            ev.predictions.splice(model, tokens, hook, keep, change), tokens, mask
         )
         ways[f"block {layer}: resumed"] = lambda hook=hook: seen.nats(seen.changed(hook, keep, change), mask)
     seconds, memory = in_turn(ways), {name: peak_memory(way) for name, way in ways.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from prism.models import SMOLLM2_WHEEL, WheelModel
+from prism.models.fetching import SMOLLM2_WHEEL, WheelModel
 
 D_MODEL, D_MLP, HEADS, KV_HEADS, BLOCKS = 64, 96, 4, 2, 2
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

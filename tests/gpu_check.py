@@ -12,8 +12,10 @@ import torch
 from prism import data, models, training
 from prism import evaluation as ev
 from prism import interventions as iv
-from prism.models import get_spec, is_fetched, load_model, load_sae
-from prism.sae import ARCHITECTURES, SaeConfig
+from prism.models import get_spec, load_model, load_sae
+from prism.models.fetching import is_fetched
+from prism.sae import SaeConfig
+from prism.sae.architectures import ARCHITECTURES
 
 FAILED: list[str] = []
 
@@ -71,7 +73,12 @@ def losses(architecture: str):
 def steered():
     model, sae, batch = setting()
     hook, prompts = sae.cfg.metadata.hook_name, batch[:4].tokens[:, :8]
-    changes = (None, iv.add(sae.W_dec[7], 20.0), iv.clamp(sae, 7, 30.0), iv.project_out(sae.W_dec[7], mean=sae.b_dec))
+    changes = (
+        None,
+        iv.add(sae.W_dec[7], 20.0),
+        iv.changes.clamp(sae, 7, 30.0),
+        iv.project_out(sae.W_dec[7], mean=sae.b_dec),
+    )
     runs = (iv.generate(model, prompts, 12, hook if c else None, c, temperature=0.0) for c in changes)
     return torch.cat([run.log_probs for run in runs])
 
@@ -79,7 +86,7 @@ def steered():
 def speeds() -> None:
     """Tokens and training steps a second on the GPU."""
     os.environ["PRISM_DEVICE"] = "cuda"
-    names = ["mini"] + ["smollm2"] * is_fetched(models.SMOLLM2_WHEEL)
+    names = ["mini"] + ["smollm2"] * is_fetched(models.fetching.SMOLLM2_WHEEL)
     for name in names:
         spec = get_spec(name)
         hook, tokens = spec.sae().hook_name, torch.randint(17, 4_000, (256, spec.context))
@@ -96,7 +103,7 @@ def speeds() -> None:
             )
     x = torch.randn(40_960, 768)
     for d_sae in (4_096, 24_576):
-        trainer = training.Trainer(
+        trainer = training.loop.Trainer(
             SaeConfig(768, d_sae, "batch_topk", k=32), training.TrainConfig(batch=4_096), x, device="cuda"
         )
         for step in range(25):

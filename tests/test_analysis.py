@@ -27,13 +27,12 @@ from prism.analysis import (
     most_frequent,
     most_selective,
     permutation_null,
-    specialist_scores,
     specialists,
     strongest,
     survivors,
 )
 from prism.analysis.claims import CARD
-from prism.analysis.specialist_search import Null
+from prism.analysis.specialist_search import Null, specialist_scores
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prism import evaluation as ev
 from prism import models
 from prism.data import DATA, TokenBatch, tokenize
-from prism.fast import SITES, stripped
+from prism.fast import stripped
+from prism.fast.passes import SITES
 from prism.interventions import add, edited
 from prism.models import check_hook, get_spec, harvest, kept_activations, load_model
 from prism.models.registry import ARCHITECTURES
@@ -168,7 +169,7 @@ class TestHooksThatAreNotWhatTheyAreCalled:
         model = load_model(get_spec(str(folder(tmp_path / "granite", "GraniteConfig", settings))))
         for site in ("hook_attn_out", "hook_mlp_out"):
             with pytest.raises(ValueError, match=f"'blocks.1.{site}' fires in this model; the nearest is 'blocks.1"):
-                ev.splice(model, IDS, f"blocks.1.{site}", KEEP, torch.relu)
+                ev.predictions.splice(model, IDS, f"blocks.1.{site}", KEEP, torch.relu)
 
     def test_a_middle_of_the_block_that_is_normed_before_the_mlp_is_added(self, tmp_path):
         there = folder(tmp_path / "post-norm", "BertConfig", NEW | MLP | {"is_decoder": True}, "BertLMHeadModel")
@@ -189,7 +190,7 @@ class TestHooksThatAreNotWhatTheyAreCalled:
         model.firing = known | {hook}  # as if the check had let it through
         try:
             for attempt in (
-                lambda: ev.splice(model, IDS, hook, KEEP, torch.relu),
+                lambda: ev.predictions.splice(model, IDS, hook, KEEP, torch.relu),
                 lambda: nats(model, hook, torch.relu),
                 lambda: list(harvest(model, IDS, hook)),
             ):
@@ -367,13 +368,13 @@ class TestIdentity:
         from prism.press import running
 
         assert running.model_name("mini") == "mini"
-        assert _homes(models.MINI)[0] == _homes(get_spec(str(DATA / "model")))[0] == DATA / "saes" / "family"
+        assert _homes(models.MODELS["mini"])[0] == _homes(get_spec(str(DATA / "model")))[0] == DATA / "saes" / "family"
         assert _homes(models.SMOLLM2)[0] == DATA / "smollm2" / "saes" / "family"
 
 
 def test_neurons_behind_a_gate_have_two_signs():
     from prism.data import token_table
-    from prism.features import neuron_features
+    from prism.features.encoding import neuron_features
 
     model, hook = load_model(get_spec("mini-llama")), "blocks.2.mlp.hook_post"
     batch = tokenize(["def f(x):\n    return x", "Once upon a time"], model.tokenizer, 256)

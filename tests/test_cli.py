@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs" / "GLOSSARY.md").write_text(glossary, encoding="utf-8")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(running, "model_name", lambda name: name or "mini")
+    monkeypatch.setattr(running, "model_name", lambda name: name or os.environ.get("PRISM_MODEL", "mini"))
     return tmp_path / "notebooks"
 
 
@@ -306,7 +306,7 @@ def test_doctor_says_what_is_cached_and_asks_nobody(gpt2_only, repos, tmp_path, 
         assert running.requests == []
     lines = {line[:17].strip(): line[18:] for line in capsys.readouterr().out.splitlines()}
     assert lines["hub cache"] == f"{tmp_path} (HF_HUB_OFFLINE is not set)"
-    size = sum(len(repos[MODEL][file.filename]) for file in hub.cached_model_files(MODEL)) / 1e6
+    size = sum(len(repos[MODEL][file.filename]) for file in hub._cached_model_files(MODEL)) / 1e6
     assert lines["gpt2-small"] == f"cached ({size:.0f} MB)" and lines["6-res-jb"] == "cached (0 MB)"
     assert lines["8-res-jb"] == lines["10-res-jb"] == lines["6-mlp-out"] == "not cached"
     assert lines["missing"] == "prism fetch gpt2-small (about 1500 MB in all)"
@@ -359,7 +359,7 @@ def test_fetch_shows_what_it_got(repos, tmp_path, monkeypatch, capsys) -> None:
 
 def test_fetch_of_everything_includes_the_corpus(repos, tmp_path, monkeypatch, capsys) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(data, "fetch_corpus", asked.append)
+    monkeypatch.setattr(data, "load_corpus", asked.append)
     with serve(repos) as running:
         use_hub(monkeypatch, tmp_path, running.endpoint)
         assert cli.main(["fetch", "gpt2-small", "--no-corpus"]) == 0 and asked == []

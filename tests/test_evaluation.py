@@ -16,6 +16,7 @@ from saelens_agreement import agreement_with_saelens
 from prism import evaluation as ev
 from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
+from prism.evaluation import metrics
 from prism.evaluation.results import RATIOS
 from prism.evaluation.streaming import Sums
 from prism.models import get_spec, harvest, load_sae
@@ -47,16 +48,18 @@ class Fixed:
 class TestPure:
     def test_hand_cases(self):
         x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        assert ev.mse(x, x + torch.tensor([1.0, 2.0])) == 5.0
+        assert metrics.mse(x, x + torch.tensor([1.0, 2.0])) == 5.0
         assert ev.explained_variance(x, x) == 1.0
         assert ev.explained_variance(x, x.mean(0).expand_as(x)) == 0.0
         assert ev.explained_variance(x, torch.tensor([[2.0, 2.0], [3.0, 4.0]])) == pytest.approx(1 - 1 / 4)
-        assert ev.cosine(x, 3 * x) == pytest.approx(1.0)
+        assert metrics.cosine(x, 3 * x) == pytest.approx(1.0)
         sums = Sums(2, 2)
         sums.add(x, x / 2, x)
         assert sums.measures()["relative_reconstruction_bias"] == pytest.approx(0.5)
-        assert ev.relative_reconstruction_bias(2.0, 4.0) == 0.5 and np.isnan(ev.relative_reconstruction_bias(0.0, 0.0))
-        assert ev.density(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).tolist() == [0, 1]
+        assert metrics.relative_reconstruction_bias(2.0, 4.0) == 0.5 and np.isnan(
+            metrics.relative_reconstruction_bias(0.0, 0.0)
+        )
+        assert metrics.density(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).tolist() == [0, 1]
         assert ev.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5
 
     def test_constant_activations_have_no_variance_to_explain(self):
@@ -71,33 +74,33 @@ class TestPure:
         assert uncentred > 0.7 and ev.explained_variance(x, mean) == pytest.approx(0.0, abs=1e-9)
 
     def test_trap_zero_ablation_flatters(self):
-        assert ev.ce_recovered(4.694, 4.714, 13.08) == pytest.approx(0.9976, abs=1e-4)
-        assert ev.ce_recovered(4.694, 4.714, 4.794) == pytest.approx(0.8)
-        assert ev.ce_recovered(1.0, 1.0, 3.0) == 1.0 and ev.ce_recovered(1.0, 3.0, 3.0) == 0.0
+        assert metrics.ce_recovered(4.694, 4.714, 13.08) == pytest.approx(0.9976, abs=1e-4)
+        assert metrics.ce_recovered(4.694, 4.714, 4.794) == pytest.approx(0.8)
+        assert metrics.ce_recovered(1.0, 1.0, 3.0) == 1.0 and metrics.ce_recovered(1.0, 3.0, 3.0) == 0.0
 
     def test_edges(self):
-        assert np.isnan(ev.ce_recovered(2.0, 2.5, 2.0))
-        assert np.isnan(ev.paired_bootstrap(np.ones(1), np.ones(1))).all()
-        low, high = ev.paired_bootstrap(np.array([1.0, 0, 2]), np.array([1.0, 0, 1]))
+        assert np.isnan(metrics.ce_recovered(2.0, 2.5, 2.0))
+        assert np.isnan(metrics.paired_bootstrap(np.ones(1), np.ones(1))).all()
+        low, high = metrics.paired_bootstrap(np.array([1.0, 0, 2]), np.array([1.0, 0, 1]))
         assert 1 <= low <= high <= 2
         with pytest.raises(ValueError, match="differ in shape"):
-            ev.mse(torch.zeros(2, 3), torch.zeros(3))
+            metrics.mse(torch.zeros(2, 3), torch.zeros(3))
 
     def test_kl_of_two_coins(self):
         p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
         expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
-        assert ev.kl(p.log(), q.log()) == pytest.approx(expected, abs=1e-6)
+        assert metrics.kl(p.log(), q.log()) == pytest.approx(expected, abs=1e-6)
 
     @given(arrays(np.float32, (7, 5), elements=st.floats(-10, 10, width=32)))
     def test_kl_is_never_negative(self, logits):
         other = torch.from_numpy(np.roll(logits, 1, axis=1).copy())
-        assert ev.kl(torch.from_numpy(logits), other) >= -1e-6
+        assert metrics.kl(torch.from_numpy(logits), other) >= -1e-6
 
     def test_bootstrap_covers_a_known_mean_and_narrows(self):
         rng = np.random.default_rng(0)
         few, many = rng.normal(2, 1, 20), rng.normal(2, 1, 2000)
-        low, high = ev.paired_bootstrap(few, np.ones(20))
-        low2, high2 = ev.paired_bootstrap(many, np.ones(2000))
+        low, high = metrics.paired_bootstrap(few, np.ones(20))
+        low2, high2 = metrics.paired_bootstrap(many, np.ones(2000))
         assert low < 2 < high and low2 < 2 < high2 and high2 - low2 < (high - low) / 3
 
 
@@ -116,13 +119,13 @@ class TestSums:
         assert sums.n == 12
         found, wide = sums.measures(), (x.double(), x_hat.double())
         assert found["l0"] == pytest.approx(ev.l0(f))
-        assert found["mse"] == pytest.approx(ev.mse(*wide))
+        assert found["mse"] == pytest.approx(metrics.mse(*wide))
         assert found["explained_variance"] == pytest.approx(ev.explained_variance(x, x_hat), abs=1e-9)
-        assert found["cosine"] == pytest.approx(ev.cosine(x, x_hat))
+        assert found["cosine"] == pytest.approx(metrics.cosine(x, x_hat))
         power, dot = wide[1].pow(2).sum().item(), (wide[0] * wide[1]).sum().item()
-        assert found["relative_reconstruction_bias"] == pytest.approx(ev.relative_reconstruction_bias(power, dot))
-        np.testing.assert_allclose(found["density"], ev.density(f))
-        assert found["dead"] == int((ev.density(f) == 0).sum())
+        assert found["relative_reconstruction_bias"] == pytest.approx(metrics.relative_reconstruction_bias(power, dot))
+        np.testing.assert_allclose(found["density"], metrics.density(f))
+        assert found["dead"] == int((metrics.density(f) == 0).sum())
         torch.testing.assert_close(sums.mean, x.double().mean(0))
 
 
@@ -150,10 +153,10 @@ class TestEvaluate:
         x = torch.cat(list(harvest(mini, batch.tokens, sae.cfg.metadata.hook_name)))[batch.keep]
         f = sae.encode(x)
         assert result.l0 == pytest.approx(ev.l0(f), rel=1e-6)
-        assert result.mse == pytest.approx(ev.mse(x, sae.decode(f)), rel=1e-4)
+        assert result.mse == pytest.approx(metrics.mse(x, sae.decode(f)), rel=1e-4)
         assert result.explained_variance == pytest.approx(ev.explained_variance(x, sae.decode(f)), abs=1e-5)
-        np.testing.assert_allclose(result.density, ev.density(f), atol=1e-9)
-        assert result.dead == int((ev.density(f) == 0).sum())
+        np.testing.assert_allclose(result.density, metrics.density(f), atol=1e-9)
+        assert result.dead == int((metrics.density(f) == 0).sum())
         assert result.delta_ce_interval[0] <= result.delta_ce <= result.delta_ce_interval[1]
 
     def test_bos_and_padding_do_not_count(self, mini, sae, batch):
@@ -207,10 +210,10 @@ class TestEvaluate:
 
     def test_unknown_hook_is_said(self, mini, batch):
         with pytest.raises(ValueError, match="nearest is 'blocks.2.hook_resid_pre'"):
-            ev.splice(mini, batch.tokens, "blocks.2.hook_resid_pr", batch.keep, lambda x: x)
+            ev.predictions.splice(mini, batch.tokens, "blocks.2.hook_resid_pr", batch.keep, lambda x: x)
 
     def test_splice_check(self, mini, sae, batch):
-        assert ev.splice_check(mini, sae, batch) < 1e-5
+        assert ev.streaming.splice_check(mini, sae, batch) < 1e-5
 
     @pytest.mark.filterwarnings("error")
     def test_texts_of_one_token_have_no_prediction_and_spoil_none(self, mini, sae):
@@ -226,25 +229,26 @@ class TestEvaluate:
         table = ev.evaluation_table({"a": among, "b": alone})
         assert table.notna().all().all()
         assert np.isfinite(ev.paired_difference(among, among)).all()
-        assert ev.splice_check(mini, sae, mixed) < 1e-5
+        assert ev.streaming.splice_check(mini, sae, mixed) < 1e-5
 
     @pytest.mark.filterwarnings("error")
     def test_texts_of_one_token_alone_are_one_sentence(self, mini, sae):
-        from prism.interventions import add, change_cost
+        from prism.interventions import add
+        from prism.interventions.changes import change_cost
 
         ones = tokenize([" the", " a", " cat"], mini.tokenizer, 64)
         said = "no text has two tokens in a row, so there is no prediction to measure; give at least one of two tokens"
         hook = sae.cfg.metadata.hook_name
         for measure in (
             lambda: ev.evaluate(mini, sae, ones),
-            lambda: ev.splice_check(mini, sae, ones),
+            lambda: ev.streaming.splice_check(mini, sae, ones),
             lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
             lambda: ev.preflight(mini, sae, ones),
         ):
             with pytest.raises(ValueError, match=said):
                 measure()
         with pytest.raises(ValueError, match="no prediction to compare"):
-            ev.kl(torch.zeros(0, 5), torch.zeros(0, 5))
+            metrics.kl(torch.zeros(0, 5), torch.zeros(0, 5))
         without = ev.evaluate(mini, sae, ones, with_ce=False)
         assert without.n_tokens == 3 and np.isfinite(without.interval("l0")).all()
         assert ev.text_bits(mini, [" the", " a"], 64).gt(0).all().all()
@@ -397,21 +401,24 @@ class TestPreflight:
         ],
     )
     def test_wrong_hook(self, fitting, sae, hook, reason):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         sae.cfg.metadata.hook_name = hook
         with pytest.raises(PreflightError, match=reason):
             preflight(fitting[0], sae, fitting[2])
 
     def test_other_weight_processing(self, fitting, sae):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
         with pytest.raises(PreflightError, match="found no_processing, wanted center_writing_weights"):
             preflight(fitting[0], sae, fitting[2])
 
     def test_no_bos(self, fitting):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         model, sae, batch = fitting
         with pytest.raises(PreflightError, match="BOS: found missing or counted"):
@@ -443,7 +450,8 @@ class TestPreflight:
         ],
     )
     def test_what_the_metadata_says(self, fitting, sae, settings, metadata, reason):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         for owner, values in ((sae.cfg, settings), (sae.cfg.metadata, metadata)):
             for name, value in values.items():
@@ -493,13 +501,15 @@ class TestPreflight:
 
     @pytest.mark.parametrize("published", [5.0, 500.0])
     def test_l0_far_from_the_published_one(self, fitting, published):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         with pytest.raises(PreflightError, match="failed at L0.*published"):
             preflight(*fitting, published_l0=published)
 
     def test_an_sae_that_never_fires(self, fitting, sae):
-        from prism.evaluation import PreflightError, preflight
+        from prism.evaluation import preflight
+        from prism.evaluation.preflight import PreflightError
 
         sae.threshold.data.fill_(1e9)
         with pytest.raises(PreflightError, match="failed at L0: found 0.0, wanted more than 0"):

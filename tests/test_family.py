@@ -9,7 +9,8 @@ from sae_lens import SAE
 
 from prism import models
 from prism.data import CACHE, held_out_documents, training_documents
-from prism.models import FAMILY, load_family, member_configs, metadata_of, saes, trained_family, training_activations
+from prism.models import FAMILY, load_family, metadata_of, saes, trained_family
+from prism.models.saes import member_configs, training_activations
 from prism.sae import save_saelens
 from prism.training import train
 

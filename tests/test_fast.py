@@ -16,10 +16,13 @@ from transformers import AutoTokenizer
 from prism import evaluation as ev
 from prism import fast, models
 from prism.data import DATA, TokenBatch, tokenize
-from prism.fast import SITES, SparseGradients, passes
+from prism.evaluation import metrics
+from prism.fast import SparseGradients, passes
 from prism.fast.entries import RULES, where_true
+from prism.fast.passes import SITES
 from prism.models import get_spec, harvest, load_model
-from prism.sae import ARCHITECTURES, dense_gradients
+from prism.sae import dense_gradients
+from prism.sae.architectures import ARCHITECTURES
 
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 GPT2 = {"vocab_size": 50, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
@@ -287,14 +290,16 @@ class TestPredictions:
         assert seen.quick is not None
         clean = model(SOME, return_type="logits")
         np.testing.assert_allclose(
-            seen.nats(seen.clean, self.mask), ev.sequence_nats(clean, SOME, self.mask), rtol=1e-5
+            seen.nats(seen.clean, self.mask), ev.predictions.sequence_nats(clean, SOME, self.mask), rtol=1e-5
         )
         for hook in ALL_SITES:
-            whole = ev.splice(model, SOME, hook, self.keep, halve_and_turn)
+            whole = ev.predictions.splice(model, SOME, hook, self.keep, halve_and_turn)
             states = seen.changed(hook, self.keep, halve_and_turn)
             nats, apart = seen.measure({"x": states}, self.mask, ["x"])
-            np.testing.assert_allclose(nats["x"], ev.sequence_nats(whole, SOME, self.mask), rtol=1e-5, err_msg=hook)
-            divergence = ev.kl(clean[:, :-1][self.mask], whole[:, :-1][self.mask]) * int(self.mask.sum())
+            np.testing.assert_allclose(
+                nats["x"], ev.predictions.sequence_nats(whole, SOME, self.mask), rtol=1e-5, err_msg=hook
+            )
+            divergence = metrics.kl(clean[:, :-1][self.mask], whole[:, :-1][self.mask]) * int(self.mask.sum())
             np.testing.assert_allclose(apart["x"], divergence, rtol=1e-4, atol=1e-5, err_msg=hook)  # float32 logits
 
     @torch.no_grad()
@@ -328,11 +333,11 @@ class TestPredictions:
         monkeypatch.setattr("prism.evaluation.predictions.LOGITS", 50 * 7)
         model = tiny("llama")
         seen = ev.Predictions(model, SOME)
-        sizes, logits = [], fast.StrippedPass.logits
-        monkeypatch.setattr(fast.StrippedPass, "logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
+        sizes, logits = [], fast.passes.StrippedPass.logits
+        monkeypatch.setattr(fast.passes.StrippedPass, "logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
         nats = seen.nats(seen.clean, self.mask)
         assert max(sizes) == 7 and sum(sizes) == int(self.mask.sum())
-        whole = ev.sequence_nats(model(SOME, return_type="logits"), SOME, self.mask)
+        whole = ev.predictions.sequence_nats(model(SOME, return_type="logits"), SOME, self.mask)
         np.testing.assert_allclose(nats, whole, rtol=1e-5)
 
     @torch.no_grad()
@@ -370,7 +375,7 @@ def test_a_change_of_the_middle_of_a_block_reaches_the_residual_stream():
     block = model.blocks[1]
     normed = block.ln2.original_component(halve_and_turn(x))
     wanted = halve_and_turn(x) + block.mlp.original_component(normed)
-    hooks = ev.hooks_for(hook, halve_and_turn)
+    hooks = ev.predictions.hooks_for(hook, halve_and_turn)
     with model.hooks(fwd_hooks=hooks):
         cache = model.run_with_cache(SOME)[1]
     torch.testing.assert_close(cache["blocks.1.hook_resid_post"], wanted, atol=1e-5, rtol=1e-5)

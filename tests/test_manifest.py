@@ -46,16 +46,21 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def git(*arguments: str) -> str:
+    """What git says in `data/`; nothing where there is none, as in an archive."""
+    return subprocess.run(["git", *arguments], cwd=manifest.DATA, capture_output=True, encoding="utf-8").stdout
+
+
 def test_the_manifest_is_that_of_the_committed_files() -> None:
     """If this fails: `python -m prism.build manifest`, after `git add` of what is new."""
     assert manifest.problems() == []
-    tracked = files.git(manifest.DATA, "ls-files").splitlines()
+    tracked = git("ls-files").splitlines()
     if tracked:  # not in an archive
         assert sorted(manifest.entries()) == sorted({*tracked} - {manifest.NAME})
 
 
 def test_git_keeps_every_byte_on_every_system() -> None:
-    asked = files.git(manifest.DATA, "check-attr", "text", "texts/discover.jsonl", "model/model.safetensors")
+    asked = git("check-attr", "text", "texts/discover.jsonl", "model/model.safetensors")
     assert not asked or asked.count("text: unset") == 2
 
 

@@ -12,7 +12,7 @@ from prism import models
 from prism.data import DATA, tokenize
 from prism.models import get_spec, harvest, harvesting, load_model, load_sae
 
-EMBEDDED = list(models.MINI.saes)
+EMBEDDED = list(models.MODELS["mini"].saes)
 
 
 class TestRegistry:

@@ -9,24 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_matrix, random_array
 
-from prism.analysis import (
-    compare_units,
-    difference_interval,
-    embedding_vectors,
-    example_rows,
-    intruder_score,
-    match_activations,
-    match_density,
-    ngram_vectors,
-    purity,
-    random_rows,
-    sample_units,
-    score_differences,
-    windows,
-)
+from prism.analysis import compare_units, difference_interval, match_activations, score_differences
+from prism.analysis.examples import example_rows, match_density, random_rows, sample_units, windows
+from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.matching import swap_within
+from prism.analysis.monosemanticity import purity
 from prism.data import corpus_batch, corpus_documents, load_corpus, token_table, tokenize
-from prism.features import FeatureMatrix, encode_features, neuron_features
+from prism.features import FeatureMatrix, encode_features
+from prism.features.encoding import neuron_features
 from prism.models import get_spec, load_sae
 
 SCRIPT = "<script>alert(1)</script>"

@@ -15,8 +15,10 @@ from prism.build.__main__ import PARTS
 from prism.build.corpus import MIXTURE
 from prism.build.openings import OPENINGS, openings, requests
 from prism.data import DATA, load_corpus
-from prism.models import FAMILY, activations_at, local_spec
-from prism.training import RollingBuffer, TrainConfig
+from prism.models import FAMILY, activations_at
+from prism.models.registry import local_spec
+from prism.training import TrainConfig
+from prism.training.together import RollingBuffer
 
 
 @pytest.fixture(scope="module")

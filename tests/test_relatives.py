@@ -21,16 +21,8 @@ from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
 from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, tokenize
 from prism.evaluation import bits_per_byte, text_bits
-from prism.models import (
-    MODELS,
-    get_spec,
-    kept_activations,
-    load_family,
-    load_model,
-    load_sae,
-    member_configs,
-    trained_family,
-)
+from prism.models import MODELS, get_spec, kept_activations, load_family, load_model, load_sae, trained_family
+from prism.models.saes import member_configs
 
 NAMES = list(RELATIVES)
 TEXTS = ["Once upon a time", "x = 1", "déjà vu 日本 🙂"]

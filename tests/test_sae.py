@@ -10,18 +10,8 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 from safetensors import SafetensorError
 
-from prism.sae import (
-    ARCHITECTURES,
-    BatchTopK,
-    JumpReLU,
-    SaeConfig,
-    TopK,
-    fold_scale,
-    from_saelens,
-    make_sae,
-    save_saelens,
-    to_saelens,
-)
+from prism.sae import BatchTopK, SaeConfig, fold_scale, from_saelens, make_sae, save_saelens, to_saelens
+from prism.sae.architectures import ARCHITECTURES, JumpReLU, TopK
 
 ALL = list(ARCHITECTURES)
 

@@ -12,7 +12,8 @@ from prism import fast, models
 from prism.data import load_texts, tokenize
 from prism.explorer import Explorer, steer
 from prism.explorer.steer import EXAMPLES
-from prism.models import SMOLLM2, SMOLLM2_WHEEL, is_fetched, load_model
+from prism.models import SMOLLM2, load_model
+from prism.models.fetching import SMOLLM2_WHEEL, is_fetched
 
 pytestmark = pytest.mark.skipif(
     not is_fetched(SMOLLM2_WHEEL), reason="smollm2 is not on this machine; `prism fetch smollm2` brings it"
@@ -124,7 +125,7 @@ class TestTokenizer:
 
 class TestPasses:
     def test_every_site_equals_the_bridge(self, smollm2, batch):
-        hooks = [f"blocks.{layer}.{site}" for layer in (0, 15, 29) for site in fast.SITES]
+        hooks = [f"blocks.{layer}.{site}" for layer in (0, 15, 29) for site in fast.passes.SITES]
         caught = models.activations_at(smollm2, batch.tokens, hooks)
         _, cache = smollm2.run_with_cache(batch.tokens, names_filter=hooks)
         for hook in hooks:
@@ -135,21 +136,21 @@ class TestPasses:
     def test_a_splice_resumes_to_the_same(self, smollm2, batch, layer):
         hook, part = f"blocks.{layer}.hook_resid_pre", batch[:3]
         mask = part.keep[:, :-1] & part.keep[:, 1:]
-        whole = ev.splice(smollm2, part.tokens, hook, part.keep, lambda x: 0.9 * x)
+        whole = ev.predictions.splice(smollm2, part.tokens, hook, part.keep, lambda x: 0.9 * x)
         seen = ev.Predictions(smollm2, part.tokens, [hook])
         nats = seen.nats(seen.changed(hook, part.keep, lambda x: 0.9 * x), mask)
-        np.testing.assert_allclose(nats, ev.sequence_nats(whole, part.tokens, mask), rtol=1e-5)
+        np.testing.assert_allclose(nats, ev.predictions.sequence_nats(whole, part.tokens, mask), rtol=1e-5)
 
     @torch.no_grad()
     def test_logits_never_fill_the_memory(self, smollm2, monkeypatch):
-        sizes, logits = [], fast.StrippedPass.logits
+        sizes, logits = [], fast.passes.StrippedPass.logits
 
         def counted(self, states):
             out = logits(self, states)
             sizes.append(out.numel() * out.element_size())
             return out
 
-        monkeypatch.setattr(fast.StrippedPass, "logits", counted)
+        monkeypatch.setattr(fast.passes.StrippedPass, "logits", counted)
         tokens = torch.randint(17, 49_152, (4, SMOLLM2.context), generator=torch.Generator().manual_seed(0))
         seen = ev.Predictions(smollm2, tokens)
         seen.measure({"clean": seen.clean, "same": seen.clean}, torch.ones(4, SMOLLM2.context - 1).bool(), ["same"])

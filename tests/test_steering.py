@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from prism.data import corpus_batch, load_corpus
-from prism.evaluation import splice
-from prism.interventions import add, clamp, generate, project_out, suppress
-from prism.models import get_spec, kept_activations, load_model, load_sae, local_spec, random_model
+from prism.evaluation.predictions import splice
+from prism.interventions import add, generate, project_out, suppress
+from prism.interventions.changes import clamp
+from prism.models import get_spec, kept_activations, load_model, load_sae, random_model
+from prism.models.registry import local_spec
 
 HOOK = "blocks.2.hook_resid_pre"
 KINDS = ("add", "clamp", "suppress", "project out")

@@ -7,8 +7,9 @@ import torch
 
 from prism.device import as_float16
 from prism.sae import SaeConfig
-from prism.training import RollingBuffer, Run, TrainConfig, Trainer, train_together
-from prism.training.together import _newest
+from prism.training import TrainConfig
+from prism.training.loop import Trainer
+from prism.training.together import RollingBuffer, Run, _newest, train_together
 
 SIZE = 640
 SMALL = TrainConfig(lr=1e-2, dead_after=500)

@@ -15,9 +15,10 @@ from scipy.optimize import linear_sum_assignment
 from test_sae import random_sae
 from torch.utils.data import DataLoader, TensorDataset
 
-from prism.sae import ARCHITECTURES, SaeConfig, SparseAutoencoder, make_sae
-from prism.training import Monitor, TrainConfig, Trainer, train
-from prism.training.loop import calibrate, resample, update
+from prism.sae import SaeConfig, SparseAutoencoder, make_sae
+from prism.sae.architectures import ARCHITECTURES
+from prism.training import Monitor, TrainConfig, train
+from prism.training.loop import Trainer, calibrate, resample, update
 from prism.training.monitor import COLUMNS
 from prism.training.sources import ArraySource, StreamSource, as_source
 

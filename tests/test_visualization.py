@@ -57,9 +57,9 @@ def test_use_style_registers_the_template_and_picks_the_renderer(monkeypatch, pn
 
 
 def test_category_colours_are_fixed_distinct_and_extended_for_others():
-    assert list(viz.CATEGORY_COLOURS) == list(CATEGORIES)
-    assert len(set(viz.CATEGORY_COLOURS.values())) == 7
-    assert style.category_colours(["mine", "math"])["math"] == viz.CATEGORY_COLOURS["math"]
+    assert list(viz.style.CATEGORY_COLOURS) == list(CATEGORIES)
+    assert len(set(viz.style.CATEGORY_COLOURS.values())) == 7
+    assert style.category_colours(["mine", "math"])["math"] == viz.style.CATEGORY_COLOURS["math"]
     assert "mine" in style.category_colours(["mine"])
 
 

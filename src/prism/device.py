@@ -74,13 +74,6 @@ def beside(module: torch.nn.Module, where: torch.device) -> torch.nn.Module:
     return _COPIES[module][1]
 
 
-def describe() -> str:
-    """Device and formats in a line, for people."""
-    low = dtype_name(bulk_dtype())
-    why = "" if low == "float32" else ", bulk work in " + low
-    return f"{device()} (float32{why})"
-
-
 def as_float16(x: torch.Tensor) -> torch.Tensor:
     """In half precision if its numbers fit there, else as it is.
 

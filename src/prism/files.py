@@ -69,9 +69,17 @@ def damaged(path: str | Path, why: object) -> DamagedFile:
     """The error for a file that is not what it should be; the caller raises it."""
     path = Path(path).absolute()
     folder = next(above for above in path.parents if above.is_dir())  # its own may be missing
-    tracked = git(folder, "ls-files", "--", str(path))
-    remedy = f"`git checkout -- {path}` restores it" if tracked else "write or fetch it again"
+    remedy = f"`git checkout -- {path}` restores it" if _tracked(path, folder) else "write or fetch it again"
     return DamagedFile(f"the file '{path}' is damaged: {why}; {remedy}")
+
+
+def _tracked(path: Path, folder: Path) -> bool:
+    """Whether git knows the file; no where there is no git, or no repository."""
+    try:
+        told = subprocess.run(["git", "ls-files", "--", str(path)], cwd=folder, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return bool(told.stdout)
 
 
 def read_json(path: str | Path) -> object:
@@ -102,12 +110,3 @@ def sha256(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git says of a folder; nothing where there is no git, no repository, or nothing to say."""
-    try:
-        told = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True, encoding="utf-8")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return told.stdout

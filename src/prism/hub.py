@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -64,20 +65,9 @@ class HubFile:
         return hf_hub_url(self.repo_id, self.filename, repo_type=self.repo_type, revision=self.revision)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """What `fetch` did with one file.
-
-    Attributes:
-        size: bytes.
-        state: `cached` (it was there) or `downloaded`.
-        sha: hash that the content was checked against; empty if it was not checked.
-    """
-
-    file: HubFile
-    size: int
-    state: str
-    sha: str
+# What `fetch` did with one file. size: bytes; state: `cached` (it was there) or `downloaded`; sha: the hash that its
+# content was checked against, empty if it was not checked.
+Fetched = namedtuple("Fetched", ["file", "size", "state", "sha"])
 
 
 def cached_path(file: HubFile) -> Path | None:
@@ -86,7 +76,7 @@ def cached_path(file: HubFile) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def cached_model_files(repo_id: str) -> list[HubFile]:
+def _cached_model_files(repo_id: str) -> list[HubFile]:
     """A model's files if configuration, tokenizer and weights are all cached, else an empty list. No request."""
     config = cached_path(HubFile(repo_id, "config.json"))
     if config is None:
@@ -109,7 +99,7 @@ def model_files(repo_id: str, patience: float = PATIENCE) -> list[HubFile]:
     Raises:
         HubError: neither cached nor listed; or the repository has no safetensors weights.
     """
-    if cached := cached_model_files(repo_id):
+    if cached := _cached_model_files(repo_id):
         return cached
     config = HubFile(repo_id, "config.json")
     knock(config, patience)
@@ -141,13 +131,6 @@ def sae_files(release: str, sae_id: str) -> list[HubFile]:
         return []
     needed = [HubFile(repo_id, f"{folder}/{name}") for name in ("cfg.json", "sae_weights.safetensors")]
     return [*needed, HubFile(repo_id, f"{folder}/sparsity.safetensors", optional=True)]
-
-
-def cached_sae_files(release: str, sae_id: str) -> list[HubFile]:
-    """The cached files of one SAE if none that it needs is missing, else an empty list. No request."""
-    files = sae_files(release, sae_id)
-    found = [file for file in files if cached_path(file)]
-    return found if all(file in found or file.optional for file in files) else []
 
 
 @contextmanager
@@ -201,7 +184,7 @@ def _look_up(file: HubFile, verify: bool) -> Fetched | None:
     if path is None:
         return None
     try:
-        return Fetched(file, path.stat().st_size, "cached", verify_cached(file) if verify else "")
+        return Fetched(file, path.stat().st_size, "cached", _verify_cached(file) if verify else "")
     except HubError as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
@@ -253,7 +236,7 @@ def knock(file: HubFile, patience: float) -> None:
         raise _in_one_line(file, errors.FileMetadataError())
 
 
-def verify_cached(file: HubFile) -> str:
+def _verify_cached(file: HubFile) -> str:
     """Check a cached file against the hash that names its blob. No request is made.
 
     Returns:

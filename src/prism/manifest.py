@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from prism.files import damaged, git, read_json, sha256, write_text
+from prism.files import damaged, read_json, sha256, write_text
 
 DATA = Path(os.environ.get("PRISM_DATA") or Path(__file__).resolve().parents[2] / "data")
 NAME = "MANIFEST.json"  # in that folder: path -> {"size": bytes, "sha256": hash}
@@ -22,7 +23,11 @@ _unfinished: list[Path] = []  # folders whose files are being made
 
 def write(folder: Path) -> Path:
     """Writes the manifest of a folder: of what git tracks there, or outside of git of all that lies there."""
-    tracked = git(folder, "ls-files", "-z").split("\0")[:-1]
+    try:
+        told = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, check=True, encoding="utf-8")
+        tracked = told.stdout.split("\0")[:-1]
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        tracked = []
     files = {name: folder / name for name in sorted(tracked or _below(folder)) if name != NAME}
     found = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in found.items())

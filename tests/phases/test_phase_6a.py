@@ -9,7 +9,7 @@ import torch
 from figure_checks import titled
 
 from prism.data import corpus_batch, load_corpus, token_table, token_text, tokenize
-from prism.evaluation import splice
+from prism.evaluation.predictions import splice
 from prism.exercises import progress
 from prism.interventions import add
 from prism.models import get_spec, load_sae

@@ -7,7 +7,7 @@ import torch
 from figure_checks import titled
 
 from prism.data import tokenize
-from prism.evaluation import raw_channels
+from prism.evaluation.dictionaries import raw_channels
 from prism.exercises import progress
 from prism.interventions import suppress
 from prism.models import get_spec, kept_activations, load_sae

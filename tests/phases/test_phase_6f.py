@@ -14,7 +14,8 @@ from prism import interventions as iv
 from prism.data import CATEGORIES, DATA, load_texts, tokenize
 from prism.evaluation.metrics import bootstrap_counts
 from prism.exercises import progress
-from prism.interventions import change_cost, project_out
+from prism.interventions import project_out
+from prism.interventions.changes import change_cost
 from prism.models import get_spec, kept_activations, load_sae
 from prism.phases.phase_6f import audit, exercises, figures, monitor
 

@@ -8,27 +8,8 @@ A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` 
 
 from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
 from prism.analysis.concepts import composite_score, find_features_for_concept
-from prism.analysis.examples import (
-    example_rows,
-    match_density,
-    random_rows,
-    sample_units,
-    windows,
-)
 from prism.analysis.feature import co_active
-from prism.analysis.intruder import embedding_vectors, intruder_score, ngram_vectors
 from prism.analysis.matching import match_activations
-from prism.analysis.monosemanticity import (
-    compare_units,
-    purity,
-    score_differences,
-)
+from prism.analysis.monosemanticity import compare_units, score_differences
 from prism.analysis.rankings import most_frequent, most_selective, strongest
-from prism.analysis.specialist_search import (
-    confirm,
-    holm,
-    permutation_null,
-    specialist_scores,
-    specialists,
-    survivors,
-)
+from prism.analysis.specialist_search import confirm, holm, permutation_null, specialists, survivors

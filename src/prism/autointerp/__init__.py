@@ -6,15 +6,6 @@ and fuzzing, with hard negatives. A model is asked only where a caller hands one
 
 from prism.autointerp.examples import Examples, Sizes
 from prism.autointerp.explainers import Explanation, TokenStatistics, quoted
-from prism.autointerp.prompts import (
-    AnswerError,
-    ModelJudge,
-    escaped,
-    explain_prompt,
-    explain_with,
-    parse_answers,
-    parse_sentence,
-    windows_to_explain,
-)
-from prism.autointerp.remote import EndpointError, LocalModel, model_from_environment
+from prism.autointerp.prompts import ModelJudge, escaped, explain_prompt, parse_sentence, windows_to_explain
+from prism.autointerp.remote import LocalModel, model_from_environment
 from prism.autointerp.scoring import SCORES, balanced_accuracy, density_partners, score

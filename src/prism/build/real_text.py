@@ -17,7 +17,8 @@ from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import TokenBatch
 from prism.device import as_float16
 from prism.files import replacing
-from prism.models import activations_at, is_massive, norm_limit, residual_hook
+from prism.models import activations_at, is_massive, residual_hook
+from prism.models.massive import norm_limit
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
@@ -110,7 +111,7 @@ class Rows:
 
 
 class Activations:
-    """Chunks for `training.RollingBuffer`: activations of some hooks, BOS and massive tokens left out, in float16
+    """Chunks for `RollingBuffer`: activations of some hooks, BOS and massive tokens left out, in float16
     where they fit there.
 
     A token that is massive before one block need not be so before another: each hook leaves out its own.

@@ -18,19 +18,8 @@ from prism.build.pretrain import Batches, PretrainConfig
 from prism.data import corpus_batch, training_documents
 from prism.device import as_float16
 from prism.evaluation import evaluate
-from prism.models import (
-    FAMILY,
-    ModelSpec,
-    SaeSpec,
-    activations_at,
-    held_out_batch,
-    load_model,
-    member_configs,
-    metadata_of,
-    random_model,
-    training_activations,
-)
-from prism.models.saes import TARGET_L0
+from prism.models import FAMILY, ModelSpec, SaeSpec, activations_at, load_model, metadata_of, random_model
+from prism.models.saes import TARGET_L0, held_out_batch, member_configs, training_activations
 from prism.sae import SaeConfig, SparseAutoencoder, save_saelens, to_saelens
 from prism.training import Monitor, TrainConfig, train
 

@@ -32,13 +32,14 @@ from prism.models import (
     get_spec,
     is_massive,
     load_model,
-    member_configs,
     metadata_of,
     random_model,
     residual_hook,
 )
+from prism.models.saes import member_configs
 from prism.sae import SaeConfig, save_saelens, to_saelens
-from prism.training import RollingBuffer, Run, TrainConfig, train_together
+from prism.training import TrainConfig
+from prism.training.together import RollingBuffer, Run, train_together
 
 RARELY = {"dead_after": 200_000, "resample_every": 200_000}  # activations
 

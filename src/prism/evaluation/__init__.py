@@ -6,23 +6,9 @@ everywhere: activations there are passed on unchanged, and predictions made from
 """
 
 from prism.evaluation.bits import bits_per_byte, text_bits
-from prism.evaluation.dictionaries import Dictionary, pca, random_directions, raw_channels, sanity_dictionaries
-from prism.evaluation.metrics import (
-    ce_recovered,
-    cosine,
-    density,
-    explained_variance,
-    kl,
-    l0,
-    mse,
-    paired_bootstrap,
-    relative_reconstruction_bias,
-)
-from prism.evaluation.predictions import Predictions, hooks_for, logit_rows, sequence_nats, splice
-from prism.evaluation.preflight import PreflightError, preflight
+from prism.evaluation.dictionaries import pca, random_directions
+from prism.evaluation.metrics import explained_variance, l0
+from prism.evaluation.predictions import Predictions, logit_rows
+from prism.evaluation.preflight import preflight
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference
-from prism.evaluation.streaming import (
-    evaluate,
-    evaluate_all,
-    splice_check,
-)
+from prism.evaluation.streaming import evaluate, evaluate_all

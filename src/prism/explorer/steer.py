@@ -13,7 +13,8 @@ from prism.data import TokenBatch, corpus_batch, held_out_documents, token_table
 from prism.evaluation import Predictions
 from prism.explorer.session import Explorer, Reading
 from prism.features import encode_features
-from prism.interventions import Change, add, clamp, generate, project_out, suppress
+from prism.interventions import Change, add, generate, project_out, suppress
+from prism.interventions.changes import clamp
 from prism.models import ModelSpec, kept_activations, ordinary
 
 HOWS = ("add", "clamp", "suppress", "project out")

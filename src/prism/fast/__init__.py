@@ -2,4 +2,4 @@
 
 from prism.fast.encoder import buffered_encoder
 from prism.fast.gradients import SparseGradients
-from prism.fast.passes import SITES, StrippedPass, stripped
+from prism.fast.passes import stripped

@@ -98,7 +98,7 @@ def change_cost(model, batch: TokenBatch, hook_name: str, change: Change) -> pd.
 
     Returns:
         One row a sequence: tokens (predictions), clean, changed (nats, summed over them). The cost per token is
-        `(changed − clean).sum() / tokens.sum()`; resample the rows for its interval (`evaluation.paired_bootstrap`).
+        `(changed − clean).sum() / tokens.sum()`; resample the rows for its interval (`paired_bootstrap`).
     """
     rows, size = [], logit_rows(model, batch, [hook_name])
     parts = (batch[start : start + size] for start in range(0, len(batch), size))

@@ -133,9 +133,9 @@ def _run_aloud(path: Path, environment: dict[str, str]) -> Run:
 
 def model_name(name: str | None) -> str:
     """The checked name or folder of a model, the default if None; the import waits until here as it takes seconds."""
-    from prism.models import MODELS, default_model, get_spec
+    from prism.models import MODELS, get_spec
 
-    spec = get_spec(name or default_model())
+    spec = get_spec(name)
     return spec.name if MODELS.get(spec.name) is spec else str(spec.folder)
 
 
@@ -157,7 +157,7 @@ def write_runs(paths: list[Path], model: str | None, out: Path) -> bool:
         ValueError: there is no such model; then nothing is written.
         OSError: the folder cannot be written.
     """
-    model = model_name(model or os.environ.get("PRISM_MODEL"))
+    model = model_name(model)
     index, runs = out / "index.html", []
 
     def stopped() -> str:

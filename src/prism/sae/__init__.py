@@ -1,5 +1,5 @@
 """Sparse autoencoders from scratch: architectures behind one interface, and their exchange with SAELens."""
 
-from prism.sae.architectures import ARCHITECTURES, BatchTopK, JumpReLU, ReLU, TopK, make_sae
+from prism.sae.architectures import BatchTopK, make_sae
 from prism.sae.base import SaeConfig, SparseAutoencoder, dense_gradients, fold_scale
 from prism.sae.saelens import check_settings, from_saelens, read_config, read_sae, ready, save_saelens, to_saelens

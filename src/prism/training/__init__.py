@@ -1,5 +1,4 @@
 """Training SAEs quickly, on activations of whatever model: one dense product a step, else the active entries only."""
 
-from prism.training.loop import TrainConfig, Trainer, resample, train
+from prism.training.loop import TrainConfig, resample, train
 from prism.training.monitor import Monitor
-from prism.training.together import RollingBuffer, Run, train_together
