@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prism import evaluation as ev
 from prism import models
-from prism.data import DATA, TokenBatch, tokenize
+from prism.data import DATA, TokenBatch
 from prism.fast import stripped
 from prism.fast.passes import SITES
 from prism.interventions import add, edited
@@ -370,17 +370,3 @@ class TestIdentity:
         assert running.model_name("mini") == "mini"
         assert _homes(models.MODELS["mini"])[0] == _homes(get_spec(str(DATA / "model")))[0] == DATA / "saes" / "family"
         assert _homes(models.SMOLLM2)[0] == DATA / "smollm2" / "saes" / "family"
-
-
-def test_neurons_behind_a_gate_have_two_signs():
-    from prism.data import token_table
-    from prism.features.encoding import neuron_features
-
-    model, hook = load_model(get_spec("mini-llama")), "blocks.2.mlp.hook_post"
-    batch = tokenize(["def f(x):\n    return x", "Once upon a time"], model.tokenizer, 256)
-    table = token_table(batch, model.tokenizer)
-    x, found = kept_activations(model, hook, batch), neuron_features(model, hook, batch, table)
-    n = x.shape[1]
-    both = torch.from_numpy(found.values.toarray())
-    assert found.d_sae == 2 * n and torch.equal(both[:, :n] - both[:, n:], x)
-    assert 0.3 < both[:, n:].sum() / both.sum() < 0.7

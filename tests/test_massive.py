@@ -14,7 +14,6 @@ from prism.evaluation.dictionaries import sanity_dictionaries
 from prism.evaluation.predictions import sequence_nats, splice
 from prism.evaluation.preflight import PreflightError
 from prism.features import channel_features, encode_activations, encode_features, word_features
-from prism.features.encoding import neuron_features
 from prism.interventions import suppress
 from prism.models import (
     activations_at,
@@ -71,17 +70,18 @@ def test_no_feature_fires_on_them_and_densities_do_not_count_them(name, mini, ba
     assert found.select(np.ones(len(rows), bool)).massive == rows.sum()
 
 
-def test_channels_and_neurons_leave_them_out_too(mini, batch):
+def test_channels_leave_them_out_too(mini, batch):
     sae, massive = limited("2-mlp-post", mini, batch, 0.1)
     plain = token_table(batch, mini.tokenizer)
     table = encode_features(mini, sae, batch, plain).table
     some, rows = TokenBatch(batch.tokens, batch.keep & ~massive), ~massive[batch.keep].numpy()
-    for make, hook in ((channel_features, "blocks.2.hook_resid_pre"), (neuron_features, "blocks.2.mlp.hook_post")):
-        found, wanted = make(mini, hook, batch, table), make(mini, hook, some, token_table(some, mini.tokenizer))
-        assert found.values[~rows].nnz == 0 and found.massive == massive.sum()
-        assert abs(found.values[rows] - wanted.values).max() < 1e-5
-        np.testing.assert_allclose(found.density(), wanted.density())
-    cut = channel_features(mini, "blocks.2.hook_resid_pre", batch, table, l0=20)
+    hook = "blocks.2.hook_resid_pre"
+    found = channel_features(mini, hook, batch, table)
+    wanted = channel_features(mini, hook, some, token_table(some, mini.tokenizer))
+    assert found.values[~rows].nnz == 0 and found.massive == massive.sum()
+    assert abs(found.values[rows] - wanted.values).max() < 1e-5
+    np.testing.assert_allclose(found.density(), wanted.density())
+    cut = channel_features(mini, hook, batch, table, l0=20)
     assert cut.l0() == pytest.approx(20, abs=0.01)
 
 

@@ -1,15 +1,12 @@
-"""Discovery on a `FeatureMatrix`: rankings, specialists, concepts, monosemanticity; and the controls.
+"""Discovery on a `FeatureMatrix`: rankings, specialists, concepts; and the controls.
 
 A feature *fires* on a text where its activation there, the maximum over the text's tokens, is strictly above a
 threshold. All counting is sparse: a feature's texts per category are one product with an indicator matrix.
-
-A *unit* is a column of any such matrix, a neuron or a feature; `compare_units` scores many of both by the same rules.
 """
 
 from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
 from prism.analysis.concepts import composite_score, find_features_for_concept
 from prism.analysis.feature import co_active
 from prism.analysis.matching import match_activations
-from prism.analysis.monosemanticity import compare_units, score_differences
 from prism.analysis.rankings import most_frequent, most_selective, strongest
 from prism.analysis.specialist_search import confirm, holm, permutation_null, specialists, survivors

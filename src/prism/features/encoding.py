@@ -160,46 +160,6 @@ def channel_features(
     return FeatureMatrix(rows.matrix(), table)
 
 
-@torch.no_grad()
-def neuron_features(
-    model, hook_name: str, batch: TokenBatch, table: pd.DataFrame, batch_size: int = 32
-) -> FeatureMatrix:
-    """The neurons behind a hook such as `blocks.2.mlp.hook_post`, one column each, as if they were features.
-
-    A neuron *fires* where its activation is above zero, and the matrix keeps that activation as it is. After a GELU
-    this is where the neuron's input is positive: the GELU's negative part is never below −0.17 and fades to 0, so it
-    counts as silence. Where a gate multiplies the neuron, as in SwiGLU, below zero is as much as above: there, and at
-    any other hook, a neuron has two columns, `[relu(x), relu(-x)]`: `i` is neuron `i` upwards and `neurons + i` the
-    same neuron downwards. (`channel_features` standardises first.)
-
-    Args:
-        model: from `models.load_model`.
-        hook_name: a hook inside a block, after the non-linearity.
-        batch: the tokens; BOS and padding are left out.
-        table: as for `channel_features`.
-
-    Returns:
-        `[tokens, neurons]`, or `[tokens, 2 * neurons]` with both signs. Where a fifth of it is above zero, a million
-        tokens of 768 neurons take 1.2 GB; with both signs all of it is kept, five times as much.
-
-    Raises:
-        ValueError: as `encode_features`.
-    """
-    rows = None
-    for x in _harvest_for(table, model, hook_name, batch, batch_size):
-        x = x.flatten(1).float()
-        x = x if _rectified(model, hook_name) else torch.cat([x, -x], dim=1)
-        rows = rows or SparseRows(x.shape[1])
-        rows.add(x.numpy())  # keeps what is above zero
-    return FeatureMatrix(_without(rows.matrix(), _massive(table)), table)
-
-
-def _rectified(model, hook_name: str) -> bool:
-    """Whether a hook's activations come right out of a non-linearity, below which there is next to nothing."""
-    _, block, site = hook_name.split(".", 2)
-    return site == "mlp.hook_post" and not hasattr(model.blocks[int(block)].mlp, "gate")
-
-
 def word_features(batch: TokenBatch, table: pd.DataFrame, vocabulary: int) -> FeatureMatrix:
     """Baseline without a model: feature `i` fires with activation 1 wherever the token's id is `i` (bag of words).
 

@@ -139,7 +139,7 @@ def at_percentiles(scores: pd.DataFrame, by: str, shares: tuple[float, ...]) -> 
     """The neuron and the feature at each percentile of a score: units in order of it, ties in order of the unit.
 
     Args:
-        scores: from `analysis.compare_units`.
+        scores: from `units.compare_units`.
         by: the column that they are put in order of.
         shares: from 0, the lowest, to 1.
 
