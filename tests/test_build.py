@@ -311,7 +311,8 @@ def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatc
 def test_sampling_is_repeatable_and_starts_with_the_opening():
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from prism.build.sample import OPENINGS, _sample
+    from prism.build.openings import OPENINGS
+    from prism.build.sample import _sample
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -322,14 +323,15 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     assert first != _sample(model, tokenizer, "Once upon a time", 3, seed=6)
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
-    assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
+    assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind["mini"])
 
 
 def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path):
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from prism.build.corpus import MIXTURE
-    from prism.build.sample import OPENINGS, sample_corpus, sample_kind
+    from prism.build.openings import OPENINGS
+    from prism.build.sample import sample_corpus, sample_kind
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,18 +17,6 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from prism.build.corpus import END, encode_documents, find_kinds, split_documents
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Counts of one n-gram order: sorted n-gram codes, and totals of their contexts."""
-
-    grams: np.ndarray
-    counts: np.ndarray
-    contexts: np.ndarray
-    totals: np.ndarray
-    types: np.ndarray
-    discount: float
 
 
 class NGram:
@@ -47,16 +35,17 @@ class NGram:
             raise ValueError(f"{order}-grams over {vocabulary} tokens do not fit in 64 bits; lower one of them")
         self.vocabulary, self.order = vocabulary, order
         grams, counts = np.unique(_codes(tokens, order, vocabulary), return_counts=True)
-        self.orders: list[_Order] = []
+        self.orders: list[SimpleNamespace] = []
         for n in range(order, 0, -1):
             self.orders.insert(0, self._tabulate(grams, counts))
             if n > 1:  # lower orders count in how many different contexts an n-gram was seen
                 grams, counts = np.unique(grams % np.uint64(vocabulary ** (n - 1)), return_counts=True)
 
-    def _tabulate(self, grams: np.ndarray, counts: np.ndarray) -> _Order:
+    def _tabulate(self, grams: np.ndarray, counts: np.ndarray) -> SimpleNamespace:
+        """Counts of one order: sorted n-gram codes, and totals of their contexts."""
         contexts, first = np.unique(grams // np.uint64(self.vocabulary), return_index=True)
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        return _Order(
+        return SimpleNamespace(
             grams=grams,
             counts=counts.astype(np.uint32),
             contexts=contexts,

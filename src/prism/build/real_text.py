@@ -21,14 +21,7 @@ from prism.models import activations_at, is_massive, norm_limit, residual_hook
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
-ROLES = {
-    "User": "user",
-    "A": "user",
-    "Question": "user",
-    "Assistant": "assistant",
-    "B": "assistant",
-    "Answer": "assistant",
-}
+ROLES = dict.fromkeys(("User", "A", "Question"), "user") | dict.fromkeys(("Assistant", "B", "Answer"), "assistant")
 SPEAKER = re.compile(rf"^({'|'.join(ROLES)}): ?", re.M)
 
 
