@@ -364,8 +364,8 @@ class TestCommand:
         assert "--corpus DIR is needed" in capsys.readouterr().err
 
     def test_tokenizer_and_pretrain_write_a_model(self, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
-        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
+        monkeypatch.setattr("prism.build.steps.MINI", TINY)
+        monkeypatch.setattr("prism.build.steps.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         command(["tokenizer", *common])
         command(["pretrain", *common])

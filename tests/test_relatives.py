@@ -144,10 +144,10 @@ class TestBuild:
     def test_the_step_trains_both_architectures_and_writes_the_card(self, corpus, tmp_path, monkeypatch):
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
         small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}
-        monkeypatch.setattr("prism.build.pretrain.RELATIVES", small)
-        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
-        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
-        monkeypatch.setattr("prism.build.saes.train_family", lambda spec, out, members: write_front(out))
+        monkeypatch.setattr("prism.build.steps.RELATIVES", small)
+        monkeypatch.setattr("prism.build.steps.MINI", TINY)
+        monkeypatch.setattr("prism.build.steps.train_tokenizer", partial(train_tokenizer, vocabulary=300))
+        monkeypatch.setattr("prism.build.steps.train_family", lambda spec, out, members: write_front(out))
         data = tmp_path / "data"
         common = ["--corpus", str(corpus[0]), "--data", str(data), "--work", str(tmp_path / "work")]
         with pytest.raises(SystemExit, match="run the step 'tokenizer' first"):
@@ -156,7 +156,6 @@ class TestBuild:
         with pytest.raises(SystemExit, match="run the step 'cards' first"):
             command(["relatives", *common])
         command(["pretrain", *common])
-        (data / "saes" / "family").mkdir(parents=True)
         write_front(data / "saes" / "family")
         bits = {kind: {"model": 2.0, "5-gram": 1.5, "unigram": 3.0} for kind in ("python", "all")}
         measured = json.dumps({"bits_per_byte": bits, "trained_tokens": 384.0})
@@ -175,6 +174,7 @@ class TestBuild:
 
 
 def write_front(out):
+    out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(
         {
             "member": ["batch_topk", "topk"],

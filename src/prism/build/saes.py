@@ -118,6 +118,7 @@ def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FA
     Args:
         members: names in `FAMILY`; all of them by default.
     """
+    out.mkdir(parents=True, exist_ok=True)
     model, hook = load_model(spec), spec.sae().hook_name
     batch = held_out_batch(spec, model.tokenizer, EVALUATION_TOKENS)
     total = int(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context).keep.sum())
