@@ -232,7 +232,7 @@ def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
             _show({notebooks.PLOTLY: {"data": [], "layout": {"title": "Big"}}, "image/png": ""}).replace(
                 "'data': []", "'data': [{'x': list(range(200_000))}]"
             ),
-            "the largest is figure 'Big' in cell 2",
+            "the largest output is in cell 2",
         ),
         (f"print('x' * {notebooks.MAX_BYTES})", "the largest output is in cell 2"),
     ],

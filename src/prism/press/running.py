@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import html
 import os
 import sys
 import time
@@ -208,26 +207,17 @@ def _write_shared(out: Path, glossary: Path) -> None:
 
 def _index(runs: list[Run], models: dict[str, str], note: str = "") -> str:
     """The page that links all others, with a note above them."""
-    rows = []
-    for run in runs:
-        title = html.escape(run.title)
-        if run.notebook is not None:
-            title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
-        state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        model = f"<code>{html.escape(models[run.path.name])}</code>"
-        rows.append(f"<tr><td>{title}</td><td>{model}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid #ddd; }}
-pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
-</style></head><body>
-<h1>Prism</h1>
-{f"<p><b>{note}</b></p>" if note else ""}
-<table><tr><th>Notebook</th><th>Model</th><th>Run time</th><th>Status</th></tr>
-{chr(10).join(rows)}
-</table></body></html>
-"""
+    items = [
+        {
+            "title": run.title,
+            "page": run.notebook and f"{run.path.stem}.html",
+            "model": models[run.path.name],
+            "about": "" if run.error else f"ran to its end in {run.seconds:.0f} s",
+            "error": run.error,
+        }
+        for run in runs
+    ]
+    return pages.index(note, {"Notebooks": items})
 
 
 # --- to be committed -------------------------------------------------------------------------------------------------
