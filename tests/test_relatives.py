@@ -14,10 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from prism import visualization as viz
 from prism.build.__main__ import main as command
-from prism.build.baselines import bits_per_byte as corpus_bits
-from prism.build.baselines import kind_bits
 from prism.build.corpus import END, tokenise
-from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
+from prism.build.pretrain import RELATIVES, PretrainConfig
 from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, tokenize
 from prism.evaluation import bits_per_byte, text_bits
@@ -134,13 +132,6 @@ def corpus(tmp_path_factory):
 
 
 class TestBuild:
-    def test_bits_by_kind_are_the_models_column_of_the_baselines(self, corpus):
-        folder, tokenizer, tokens = corpus
-        model = make_model(replace(TINY, context=64), tokenizer.get_vocab_size(), 0).eval()
-        wanted = corpus_bits(model, tokenizer, folder, tokens)
-        wanted = {kind: row["model"] for kind, row in wanted.items()}
-        assert kind_bits(model, tokenizer, folder) == pytest.approx(wanted)
-
     def test_the_step_trains_both_architectures_and_writes_the_card(self, corpus, tmp_path, monkeypatch):
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
         small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}

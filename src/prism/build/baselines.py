@@ -7,7 +7,6 @@ trained on *all* training tokens, however few of them the language model has see
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,18 +100,31 @@ def model_nats(model, tokens: np.ndarray, context: int, end: int) -> float:
     return total
 
 
-def bits_by_kind(
-    measures: Mapping[str, Callable[[np.ndarray], float]], tokenizer, corpus: Path, max_bytes: int = 200_000
+def bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer,
+    corpus: Path,
+    train: dict[str, np.ndarray] | None = None,
+    max_bytes: int = 200_000,
 ) -> dict[str, dict[str, float]]:
-    """What the held-out documents of each kind cost, in bits per byte.
+    """What the held-out documents of each kind cost, in bits per byte; the model reads windows of at most 256 tokens.
 
     Args:
-        measures: name -> nats of one document's token ids.
+        train: kind -> token ids that the two baselines are counted on; without it there are none.
         max_bytes: held-out text used of each kind (bytes), whole documents.
 
     Returns:
-        kind -> one number a name, and "bytes"; plus the row "all", weighted by bytes.
+        kind -> "model", with `train` also "unigram" and "5-gram", and "bytes"; plus the row "all", weighted by bytes.
     """
+    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
+    measures = {"model": lambda ids: model_nats(model, ids, context, end)}
+    if train is not None:
+        stream = np.concatenate([np.asarray(train[kind]) for kind in sorted(train)])
+        ngram = NGram(stream, tokenizer.get_vocab_size())
+        unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
+        unigram = np.log(unigram / unigram.sum())
+        measures["unigram"] = lambda ids: -unigram[ids].sum()
+        measures["5-gram"] = lambda ids: -np.log(ngram.probabilities(np.append(np.uint16(end), ids))).sum()
     rows: dict[str, dict[str, float]] = {}
     for kind, path in find_kinds(corpus).items():
         nats, n_bytes = dict.fromkeys(measures, 0.0), 0
@@ -130,27 +142,6 @@ def bits_by_kind(
 
 
 def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
-    """Bits per byte of a model by kind, and 'all', by bytes; read in windows of at most 256 tokens."""
-    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
-    rows = bits_by_kind({"model": lambda ids: model_nats(model, ids, context, end)}, tokenizer, corpus, max_bytes)
+    """Bits per byte of a model alone, by kind, and 'all'."""
+    rows = bits_per_byte(model, tokenizer, corpus, max_bytes=max_bytes)
     return {kind: row["model"] for kind, row in rows.items()}
-
-
-def bits_per_byte(model, tokenizer, corpus: Path, train: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Bits per byte on held-out documents, by kind: "model", "unigram", "5-gram" and "bytes", as in `bits_by_kind`.
-
-    Args:
-        train: what the two baselines are counted on: kind -> token ids.
-    """
-    end = tokenizer.token_to_id(END)
-    stream = np.concatenate([np.asarray(train[kind]) for kind in sorted(train)])
-    ngram = NGram(stream, tokenizer.get_vocab_size())
-    unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
-    unigram = np.log(unigram / unigram.sum())
-    behind_end = lambda ids: np.concatenate([[end], ids]).astype(np.uint16)  # noqa: E731
-    measures = {
-        "model": lambda ids: model_nats(model, ids, model.config.max_position_embeddings, end),
-        "unigram": lambda ids: -unigram[ids].sum(),
-        "5-gram": lambda ids: -np.log(ngram.probabilities(behind_end(ids))).sum(),
-    }
-    return bits_by_kind(measures, tokenizer, corpus)

@@ -37,11 +37,8 @@ def find_kinds(corpus: Path) -> dict[str, Path]:
     Raises:
         FileNotFoundError: the folder is missing or holds no file of a known kind.
     """
-    found = {}
-    for kind in MIXTURE:
-        for name in (f"{kind}.txt", f"{kind}.txt.xz"):
-            if (corpus / name).is_file():
-                found[kind] = corpus / name
+    names = ((kind, corpus / f"{kind}.txt{ending}") for kind in MIXTURE for ending in ("", ".xz"))
+    found = {kind: path for kind, path in names if path.is_file()}
     if not found:
         expected = ", ".join(f"{kind}.txt[.xz]" for kind in MIXTURE)
         raise FileNotFoundError(f"no training text in '{corpus}'; expected files named {expected}")

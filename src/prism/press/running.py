@@ -59,7 +59,7 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    total = len(notebook.cells)
+    total, begun = len(notebook.cells), []
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -68,13 +68,14 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
+        on_cell_execute=lambda cell, cell_index: begun.append((cell_index, cell)),
         on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total) if on_cell else None,
     )
     error = None
     try:
         _execute(client, {**os.environ, **environment})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
-        error = _failure(notebook, failure)
+        error = _failure(*begun[-1], failure)
     except Exception as failure:  # whatever keeps this kernel from starting, the other notebooks are run
         reason = (str(failure).strip().splitlines() or ["no reason given"])[0]
         error = f"the kernel failed: {type(failure).__name__}: {reason}"
@@ -94,22 +95,12 @@ def _execute(client: NotebookClient, environment: dict[str, str]) -> None:
         thread.submit(client.execute, env=environment).result()
 
 
-def _failure(notebook: NotebookNode, failure: Exception) -> str:
+def _failure(number: int, cell: NotebookNode, failure: Exception) -> str:
     """Which cell stopped the notebook, its last line, and the error's own last line."""
-    code = [(n, cell) for n, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code" and cell.source.strip()]
-    errors = [
-        (n, cell, output)
-        for n, cell in code
-        for output in cell.outputs
-        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])
-    ]
-    if errors:
-        number, cell, output = errors[0]
-        name, value = output.ename, (output.evalue.strip().splitlines() or [""])[-1]
-    else:
-        number, cell = next((found for found in code if found[1].execution_count is None), code[-1])
-        name, value = type(failure).__name__, str(failure).strip().splitlines()[0]
-    return f"cell {number}, which ends '{cell.source.strip().splitlines()[-1].strip()}'\n{name}: {value}"
+    raised = isinstance(failure, CellExecutionError)
+    name, told = (failure.ename, failure.evalue) if raised else (type(failure).__name__, str(failure))
+    value = (told.strip().splitlines() or [""])[-1 if raised else 0]
+    return f"cell {number + 1}, which ends '{cell.source.strip().splitlines()[-1].strip()}'\n{name}: {value}"
 
 
 def _run_aloud(path: Path, environment: dict[str, str]) -> Run:
