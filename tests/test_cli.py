@@ -287,7 +287,7 @@ def test_doctor_names_versions_and_models(capsys) -> None:
     shown = capsys.readouterr().out
     for line in (*cli.packages(), "python", "threads", "embedded models", "embedded SAEs", "hub cache", "browser"):
         assert f"\n{line} " in shown
-    assert "mini (" in shown
+    assert "mini, mini-llama" in shown
 
 
 def test_doctor_knows_every_requirement() -> None:

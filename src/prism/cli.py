@@ -248,11 +248,10 @@ def _doctor_models() -> int:
         print(f"device            {describe()}")
     except ValueError as error:
         print(f"device            {error}")
-    models = sorted(path.parent for path in DATA.glob("**/config.json"))
+    models = sorted(path.parent.name.replace("model", "mini") for path in DATA.glob("**/config.json"))
     saes = sorted(path.parent.name for path in DATA.glob("**/cfg.json"))
-    state = "" if DATA.is_dir() else " (missing)"
-    print(f"data              {DATA}{state}")
-    print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
+    print(f"data              {DATA}{'' if DATA.is_dir() else ' (missing)'}")
+    print(f"embedded models   {', '.join(models) or 'none'}")
     print(f"embedded SAEs     {', '.join(saes) or 'none'}")
     damaged = _doctor_data() + _doctor_wheels()
     _doctor_hub()
@@ -319,11 +318,6 @@ def _doctor_hub() -> None:
             print(f"  missing         prism fetch {spec.name} (about {spec.download} MB in all)")
 
 
-def _described(folder: Path) -> str:
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
-    return f"mini ({size:.0f} MB)" if folder.name == "model" else f"{folder.name} ({size:.0f} MB)"
-
-
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -334,7 +328,3 @@ def _progress(options: argparse.Namespace) -> None:
         progress.reset()
     else:
         print(progress.summary(progress.load()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

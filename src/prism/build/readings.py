@@ -209,11 +209,10 @@ def listing(table: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def make(spec: ModelSpec, saes: Path, out: Path, sizes: Sizes | None = None) -> None:
+def make(spec: ModelSpec, saes: Path, out: Path) -> None:
     """Write `read.jsonl` for the reader, `quiz.jsonl` for the scorer and `key.json`, which neither may see."""
-    sizes = sizes or Sizes()
-    found, tokenizer = matrices(spec, saes, sizes.documents)
-    read, quiz, key = sheets(found, tokenizer, sizes)
+    found, tokenizer = matrices(spec, saes, Sizes.documents)
+    read, quiz, key = sheets(found, tokenizer, Sizes())
     for name, rows in (("read", read), ("quiz", quiz)):
         write_lines(out / f"{name}.jsonl", rows)
     write(out / "key.json", json.dumps(key, indent=1))

@@ -119,12 +119,8 @@ class Activations:
         self.model, self.rows, self.size, self.at_once = model, rows, size, at_once
         self.hooks = list(hook_names)
         self.wanted = list(dict.fromkeys([*self.hooks, *map(residual_hook, self.hooks)]))
-        self.limits = self._limits()
-
-    def _limits(self) -> dict[str, float]:
-        """Residual hook -> norm above which a token is massive, by the first rows."""
-        first = self.rows.batch()[:64]
-        return {hook: norm_limit(self.model, first, hook) for hook in dict.fromkeys(map(residual_hook, self.hooks))}
+        first = rows.batch()[:64]
+        self.limits = {hook: norm_limit(model, first, hook) for hook in dict.fromkeys(map(residual_hook, self.hooks))}
 
     def __call__(self, number: int) -> dict[str, Float[Tensor, "size d_in"]]:
         parts: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}
