@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE
@@ -284,25 +285,26 @@ def test_the_harvests_files_refuse_what_their_format_cannot_hold(mini, tmp_path,
 
 def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatch):
     from prism.build import broken_runs
+    from prism.data import DATA
     from prism.phases.phase_4.exercises import BOS, FAULTS, HEALTHY, NORMS, ORDER
 
     rng = np.random.default_rng(0)
     activations = (rng.normal(size=(4_200, 192)) + np.arange(4_200)[:, None] / 2_000).astype(np.float32)
     bos = np.arange(4_200) % 100 == 0
     assert list(broken_runs.RUNS) == [HEALTHY, *FAULTS]
-    kept = {name: broken_runs.prepared(run, activations, bos) for name, run in broken_runs.RUNS.items()}
-    assert {len(x) for name, x in kept.items() if name != BOS} == {(~bos).sum()}
-    np.testing.assert_allclose(kept[BOS][bos], 30 * activations[bos])
-    np.testing.assert_array_equal(kept[BOS][~bos], activations[~bos])
+    prepared = {name: broken_runs.prepared(run, activations, bos) for name, run in broken_runs.RUNS.items()}
+    assert {len(x) for name, x in prepared.items() if name != BOS} == {(~bos).sum()}
+    np.testing.assert_allclose(prepared[BOS][bos], 30 * activations[bos])
+    np.testing.assert_array_equal(prepared[BOS][~bos], activations[~bos])
     ordered = broken_runs.in_order(activations, 1_000)
     for first in (0, 1_000, 2_000, 3_000, 0):
         np.testing.assert_array_equal(next(ordered), activations[first : first + 1_000])
     small = replace(broken_runs.TRAINING, tokens=12 * 256, batch=256)
     monkeypatch.setattr(broken_runs, "TRAINING", small)
-    logs = {name: broken_runs.run_log(broken_runs.RUNS[name], kept[name], name) for name in (HEALTHY, NORMS, ORDER)}
+    logs = {name: broken_runs.run_log(broken_runs.RUNS[name], prepared[name], name) for name in (HEALTHY, NORMS, ORDER)}
     for log in logs.values():
         assert [row["step"] for row in log] == [0, 2, 4, 6, 8, 10]
-        assert set(log[0]) == {"step", *broken_runs.COLUMNS}
+        assert ["run", *log[0]] == list(pd.read_parquet(DATA / "broken_runs.parquet"))
     assert logs[HEALTHY][-1]["decoder_norm"] == pytest.approx(1, abs=1e-5)
     assert abs(logs[NORMS][-1]["decoder_norm"] - 1) > 1e-3
     assert logs[ORDER][0]["loss"] != logs[HEALTHY][0]["loss"] == pytest.approx(logs[NORMS][0]["loss"], rel=1e-5)
@@ -311,7 +313,8 @@ def test_broken_runs_differ_from_the_healthy_one_by_their_fault_alone(monkeypatc
 def test_sampling_is_repeatable_and_starts_with_the_opening():
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from prism.build.sample import OPENINGS, _sample
+    from prism.build.openings import OPENINGS
+    from prism.build.sample import _sample
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -322,14 +325,15 @@ def test_sampling_is_repeatable_and_starts_with_the_opening():
     assert first != _sample(model, tokenizer, "Once upon a time", 3, seed=6)
     assert all(tokenizer.decode(ids).startswith("Once upon a time") for ids in first)
     assert set(OPENINGS) == set(corpus_module.MIXTURE)
-    assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind)
+    assert not any(opening != opening.rstrip(" ") for kind in OPENINGS.values() for opening in kind["mini"])
 
 
 def test_the_sampled_corpus_holds_every_kind_whichever_process_made_it(tmp_path):
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from prism.build.corpus import MIXTURE
-    from prism.build.sample import OPENINGS, sample_corpus, sample_kind
+    from prism.build.openings import OPENINGS
+    from prism.build.sample import sample_corpus, sample_kind
     from prism.data import DATA
 
     model = GPT2LMHeadModel.from_pretrained(DATA / "model", dtype=torch.float32).eval()
@@ -362,8 +366,8 @@ class TestCommand:
         assert "--corpus DIR is needed" in capsys.readouterr().err
 
     def test_tokenizer_and_pretrain_write_a_model(self, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
-        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
+        monkeypatch.setattr("prism.build.steps.MINI", TINY)
+        monkeypatch.setattr("prism.build.steps.train_tokenizer", partial(train_tokenizer, vocabulary=300))
         common = ["--corpus", str(folder), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         command(["tokenizer", *common])
         command(["pretrain", *common])

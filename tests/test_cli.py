@@ -124,7 +124,7 @@ def test_the_model_is_the_option_else_the_variable_else_the_readers_default(fold
         return [run.cells[1].outputs[0].text.strip() for run in runs]
 
     assert ran() == ["mini"] * 2  # where smollm2 was not fetched
-    assert "<code>mini</code>" in Path("out/index.html").read_text(encoding="utf-8")
+    assert "On mini." in Path("out/index.html").read_text(encoding="utf-8")
     assert ran("--model", "gpt2-small") == ["gpt2-small"] * 2
     monkeypatch.setenv("PRISM_MODEL", "mini-small")
     assert ran() == ["mini-small"] * 2
@@ -213,7 +213,7 @@ def test_execute_keeps_clean_outputs(folder: Path, browser, capsys) -> None:
             _show({notebooks.PLOTLY: {"data": [], "layout": {"title": "Big"}}, "image/png": ""}).replace(
                 "'data': []", "'data': [{'x': list(range(200_000))}]"
             ),
-            "the largest is figure 'Big' in cell 2",
+            "the largest output is in cell 2",
         ),
         (f"print('x' * {notebooks.MAX_BYTES})", "the largest output is in cell 2"),
     ],
@@ -268,7 +268,7 @@ def test_doctor_names_versions_and_models(capsys) -> None:
     shown = capsys.readouterr().out
     for line in (*cli.packages(), "python", "threads", "embedded models", "embedded SAEs", "hub cache", "browser"):
         assert f"\n{line} " in shown
-    assert "mini (" in shown
+    assert "mini, mini-llama" in shown
 
 
 def test_doctor_knows_every_requirement() -> None:

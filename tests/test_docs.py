@@ -72,7 +72,7 @@ def test_templates_are_shipped() -> None:
     files = [path for path in (ROOT / "src").rglob("templates/*") if path.is_file()]
     assert len(files) > 10 and all(path.match(shipped["*"][0]) for path in files)
     elsewhere = {path.suffix for path in (ROOT / "src" / "prism").rglob("*.*") if path.parent.name != "templates"}
-    assert elsewhere <= {".py", ".pyc"}
+    assert elsewhere <= {".py", ".pyc", ".toml"} and shipped["prism.build"] == ["*.toml"]
 
 
 def test_requirements_are_pinned_and_explained() -> None:

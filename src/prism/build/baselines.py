@@ -7,9 +7,8 @@ trained on *all* training tokens, however few of them the language model has see
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,18 +16,6 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from prism.build.corpus import END, encode_documents, find_kinds, split_documents
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Counts of one n-gram order: sorted n-gram codes, and totals of their contexts."""
-
-    grams: np.ndarray
-    counts: np.ndarray
-    contexts: np.ndarray
-    totals: np.ndarray
-    types: np.ndarray
-    discount: float
 
 
 class NGram:
@@ -47,16 +34,17 @@ class NGram:
             raise ValueError(f"{order}-grams over {vocabulary} tokens do not fit in 64 bits; lower one of them")
         self.vocabulary, self.order = vocabulary, order
         grams, counts = np.unique(_codes(tokens, order, vocabulary), return_counts=True)
-        self.orders: list[_Order] = []
+        self.orders: list[SimpleNamespace] = []
         for n in range(order, 0, -1):
             self.orders.insert(0, self._tabulate(grams, counts))
             if n > 1:  # lower orders count in how many different contexts an n-gram was seen
                 grams, counts = np.unique(grams % np.uint64(vocabulary ** (n - 1)), return_counts=True)
 
-    def _tabulate(self, grams: np.ndarray, counts: np.ndarray) -> _Order:
+    def _tabulate(self, grams: np.ndarray, counts: np.ndarray) -> SimpleNamespace:
+        """Counts of one order: sorted n-gram codes, and totals of their contexts."""
         contexts, first = np.unique(grams // np.uint64(self.vocabulary), return_index=True)
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        return _Order(
+        return SimpleNamespace(
             grams=grams,
             counts=counts.astype(np.uint32),
             contexts=contexts,
@@ -112,18 +100,31 @@ def model_nats(model, tokens: np.ndarray, context: int, end: int) -> float:
     return total
 
 
-def bits_by_kind(
-    measures: Mapping[str, Callable[[np.ndarray], float]], tokenizer, corpus: Path, max_bytes: int = 200_000
+def bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer,
+    corpus: Path,
+    train: dict[str, np.ndarray] | None = None,
+    max_bytes: int = 200_000,
 ) -> dict[str, dict[str, float]]:
-    """What the held-out documents of each kind cost, in bits per byte.
+    """What the held-out documents of each kind cost, in bits per byte; the model reads windows of at most 256 tokens.
 
     Args:
-        measures: name -> nats of one document's token ids.
+        train: kind -> token ids that the two baselines are counted on; without it there are none.
         max_bytes: held-out text used of each kind (bytes), whole documents.
 
     Returns:
-        kind -> one number a name, and "bytes"; plus the row "all", weighted by bytes.
+        kind -> "model", with `train` also "unigram" and "5-gram", and "bytes"; plus the row "all", weighted by bytes.
     """
+    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
+    measures = {"model": lambda ids: model_nats(model, ids, context, end)}
+    if train is not None:
+        stream = np.concatenate([np.asarray(train[kind]) for kind in sorted(train)])
+        ngram = NGram(stream, tokenizer.get_vocab_size())
+        unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
+        unigram = np.log(unigram / unigram.sum())
+        measures["unigram"] = lambda ids: -unigram[ids].sum()
+        measures["5-gram"] = lambda ids: -np.log(ngram.probabilities(np.append(np.uint16(end), ids))).sum()
     rows: dict[str, dict[str, float]] = {}
     for kind, path in find_kinds(corpus).items():
         nats, n_bytes = dict.fromkeys(measures, 0.0), 0
@@ -141,27 +142,6 @@ def bits_by_kind(
 
 
 def kind_bits(model: PreTrainedModel, tokenizer, corpus: Path, max_bytes: int = 200_000) -> dict[str, float]:
-    """Bits per byte of a model by kind, and 'all', by bytes; read in windows of at most 256 tokens."""
-    end, context = tokenizer.token_to_id(END), min(256, model.config.max_position_embeddings)
-    rows = bits_by_kind({"model": lambda ids: model_nats(model, ids, context, end)}, tokenizer, corpus, max_bytes)
+    """Bits per byte of a model alone, by kind, and 'all'."""
+    rows = bits_per_byte(model, tokenizer, corpus, max_bytes=max_bytes)
     return {kind: row["model"] for kind, row in rows.items()}
-
-
-def bits_per_byte(model, tokenizer, corpus: Path, train: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Bits per byte on held-out documents, by kind: "model", "unigram", "5-gram" and "bytes", as in `bits_by_kind`.
-
-    Args:
-        train: what the two baselines are counted on: kind -> token ids.
-    """
-    end = tokenizer.token_to_id(END)
-    stream = np.concatenate([np.asarray(train[kind]) for kind in sorted(train)])
-    ngram = NGram(stream, tokenizer.get_vocab_size())
-    unigram = np.bincount(stream, minlength=tokenizer.get_vocab_size()) + 1.0
-    unigram = np.log(unigram / unigram.sum())
-    behind_end = lambda ids: np.concatenate([[end], ids]).astype(np.uint16)  # noqa: E731
-    measures = {
-        "model": lambda ids: model_nats(model, ids, model.config.max_position_embeddings, end),
-        "unigram": lambda ids: -unigram[ids].sum(),
-        "5-gram": lambda ids: -np.log(ngram.probabilities(behind_end(ids))).sum(),
-    }
-    return bits_by_kind(measures, tokenizer, corpus)

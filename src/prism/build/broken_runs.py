@@ -33,17 +33,7 @@ EVERY = 2  # steps between two rows of a log
 SAE = SaeConfig(d_in=192, d_sae=768, architecture="relu", sparsity=2.0)  # ends at an L0 near 38
 TRAINING = TrainConfig(tokens=300_000, batch=1_024, dead_after=30_000, resample_every=40_000)
 # The shared settings say nothing of the fault, and lr and sparsity would say all of it: neither is in the log.
-COLUMNS = (
-    "loss",
-    "mse",
-    "l0",
-    "explained_variance",
-    "dead",
-    "decoder_norm",
-    "activation",
-    "input_norm",
-    "largest_input_norm",
-)
+HIDDEN = ("lr", "sparsity")
 
 
 class PlainL1(ReLU):
@@ -83,8 +73,8 @@ RUNS: dict[str, Run] = dict(
 )
 
 
-def write_logs(spec: ModelSpec, path: Path) -> pd.DataFrame:
-    """Train all runs and write their logs as one Parquet file, under letters: columns `run`, `step` and `COLUMNS`."""
+def write_logs(spec: ModelSpec, path: Path) -> None:
+    """Train all runs and write their logs as one Parquet file, under letters: columns run, step, measures."""
     activations, bos = ordered_activations(spec)
     frames = []
     for name in (*KEY, HEALTHY):
@@ -97,7 +87,6 @@ def write_logs(spec: ModelSpec, path: Path) -> pd.DataFrame:
     frame[exact] = frame[exact].map(lambda value: float(f"{value:.4g}"))
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(path, index=False, compression="zstd")
-    return frame
 
 
 def ordered_activations(spec: ModelSpec) -> tuple[np.ndarray, Bool[np.ndarray, "tokens"]]:
@@ -140,8 +129,8 @@ def run_log(run: Run, activations: np.ndarray, label: str) -> list[dict]:
         x = next(stream)
         taken = trainer.take(x)
         if step % EVERY == 0:
-            row = {**taken, **extra_measures(trainer, x)}
-            rows.append({"step": step, **{name: row[name] for name in COLUMNS}})
+            row = {"step": step, **taken, **extra_measures(trainer, x)}
+            rows.append({name: value for name, value in row.items() if name not in HIDDEN})
     return rows
 
 

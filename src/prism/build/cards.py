@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from prism.files import write_text
 from prism.models import get_spec, load_model, load_sae
 
 CE_TOKENS = 30_000  # of the embedded corpus, for the cross-entropies of the SAE card
+COST = "{delta_ce:.3f} [{delta_ce_low:.3f}, {delta_ce_high:.3f}]"  # in cross-entropy (nats), with its 95 % interval
 
 
 def write(path: Path, text: str) -> None:
@@ -23,41 +25,65 @@ def write(path: Path, text: str) -> None:
     write_text(path, text.rstrip() + "\n")
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """A pipe table; the first column is the row's name."""
-    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write a file of JSON lines."""
+    write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
-def model_card(
-    bits: dict[str, dict[str, float]], trained_tokens: float, corpus_tokens: float, shape: str, shown: str
-) -> str:
-    """Text of `data/model/README.md`."""
-    frame = pd.DataFrame(
-        [
-            {
-                "kind": kind,
-                "mini": f"{row['model']:.3f}",
-                "5-gram": f"{row['5-gram']:.3f}",
-                "unigram": f"{row['unigram']:.3f}",
-                "beats the 5-gram": "yes" if row["model"] < row["5-gram"] else "**no**",
-                "held-out bytes": f"{row['bytes']:,}",
-            }
-            for kind, row in bits.items()
-        ]
-    )
+def read_lines(path: Path) -> list[dict]:
+    """What a file of JSON lines holds; nothing if there is none."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> str:
+    """A pipe table; the first column is the row's name.
+
+    Args:
+        columns: heading -> format of its cells, from the row's fields by name; by default all fields as they are.
+    """
+    rows = frame.astype(str).values.tolist()
+    if columns:
+        rows = [[cell.format(**row) for cell in columns.values()] for row in frame.to_dict("records")]
+    head = list(map(str, columns or frame))
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def side_by_side(bits: Mapping[str, Mapping[str, float]], first: str) -> str:
+    """Bits per byte of several models, one row a kind; `first` heads the column of kinds."""
+    return markdown_table(pd.DataFrame(bits).map("{:.3f}".format).rename_axis(first).reset_index())
+
+
+def model_card(measured: Mapping, shown: str) -> str:
+    """Text of `data/model/README.md`.
+
+    Args:
+        measured: as `write_cards` has it; shown: samples.
+    """
+    bits = measured["bits_per_byte"]
+    millions, everything = measured["trained_tokens"] / 1e6, measured["corpus_tokens"] / 1e6
+    frame = pd.DataFrame(bits).T.rename_axis("kind").reset_index()
+    frame["beats"] = np.where(frame["model"] < frame["5-gram"], "yes", "**no**")
+    columns = {
+        "kind": "{kind}",
+        "mini": "{model:.3f}",
+        "5-gram": "{5-gram:.3f}",
+        "unigram": "{unigram:.3f}",
+        "beats the 5-gram": "{beats}",
+        "held-out bytes": "{bytes:,.0f}",
+    }
     behind = [kind for kind, row in bits.items() if kind != "all" and row["model"] >= row["5-gram"]]
     verdict = (
         f"**Not yet good enough:** on {len(behind)} of {len(bits) - 1} kinds ({', '.join(behind)}) a 5-gram model "
         "predicts better. The 5-gram has counted every training token; mini has seen "
-        f"{trained_tokens / 1e6:.0f} million. The run is resumable and goes on."
+        f"{millions:.0f} million. The run is resumable and goes on."
         if behind
         else "mini beats the 5-gram on every kind."
     )
     return f"""# The embedded language model `mini`
 
-A GPT-2 of {shape}, trained from scratch by `python -m prism.build` on
-{trained_tokens / 1e6:.1f} million tokens of nine kinds of text. Weights are float16 safetensors in Hugging Face
+A GPT-2 of {measured["shape"]}, trained from scratch by `python -m prism.build` on
+{millions:.1f} million tokens of nine kinds of text. Weights are float16 safetensors in Hugging Face
 format. Every training sequence began with the end-of-text token, so give it one in front (BOS).
 
 It is a teaching model: it writes text that looks like its kind for a sentence or two and knows nothing. Its
@@ -65,11 +91,11 @@ training text includes social media with some profanity; samples can contain it.
 
 ## How good: bits per byte on held-out documents (lower is better)
 
-{markdown_table(frame)}
+{markdown_table(frame, columns)}
 
 {verdict}
 
-Both baselines are trained on the whole training text ({corpus_tokens / 1e6:.1f} million tokens): a unigram, and an
+Both baselines are trained on the whole training text ({everything:.1f} million tokens): a unigram, and an
 interpolated Kneser–Ney 5-gram over the same tokens. One document in a hundred of each kind is held out. Long documents
 were cut into pieces before they were shuffled, so a held-out piece can come from the same source file as a training
 piece; this helps all three models.
@@ -100,11 +126,6 @@ def samples(corpus: pd.DataFrame, width: int) -> str:
         for kind in MIXTURE
         for text in corpus.loc[corpus["kind"] == kind, "text"].head(3)
     )
-
-
-def cost(row) -> str:
-    """What an SAE costs in cross-entropy (nats), with its 95 % interval, from a row of measures."""
-    return f"{row.delta_ce:.3f} [{row.delta_ce_low:.3f}, {row.delta_ce_high:.3f}]"
 
 
 def measure_saes(model, saes: dict, batch, small) -> dict[str, dict[str, object]]:
@@ -144,27 +165,22 @@ def _card_row(sae, whole: Evaluation, ce: Evaluation) -> dict[str, object]:
 
 def sae_card(measured: dict[str, dict]) -> str:
     """Text of `data/saes/README.md`."""
-    frame = pd.DataFrame(
-        [
-            {
-                "SAE": name,
-                "hook": row["hook"],
-                "features": f"{row['d_sae']:,}",
-                "trained on": f"{row['samples'] / 1e6:.1f} M",
-                "L0": f"{row['l0']:.1f}",
-                "EV": f"{row['explained_variance']:.3f}",
-                "ΔCE (nats, 95 %)": cost(pd.Series(row)),
-                "CE recovered (mean)": f"{row['ce_recovered_mean']:.3f}",
-                "CE recovered (zero)": f"{row['ce_recovered_zero']:.3f}",
-                "dead": f"{row['dead']:,} ({row['dead'] / row['d_sae']:.1%})",
-            }
-            for name, row in measured.items()
-        ]
-    )
+    frame = pd.DataFrame(measured).T.rename_axis("SAE").reset_index()
+    frame = frame.assign(millions=frame["samples"] / 1e6, share=frame["dead"] / frame["d_sae"])
+    columns = {
+        "SAE": "{SAE}",
+        "hook": "{hook}",
+        "features": "{d_sae:,}",
+        "trained on": "{millions:.1f} M",
+        "L0": "{l0:.1f}",
+        "EV": "{explained_variance:.3f}",
+        "ΔCE (nats, 95 %)": COST,
+        "CE recovered (mean)": "{ce_recovered_mean:.3f}",
+        "CE recovered (zero)": "{ce_recovered_zero:.3f}",
+        "dead": "{dead:,} ({share:.1%})",
+    }
     edges = [f"{-6 + i / 2:.1f}" for i in range(12)]
-    density = pd.DataFrame(
-        [[name, *row["density_histogram"]] for name, row in measured.items()], columns=["SAE", *edges]
-    )
+    density = pd.DataFrame(frame["density_histogram"].tolist(), index=frame["SAE"], columns=edges).reset_index()
     first = next(iter(measured.values()))
     return f"""# The embedded SAEs
 
@@ -176,7 +192,7 @@ processing. `2-res` is the default. All seven start from one seed, so SAEs of on
 `2-mlp-out`) start from the same random weights: features of equal index in two of them are more alike than chance
 (phase 6c measures by how much, and bars those pairs).
 
-{markdown_table(frame)}
+{markdown_table(frame, columns)}
 
 Measured on the embedded corpus ({first["tokens"]:,} tokens; cross-entropies on {first["ce_tokens"]:,} of them,
 clean CE {first["ce_clean"]:.3f} nats), BOS excluded, by the definitions in `prism.evaluation`. *Dead* means that it
@@ -190,17 +206,16 @@ never fired on these tokens.
 
 def family_card(front: pd.DataFrame) -> str:
     """Text of `data/saes/family/README.md`."""
-    rows = front.assign(cost=list(map(cost, front.itertuples())))
     columns = {
-        "member": "SAE",
-        "target_l0": "wanted L0",
-        "l0": "L0",
-        "explained_variance": "EV",
-        "relative_reconstruction_bias": "reconstruction bias",
-        "cost": "ΔCE (nats, 95 %)",
-        "dead": "silent features",
+        "SAE": "{member}",
+        "wanted L0": "{target_l0}",
+        "L0": "{l0}",
+        "EV": "{explained_variance}",
+        "reconstruction bias": "{relative_reconstruction_bias}",
+        "ΔCE (nats, 95 %)": COST,
+        "silent features": "{dead}",
     }
-    table = rows[list(columns)].rename(columns=columns).round({"L0": 1, "EV": 3, "reconstruction bias": 3})
+    rounded = front.round({"l0": 1, "explained_variance": 3, "relative_reconstruction_bias": 3})
     first = front.iloc[0]
     return f"""# SAEs to compare
 
@@ -210,7 +225,7 @@ two controls: a decoder that stays random, and a model with random weights (meas
 (nine of ten documents), saved in SAELens' format (float16). The SAEs at wanted L0 32 are kept here; of the others
 there are only the measures, in `front.csv`.
 
-{markdown_table(table)}
+{markdown_table(rounded, columns)}
 
 Measured on {first["n_tokens"]:,} tokens of the other documents. *Silent* means that it never fired on them.
 """
@@ -233,39 +248,12 @@ The documents are not true, not checked, and now and then coarse. Do not train a
 """
 
 
-def texts_card(frames: dict[str, pd.DataFrame], tokenizer) -> str:
-    """Text of `data/texts/README.md`."""
-    means = {
-        split: frame.assign(n=[len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in frame["text"]])
-        .groupby("category", sort=False)["n"]
-        .mean()
-        for split, frame in frames.items()
-    }
-    table = pd.DataFrame(
-        [
-            {"category": name, "texts": "10 + 10"} | {f"{s} (mean tokens)": f"{m[name]:.0f}" for s, m in means.items()}
-            for name in means["discover"].index
-        ]
-    )
-    return f"""# The labelled texts
-
-140 short texts written for this project: seven categories × 10 to discover on (`discover.jsonl`) × 10 others to
-confirm on (`confirm.jsonl`). One JSON object a line: id, category, subcategory, language, text. The halves share no
-run of six words (a test checks it), and the categories are of similar length, so that length cannot
-stand in for category. MIT licence, like the rest of the repository.
-
-{markdown_table(table)}
-
-The texts are ours, so they are not a sample of anything: results hold for texts like these.
-"""
-
-
 def write_cards(data: Path, corpus_dir: Path, train: dict[str, np.ndarray], trained_tokens: float) -> None:
     """Measure everything and write the data cards; `data/measurements.json` holds the same numbers."""
     from transformers import AutoModelForCausalLM
 
     from prism.build.baselines import bits_per_byte
-    from prism.data import corpus_batch, load_texts
+    from prism.data import corpus_batch
 
     spec = get_spec("mini")
     bridge = load_model(spec)
@@ -284,8 +272,6 @@ def write_cards(data: Path, corpus_dir: Path, train: dict[str, np.ndarray], trai
     of_saes = measure_saes(bridge, saes, batch, small)
     write(data / "measurements.json", json.dumps(of_model | {"saes": of_saes}, indent=1))
     shown = samples(corpus.drop_duplicates(["kind", "opening"]), 300)
-    write(data / "model" / "README.md", model_card(*of_model.values(), shown))
+    write(data / "model" / "README.md", model_card(of_model, shown))
     write(data / "saes" / "README.md", sae_card(of_saes))
     write(data / "corpus" / "README.md", corpus_card(corpus))
-    frames = {split: load_texts(split) for split in ("discover", "confirm")}
-    write(data / "texts" / "README.md", texts_card(frames, bridge.tokenizer))

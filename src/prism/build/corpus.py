@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,36 +37,25 @@ def find_kinds(corpus: Path) -> dict[str, Path]:
     Raises:
         FileNotFoundError: the folder is missing or holds no file of a known kind.
     """
-    found = {}
-    for kind in MIXTURE:
-        for name in (f"{kind}.txt", f"{kind}.txt.xz"):
-            if (corpus / name).is_file():
-                found[kind] = corpus / name
+    names = ((kind, corpus / f"{kind}.txt{ending}") for kind in MIXTURE for ending in ("", ".xz"))
+    found = {kind: path for kind, path in names if path.is_file()}
     if not found:
         expected = ", ".join(f"{kind}.txt[.xz]" for kind in MIXTURE)
         raise FileNotFoundError(f"no training text in '{corpus}'; expected files named {expected}")
     return found
 
 
-def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of one `KIND.txt[.xz]` file, without the separator lines."""
+def read_documents(path: Path) -> list[str]:
+    """The documents of one `KIND.txt[.xz]` file, without the separator lines."""
     opener = lzma.open if path.suffix == ".xz" else open
-    lines: list[str] = []
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-        for line in file:
-            if line.rstrip("\r\n") != END:
-                lines.append(line)
-                continue
-            if text := "".join(lines).strip("\n"):
-                yield text
-            lines = []
-    if text := "".join(lines).strip("\n"):
-        yield text
+        parts = re.split(rf"^{re.escape(END)}\r*(?:\n|\Z)", file.read(), flags=re.M)
+    return [text for part in parts if (text := part.strip("\n"))]
 
 
 def split_documents(path: Path) -> tuple[list[str], list[str]]:
     """Documents of one kind as (training, held out): every hundredth is held out, or the last of fewer."""
-    documents = list(read_documents(path))
+    documents = read_documents(path)
     if len(documents) < HELD_OUT_EVERY:
         return documents[:-1], documents[-1:]
     held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]

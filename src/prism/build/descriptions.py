@@ -11,7 +11,6 @@ fires, the numbers (from 1) of the windows in which a feature so described would
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from scipy.sparse import load_npz, save_npz
 
 from prism import autointerp as ai
-from prism.build.cards import write
+from prism.build.cards import read_lines, write_lines
 from prism.data import corpus_batch, corpus_documents, held_out_documents, token_table, training_documents
 from prism.explorer.labels import read_labels
 from prism.features import FeatureMatrix, encode_features
@@ -91,7 +90,7 @@ class Build:
     def sentences(self) -> dict[int, dict[str, str]]:
         """Feature -> the prompt, and the sentence of each kind; the model is asked what it was not asked yet."""
         path, features = self.work / "described.jsonl", self.features()
-        told = {row["feature"]: row for row in _rows(path)}
+        told = {row["feature"]: row for row in read_lines(path)}
         model = None if set(features) <= set(told) else ai.LocalModel(self.spec.folder, tokens=32)
         for feature in [feature for feature in features if feature not in told]:
             prompt = ai.explain_prompt(ai.windows_to_explain(self.explain, feature))
@@ -124,17 +123,15 @@ class Build:
                     columns=["kind", "row"],
                 ).sample(frac=1, random_state=rng.integers(2**31))
                 texts = self.held.windows(feature, part["row"].to_numpy()).texts()
-                found.append(
-                    {"feature": feature, "of": kind, "sentence": sentence[kind], "windows": texts}
-                    | {"kinds": part["kind"].tolist()}
-                )
+                quiz = {"feature": feature, "of": kind, "sentence": sentence[kind], "windows": texts}
+                found.append(quiz | {"kinds": part["kind"].tolist()})
         order = np.random.default_rng(self.seed).permutation(len(found)).tolist()
         return [{"id": number, **found[place]} for number, place in enumerate(order, start=1)]
 
     def judge(self, quizzes: list[dict]) -> dict[int, list[bool]]:
         """Quiz -> for each window whether SmolLM2-Instruct says yes."""
         path = self.work / "judged.jsonl"
-        said = {row["id"]: row["fires"] for row in _rows(path)}
+        said = {row["id"]: row["fires"] for row in read_lines(path)}
         asked = [quiz for quiz in quizzes if quiz["of"] in OWN_JUDGE and quiz["id"] not in said]
         model = ai.LocalModel(self.spec.folder) if asked else None
         for quiz in asked:
@@ -148,36 +145,21 @@ class Build:
         quizzes = self.quizzes()
         own, path = self.judge(quizzes), self.work / "answers.jsonl"
         if not path.is_file():
-            _sheet(self.work / "quizzes.jsonl", quizzes)
+            seen = [{name: quiz[name] for name in ("id", "sentence", "windows")} for quiz in quizzes]
+            write_lines(self.work / "quizzes.jsonl", seen)
             return False
-        read = {row["id"]: row["fires"] for row in _rows(path)}
+        read = {row["id"]: row["fires"] for row in read_lines(path)}
         records = []
         for feature, sentence in self.sentences().items():
-            mine = [quiz for quiz in quizzes if quiz["feature"] == feature]
-            told = {
-                quiz["of"]: {
-                    "sentence": quiz["sentence"],
-                    "windows": quiz["windows"],
-                    "kinds": quiz["kinds"],
-                    "reader": [number in read[quiz["id"]] for number in range(1, len(quiz["windows"]) + 1)],
-                }
-                | ({"model": own[quiz["id"]]} if quiz["id"] in own else {})
-                for quiz in mine
-            }
+            told = {}
+            for quiz in (quiz for quiz in quizzes if quiz["feature"] == feature):
+                reader = [number in read[quiz["id"]] for number in range(1, len(quiz["windows"]) + 1)]
+                told[quiz["of"]] = {name: quiz[name] for name in ("sentence", "windows", "kinds")} | {"reader": reader}
+                if quiz["id"] in own:
+                    told[quiz["of"]]["model"] = own[quiz["id"]]
             records.append({"sae": self.sae.name, "feature": feature, "prompt": sentence["prompt"], "quizzes": told})
-        write(out, "\n".join(json.dumps(record, ensure_ascii=False) for record in records))
+        write_lines(out, records)
         return True
-
-
-def _sheet(path: Path, quizzes: list[dict]) -> None:
-    """What the reader sees."""
-    seen = [{name: quiz[name] for name in ("id", "sentence", "windows")} for quiz in quizzes]
-    write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in seen))
-
-
-def _rows(path: Path) -> Iterator[dict]:
-    if path.is_file():
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
 def _append(path: Path, row: dict) -> None:

@@ -75,12 +75,9 @@ class Muon(torch.optim.Optimizer):
     The Newton–Schulz iteration runs in float32 (bfloat16 products are slow on CPUs).
     """
 
-    def __init__(
-        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, out_first: bool = False
-    ):
+    def __init__(self, params, lr: float, weight_decay: float, out_first: bool):
         """`out_first`: matrices are stored [out, in] (`nn.Linear`), not [in, out] (GPT-2's `Conv1D`)."""
-        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "out_first": out_first}
-        super().__init__(params, settings)
+        super().__init__(params, {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay, "out_first": out_first})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -89,10 +86,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonalise(p.grad.lerp(buffer, group["momentum"]))
                 # a wider output needs a larger step for the same change of activations
                 out, into = p.shape if group["out_first"] else p.shape[::-1]
@@ -158,11 +153,7 @@ class Batches:
 
 
 def make_model(config: PretrainConfig, vocabulary: int, end: int) -> PreTrainedModel:
-    """A freshly initialised GPT-2 or Llama with fused attention and tied embeddings.
-
-    Raises:
-        ValueError: another architecture.
-    """
+    """A freshly initialised GPT-2 or Llama with fused attention and tied embeddings."""
     torch.manual_seed(config.seed)
     heads = config.d_model // config.d_head
     ends = {"vocab_size": vocabulary, "bos_token_id": end, "eos_token_id": end, "attn_implementation": "sdpa"}
@@ -170,8 +161,6 @@ def make_model(config: PretrainConfig, vocabulary: int, end: int) -> PreTrainedM
         sizes = {"hidden_size": config.d_model, "num_hidden_layers": config.n_layer, "num_attention_heads": heads}
         inner = {"intermediate_size": 8 * config.d_model // 3, "max_position_embeddings": config.context}
         return LlamaForCausalLM(LlamaConfig(**ends, **sizes, **inner, tie_word_embeddings=True))
-    if config.architecture != "gpt2":
-        raise ValueError(f"no architecture named '{config.architecture}'; choose from gpt2, llama")
     sizes = {"n_positions": config.context, "n_embd": config.d_model, "n_layer": config.n_layer, "n_head": heads}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     activation = "gelu_pytorch_tanh"  # the fused form of GPT-2's gelu_new
@@ -205,11 +194,10 @@ def make_optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torc
 
 def save_checkpoint(path: Path, model, optimizers, step: int, config: PretrainConfig) -> None:
     """Write weights and optimiser state as safetensors."""
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
-    for i, optimizer in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value).detach().contiguous()
+    tensors = {}
+    for name, p in model.named_parameters():
+        for state in ({"model": p}, *(optimizer.state.get(p, {}) for optimizer in optimizers)):
+            tensors |= {f"{key}.{name}": value.detach().contiguous() for key, value in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
 
@@ -218,18 +206,15 @@ def load_checkpoint(path: Path, model, optimizers) -> int:
     """Restore weights and optimiser state; return the next step."""
     with reading(path):
         tensors = load_file(path)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"model.{name}"])
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict] = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                _, _, j, key = name.split(".")
-                state.setdefault(int(j), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    with safe_open(path, "pt") as file:
-        return int(file.metadata()["step"])
+    parameters = dict(model.named_parameters())
+    states = {p: optimizer.state[p] for optimizer in optimizers for p in optimizer.param_groups[0]["params"]}
+    for key, value in tensors.items():
+        part, name = key.split(".", 1)
+        if part == "model":
+            parameters[name].data.copy_(value)
+        else:
+            states[parameters[name]][part] = value
+    return _planned(path)[1]
 
 
 def pretrain(
@@ -247,7 +232,6 @@ def pretrain(
     end = tokenizer.token_to_id(END)
     model = make_model(config, tokenizer.get_vocab_size(), end)
     optimizers = make_optimizers(model, config)
-    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     batches = Batches(tokens, config, end)
     last, stable = run / "last.safetensors", run / "stable.safetensors"
     if last.is_file() and not resume:
@@ -260,9 +244,8 @@ def pretrain(
     for step in range(start, config.steps):
         if step == config.decay_start:
             save_checkpoint(stable, model, optimizers, step, config)
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * config.lr_scale(step)
+        for optimizer, rate in zip(optimizers, (config.lr_matrix, config.lr_other), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * config.lr_scale(step)
         loss = chunked_loss(model, batches(step))
         if not np.isfinite(loss):
             raise FloatingPointError(f"loss became {loss} at step {step}; last good checkpoint: '{last}'")
@@ -290,14 +273,12 @@ def _resume(last: Path, stable: Path, model, optimizers, config: PretrainConfig)
     """Load the newest usable checkpoint; 0 when there is none yet."""
     if not last.is_file():
         return 0
-    planned, _ = _planned(last)
+    planned, step = _planned(last)
     for name, value in asdict(config).items():
         if name not in ("tokens", "checkpoint_minutes") and getattr(planned, name) != value:
             raise ValueError(f"cannot resume '{last}': '{name}' was {getattr(planned, name)}, is {value}")
-    step = load_checkpoint(last, model, optimizers)
-    if stable.is_file() and _decayed(last, config):
-        step = load_checkpoint(stable, model, optimizers)
-    return step
+    decayed = config.steps > planned.steps and step > planned.decay_start  # of a run that was planned shorter
+    return load_checkpoint(stable if decayed and stable.is_file() else last, model, optimizers)
 
 
 def _planned(path: Path) -> tuple[PretrainConfig, int]:
@@ -305,12 +286,6 @@ def _planned(path: Path) -> tuple[PretrainConfig, int]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     return PretrainConfig(**json.loads(metadata["config"])), int(metadata["step"])
-
-
-def _decayed(path: Path, config: PretrainConfig) -> bool:
-    """Whether a checkpoint lies in the decay of a run that was planned shorter than this one."""
-    planned, step = _planned(path)
-    return config.steps > planned.steps and step > planned.decay_start
 
 
 def trained_tokens(run: Path) -> float:

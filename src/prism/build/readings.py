@@ -19,7 +19,7 @@ from sae_lens import SAE
 from scipy.sparse import csr_matrix
 from scipy.stats import binomtest
 
-from prism.build.cards import markdown_table, write
+from prism.build.cards import markdown_table, read_lines, write, write_lines
 from prism.build.smollm2 import harvest_all, ordinary_rows
 from prism.data import corpus_batch, load_corpus
 from prism.features import FeatureMatrix, encode_activations
@@ -74,13 +74,20 @@ class Windows:
         self.text, self.values = matrix.table["text"].to_numpy(), matrix.values.tocsc()
         self.held = self.text >= documents
 
-    def firing(self, unit: int, held: bool) -> Int[np.ndarray, " texts"]:
-        """Where the unit is strongest in each text of a half in which it fires, strongest first."""
+    def _ranked(self, unit: int, held: bool) -> Int[np.ndarray, " tokens"]:
+        """Where the unit fires in a half, strongest first."""
         part = slice(*self.values.indptr[unit : unit + 2])
         rows, value = self.values.indices[part], self.values.data[part]
-        rows = rows[np.argsort(-value, kind="stable")]
-        rows = rows[self.held[rows] == held]
+        mine = self.held[rows] == held
+        return rows[mine][np.argsort(-value[mine], kind="stable")]
+
+    def _apart(self, rows: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " texts"]:
+        """The first of them in each text."""
         return rows[np.sort(np.unique(self.text[rows], return_index=True)[1])]
+
+    def firing(self, unit: int, held: bool) -> Int[np.ndarray, " texts"]:
+        """Where the unit is strongest in each text of a half in which it fires, strongest first."""
+        return self._apart(self._ranked(unit, held))
 
     def living(self, unit: int, n: int) -> bool:
         """Whether the unit fires in enough texts of either half, also in the middle of its range."""
@@ -90,12 +97,8 @@ class Windows:
 
     def middle(self, unit: int, held: bool, rng: np.random.Generator, n: int) -> list[int]:
         """Firings from the middle fifth of the unit's range (by rank, in a half), of different texts."""
-        part = slice(*self.values.indptr[unit : unit + 2])
-        rows, value = self.values.indices[part], self.values.data[part]
-        mine = self.held[rows] == held
-        rows = rows[mine][np.argsort(-value[mine], kind="stable")]
-        rows = rng.permutation(rows[int(0.4 * len(rows)) : int(0.6 * len(rows))])
-        return rows[np.sort(np.unique(self.text[rows], return_index=True)[1])][:n].tolist()
+        rows = self._ranked(unit, held)
+        return self._apart(rng.permutation(rows[int(0.4 * len(rows)) : int(0.6 * len(rows))]))[:n].tolist()
 
     def silent(self, unit: int, like: Sequence[int], rng: np.random.Generator, n: int) -> list[int]:
         """Held-out tokens on which the unit is silent; two of five are tokens that it fires on elsewhere."""
@@ -162,26 +165,23 @@ def scored(key: Mapping[str, dict], readings: Iterable[dict], answers: Iterable[
     said = {(one["id"], one["where"]): one["fires"] for one in answers}
     rows = []
     for one in readings:
-        truth = key[one["id"]]
-        row = {"id": one["id"], "kind": truth["kind"], "unit": truth["unit"]}
-        row |= {"reading": one["reading"], "class": one["class"]}
+        truth, row = key[one["id"]], {name: one[name] for name in ("id", "reading", "class")}
         for where in ("top", "middle"):
             given = said.get((one["id"], where))
             row[where] = np.nan if given is None else float(np.equal(given, truth[where]).sum())
-        rows.append(row)
-    return pd.DataFrame(rows)
+        rows.append(row | {"kind": truth["kind"], "unit": truth["unit"]})
+    return pd.DataFrame(rows)[["id", "kind", "unit", "reading", "class", "top", "middle"]]
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
     """By kind: shares of units named, named beyond one token, and named rightly at top and middle; 95 % intervals."""
+    beyond, top, middle = table["class"] == "context", table["top"] >= RIGHT_FROM, table["middle"] >= RIGHT_FROM
     measures = {
         "named": table["class"] != "none",
-        "beyond one token": table["class"] == "context",
-        "right at the top": table["top"] >= RIGHT_FROM,
-        "right in the middle": table["middle"] >= RIGHT_FROM,
-        "beyond one token, right at both": (table["class"] == "context")
-        & (table["top"] >= RIGHT_FROM)
-        & (table["middle"] >= RIGHT_FROM),
+        "beyond one token": beyond,
+        "right at the top": top,
+        "right in the middle": middle,
+        "beyond one token, right at both": beyond & top & middle,
     }
     rows = []
     for kind in [kind for kind in KINDS if kind in set(table["kind"])]:
@@ -201,29 +201,20 @@ def listing(table: pd.DataFrame) -> str:
     parts = []
     for kind in [kind for kind in KINDS if kind in set(table["kind"])]:
         mine = table[table["kind"] == kind].sort_values("unit")
-        shown = pd.DataFrame(
-            {
-                "unit": mine["unit"],
-                "reading": mine["reading"].str.replace("|", "\\|").replace("", "no reading"),
-                "class": mine["class"],
-                **{
-                    where: mine[where].map(lambda right: "–" if np.isnan(right) else f"{right:.0f}/10")
-                    for where in ("top", "middle")
-                },
-            }
-        )
+        shown = mine[["unit"]].assign(reading=mine["reading"].str.replace("|", "\\|").replace("", "no reading"))
+        shown["class"] = mine["class"]
+        for where in ("top", "middle"):
+            shown[where] = mine[where].map("{:.0f}/10".format).replace("nan/10", "–")
         parts.append(f"### {KINDS[kind][1].capitalize()}\n\n{markdown_table(shown)}")
     return "\n\n".join(parts)
 
 
-def make(spec: ModelSpec, saes: Path, out: Path, sizes: Sizes | None = None) -> None:
+def make(spec: ModelSpec, saes: Path, out: Path) -> None:
     """Write `read.jsonl` for the reader, `quiz.jsonl` for the scorer and `key.json`, which neither may see."""
-    sizes = sizes or Sizes()
-    found, tokenizer = matrices(spec, saes, sizes.documents)
-    read, quiz, key = sheets(found, tokenizer, sizes)
-    out.mkdir(parents=True, exist_ok=True)
+    found, tokenizer = matrices(spec, saes, Sizes.documents)
+    read, quiz, key = sheets(found, tokenizer, Sizes())
     for name, rows in (("read", read), ("quiz", quiz)):
-        write(out / f"{name}.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+        write_lines(out / f"{name}.jsonl", rows)
     write(out / "key.json", json.dumps(key, indent=1))
 
 
@@ -254,11 +245,8 @@ def report(work: Path, data: Path) -> None:
     Args:
         work: with `key.json`, and `readings.jsonl` and `answers.jsonl` as in `scored`.
     """
-    said = {}
-    for name in ("readings", "answers"):
-        lines = (work / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        said[name] = [json.loads(line) for line in lines if line.strip()]
-    table = scored(json.loads((work / "key.json").read_text(encoding="utf-8")), said["readings"], said["answers"])
+    key = json.loads((work / "key.json").read_text(encoding="utf-8"))
+    table = scored(key, read_lines(work / "readings.jsonl"), read_lines(work / "answers.jsonl"))
     table = table.drop(columns="id").sort_values(["kind", "unit"])
     write(data / "smollm2" / "readings.csv", table.to_csv(index=False))
     words = {"n": len(table), "right": RIGHT_FROM, "shares": markdown_table(shares(table)), "listing": listing(table)}

@@ -22,14 +22,7 @@ from prism.models.massive import norm_limit
 
 CHAT_SHARE = 0.1  # of the rows: turns in the model's own chat template
 SHARES = {kind: (1 - CHAT_SHARE) * share for kind, share in MIXTURE.items()} | {"chat": CHAT_SHARE}
-ROLES = {
-    "User": "user",
-    "A": "user",
-    "Question": "user",
-    "Assistant": "assistant",
-    "B": "assistant",
-    "Answer": "assistant",
-}
+ROLES = dict.fromkeys(("User", "A", "Question"), "user") | dict.fromkeys(("Assistant", "B", "Answer"), "assistant")
 SPEAKER = re.compile(rf"^({'|'.join(ROLES)}): ?", re.M)
 
 
@@ -127,12 +120,8 @@ class Activations:
         self.model, self.rows, self.size, self.at_once = model, rows, size, at_once
         self.hooks = list(hook_names)
         self.wanted = list(dict.fromkeys([*self.hooks, *map(residual_hook, self.hooks)]))
-        self.limits = self._limits()
-
-    def _limits(self) -> dict[str, float]:
-        """Residual hook -> norm above which a token is massive, by the first rows."""
-        first = self.rows.batch()[:64]
-        return {hook: norm_limit(self.model, first, hook) for hook in dict.fromkeys(map(residual_hook, self.hooks))}
+        first = rows.batch()[:64]
+        self.limits = {hook: norm_limit(model, first, hook) for hook in dict.fromkeys(map(residual_hook, self.hooks))}
 
     def __call__(self, number: int) -> dict[str, Float[Tensor, "size d_in"]]:
         parts: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoModelForCausalLM
 
-from prism.build.cards import cost, markdown_table, write
+from prism.build.cards import COST, markdown_table, side_by_side, write
 
 MEMBER = "batch_topk"  # of the family, at the default hook
 
@@ -27,40 +27,29 @@ def measure(folder: Path, trained_tokens: float, bits: dict[str, float]) -> dict
     }
 
 
-def relatives_card(measured: dict[str, dict], mini: dict, fronts: dict[str, pd.DataFrame]) -> str:
+def relatives_card(measured: dict[str, dict], grams: dict[str, float], fronts: dict[str, pd.DataFrame]) -> str:
     """Text of `data/models/README.md`.
 
     Args:
-        measured: model -> `measure`; mini: the same of `mini`, with its 5-gram as `5-gram`; fronts: model -> the
-            measures of its SAEs, from `saes.train_family`.
+        measured: model -> `measure`; grams: the 5-gram's bits by kind; fronts: model -> the measures of its SAEs, from
+            `saes.train_family`.
     """
-    everyone = {"mini": mini} | measured
-    shapes = pd.DataFrame(
-        [
-            {
-                "model": name,
-                "architecture": row["architecture"],
-                "layers": row["layers"],
-                "channels": row["channels"],
-                "parameters": f"{row['parameters'] / 1e6:.2f} M",
-                "trained on": f"{row['trained_tokens'] / 1e6:.1f} M tokens",
-                "file": f"{row['megabytes']:.1f} MB",
-            }
-            for name, row in everyone.items()
-        ]
-    )
-    bits = pd.DataFrame(
-        [
-            {"kind": kind}
-            | {name: f"{row['bits_per_byte'][kind]:.3f}" for name, row in everyone.items()}
-            | {"5-gram": f"{mini['5-gram'][kind]:.3f}"}
-            for kind in mini["bits_per_byte"]
-        ]
-    )
+    shapes = pd.DataFrame(measured).T.rename_axis("model").reset_index()
+    shapes[["parameters", "trained_tokens"]] /= 1e6
+    columns = {
+        "model": "{model}",
+        "architecture": "{architecture}",
+        "layers": "{layers}",
+        "channels": "{channels}",
+        "parameters": "{parameters:.2f} M",
+        "trained on": "{trained_tokens:.1f} M tokens",
+        "file": "{megabytes:.1f} MB",
+    }
+    bits = {name: row["bits_per_byte"] for name, row in measured.items()} | {"5-gram": grams}
     saes = pd.concat([front.assign(model=name) for name, front in fronts.items()])
-    saes = saes.assign(**{"ΔCE (nats, 95 %)": list(map(cost, saes.itertuples()))})[
-        ["model", "target_l0", "l0", "d_sae", "explained_variance", "ΔCE (nats, 95 %)", "ce_recovered_mean"]
-    ].round({"l0": 1, "explained_variance": 3, "ce_recovered_mean": 3})
+    saes = saes.round({"l0": 1, "explained_variance": 3, "ce_recovered_mean": 3})
+    of_saes = {name: f"{{{name}}}" for name in ("model", "target_l0", "l0", "d_sae", "explained_variance")}
+    of_saes |= {"ΔCE (nats, 95 %)": COST, "ce_recovered_mean": "{ce_recovered_mean}"}
     return f"""# Further embedded models
 
 Relatives of `mini`, for comparisons of size and architecture: `mini-small` is a GPT-2 of half the depth, `mini-llama`
@@ -69,14 +58,14 @@ mixture in the same order as `mini`, float16 safetensors in Hugging Face format.
 which lies in `data/model` and is not copied here; `PRISM_MODEL=mini-small` and `PRISM_MODEL=mini-llama` find it.
 MIT licence, like the rest of the repository; the training text is not included.
 
-{markdown_table(shapes)}
+{markdown_table(shapes, columns)}
 
 **Size, architecture and training length are confounded:** the models saw different numbers of tokens (see the table),
 so a difference between two of them has more than one possible cause.
 
 ## How good: bits per byte on held-out documents (lower is better)
 
-{markdown_table(bits)}
+{side_by_side(bits, "kind")}
 
 The same documents as in `data/model/README.md`. All three are teaching models: they know nothing.
 
@@ -87,7 +76,7 @@ trainer, the same number of activations of the same documents (nine of ten of th
 The SAEs at wanted L0 32 are kept in `saes/family`; of the
 others there are only the measures, in `front.csv`.
 
-{markdown_table(saes)}
+{markdown_table(saes, of_saes)}
 
 Measured on the other documents of the embedded corpus.
 """
@@ -96,11 +85,12 @@ Measured on the other documents of the embedded corpus.
 def write_card(data: Path, measured: dict[str, dict]) -> None:
     """Write `data/models/README.md` and `data/models/measurements.json`."""
     embedded = json.loads((data / "measurements.json").read_text(encoding="utf-8"))
-    bits = {kind: row["model"] for kind, row in embedded["bits_per_byte"].items()}
-    mini = measure(data / "model", embedded["trained_tokens"], bits)
-    write(data / "models" / "measurements.json", json.dumps({"mini": mini} | measured, indent=1))
-    homes = {"mini": data / "saes" / "family"} | {name: data / "models" / name / "saes" / "family" for name in measured}
-    fronts = {name: pd.read_csv(home / "front.csv") for name, home in homes.items()}
+    model, grams = (
+        {kind: row[name] for kind, row in embedded["bits_per_byte"].items()} for name in ("model", "5-gram")
+    )
+    measured = {"mini": measure(data / "model", embedded["trained_tokens"], model)} | measured
+    write(data / "models" / "measurements.json", json.dumps(measured, indent=1))
+    homes = {name: data / "models" / name for name in measured} | {"mini": data}
+    fronts = {name: pd.read_csv(home / "saes" / "family" / "front.csv") for name, home in homes.items()}
     fronts = {name: front[front["member"] == MEMBER] for name, front in fronts.items()}
-    grams = {"5-gram": {kind: row["5-gram"] for kind, row in embedded["bits_per_byte"].items()}}
-    write(data / "models" / "README.md", relatives_card(measured, mini | grams, fronts))
+    write(data / "models" / "README.md", relatives_card(measured, grams, fronts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +106,7 @@ def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FA
     Args:
         members: names in `FAMILY`; all of them by default.
     """
+    out.mkdir(parents=True, exist_ok=True)
     model, hook = load_model(spec), spec.sae().hook_name
     batch = held_out_batch(spec, model.tokenizer, EVALUATION_TOKENS)
     total = int(corpus_batch(training_documents(spec.corpus), model.tokenizer, spec.context).keep.sum())
@@ -121,10 +121,9 @@ def train_family(spec: ModelSpec, out: Path, members: Collection[str] = tuple(FA
             if target == TARGET_L0:
                 save_saelens(trained, out / name, metadata)
             found = evaluate(reads, to_saelens(trained, metadata), batch, with_kl=False)
-            left_out = ("density", "kl", "per_sequence")
-            row = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in left_out}
-            low, high = row.pop("delta_ce_interval")
-            row.pop("mean_ablation_interval")
+            left_out = ("density", "kl", "per_sequence", "delta_ce_interval", "mean_ablation_interval")
+            row = {measure: value for measure, value in vars(found).items() if measure not in left_out}
+            low, high = found.delta_ce_interval
             rows.append({"member": name, "target_l0": target, **row, "delta_ce_low": low, "delta_ce_high": high})
             pd.DataFrame(rows).to_csv(out / "front.csv", index=False)
     return pd.DataFrame(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +127,7 @@ class Build:
             found[key] = sae, metadata_of(sae, config, self.spec, run.hook_name, 0, text, limit)
         return found
 
-    def study(self) -> pd.DataFrame:
+    def study(self) -> None:
         """Which block, architecture and L0 the default SAE should have: small runs on one stream, and a table."""
         plan, d_in = self.plan, self.model.cfg.d_model
         runs = {
@@ -137,17 +137,12 @@ class Build:
             for k in plan.study_l0
         }
         trained = self.train("study", runs, plan.study_rounds, plan.study_passes)
-        table = self.measure({name: to_saelens(*pair) for name, pair in trained.items()})
-        self.keep(table.round(5), "study.csv")
-        return table
-
-    def keep(self, table: pd.DataFrame, name: str) -> None:
-        """Write a table into `out`."""
-        write(self.out / name, table.to_csv(index=False))
+        table = pd.DataFrame(self.measure({name: to_saelens(*pair) for name, pair in trained.items()}))
+        write(self.out / "study.csv", table.round(5).to_csv(index=False))
 
     def measure(
         self, saes: Mapping[str, object], test: TokenBatch | None = None, small: TokenBatch | None = None
-    ) -> pd.DataFrame:
+    ) -> list[dict]:
         """A row an SAE: its quality, and the share of living features whose top 20 tokens are all one.
 
         Args:
@@ -183,13 +178,13 @@ class Build:
                     "massive": test.n_tokens - len(x),
                 }
             )
-        return pd.DataFrame(found)
+        return found
 
-    def once(self, name: str, make: Callable[[], object]):
-        """What `make` gives, as JSON kept in `work`: a card that was interrupted goes on there."""
+    def once(self, name: str, make: Callable, *what):
+        """`make(*what)`, as JSON kept in `work`: a card that was interrupted goes on there."""
         path = self.work / f"{name}.json"
         if not path.is_file():
-            write(path, json.dumps(make()))
+            write(path, json.dumps(make(*what)))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def default(self) -> None:
@@ -213,18 +208,18 @@ class Build:
 
     def random(self) -> None:
         """The family's SAE of the model with random weights."""
-        runs = self.family_runs({"random-model"})
+        runs = self.family_runs(random=True)
         self.save(self.train("random", runs, self.plan.random_rounds, self.plan.passes, random_model(self.spec)))
 
-    def family_runs(self, names: Collection[str] | None = None) -> dict[str, Run]:
-        """The SAEs that notebooks compare: of one width and L0, each architecture at the rate that suits it."""
+    def family_runs(self, random: bool = False) -> dict[str, Run]:
+        """The SAEs that notebooks compare, or that of random weights: of one width and L0, each at its best rate."""
         plan, d_in, rates, runs = self.plan, self.model.cfg.d_model, self.rates(), {}
         for name, member in FAMILY.items():
-            if names is None and member.random_model or names is not None and name not in names:
+            if member.random_model != random:
                 continue
             sae, config = member_configs(name, d_in, 1, plan.l0, plan.family_width)
             config = replace(config, lr=rates[sae.architecture], **RARELY)
-            every = 1 if member.random_model else plan.family_every
+            every = 1 if random else plan.family_every
             runs[f"family/{name}"] = Run(self.hook(plan.block), sae, config, every)
         return runs
 
@@ -251,7 +246,7 @@ class Build:
                 l0 = float(torch.cat([(sae.encode(part.float()) > 0).sum(1) for part in x.split(2_048)]).float().mean())
                 rows.append((key.split()[0], float(key.split()[1]), l0, explained(sae, x)))
             columns = ["architecture", "lr", "l0", "explained_variance"]
-            self.keep(pd.DataFrame(rows, columns=columns).round(5), path.name)
+            write(path, pd.DataFrame(rows, columns=columns).round(5).to_csv(index=False))
         table = pd.read_csv(path)
         near = (table["l0"] / plan.l0 - 1).abs() < 0.2
         table["near"] = near
@@ -261,7 +256,6 @@ class Build:
     def save(self, trained: Mapping[str, tuple]) -> None:
         """Write SAEs into `out/saes`, in SAELens' format, float16."""
         for name, (sae, metadata) in trained.items():
-            (self.out / "saes" / name).parent.mkdir(parents=True, exist_ok=True)
             save_saelens(sae, self.out / "saes" / name, metadata)
 
     def corpus(self) -> None:
@@ -285,16 +279,13 @@ class Build:
             for rows in (self.plan.corpus_rows, self.plan.corpus_ce_rows)
         ]
         tables = {
-            name: pd.DataFrame(
-                self.once(f"measured-{name}", lambda some=some: self.measure(saes, *some).to_dict("records"))
-            )
+            name: pd.DataFrame(self.once(f"measured-{name}", self.measure, saes, *some))
             for name, some in (("real", ()), ("corpus", batches))
         }
-        specs = {spec.name: spec for spec in (self.spec, get_spec("mini"))}
-        bits, own, size = {}, {}, self.plan.bits_bytes
-        for name, spec in specs.items():
-            bits[name] = self.once(f"bits-{name}", lambda spec=spec: kind_bits(*_plain(spec), self.text, size))
-            own[name] = self.once(f"own-bits-{name}", lambda spec=spec: _text_bits(spec))
+        bits, own = {}, {}
+        for spec in (self.spec, get_spec("mini")):
+            bits[spec.name] = self.once(f"bits-{spec.name}", _kind_bits, spec, self.text, self.plan.bits_bytes)
+            own[spec.name] = self.once(f"own-bits-{spec.name}", _text_bits, spec)
         dropped = json.loads((self.out / "corpus.json").read_text(encoding="utf-8"))
         read = {
             name: pd.read_csv(self.out / f"{name}.csv") if (self.out / f"{name}.csv").is_file() else None
@@ -333,10 +324,10 @@ def explained(sae, x: torch.Tensor) -> float:
     return explained_share(residual, total)
 
 
-def _plain(spec: ModelSpec) -> tuple:
-    """The model as transformers has it, and its tokenizer, for `kind_bits`."""
+def _kind_bits(spec: ModelSpec, text: Path, size: int) -> dict[str, float]:
+    """Bits per byte on held-out text, `size` bytes a kind."""
     model = AutoModelForCausalLM.from_pretrained(spec.folder, dtype=torch.float32).eval()
-    return model, load_model(spec).tokenizer.backend_tokenizer
+    return kind_bits(model, load_model(spec).tokenizer.backend_tokenizer, text, size)
 
 
 def _text_bits(spec: ModelSpec) -> dict[str, float]:

@@ -6,40 +6,30 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from prism.build.cards import cost, markdown_table, samples
+from prism.build.cards import COST, markdown_table, samples, side_by_side
 from prism.build.openings import OPENINGS
 from prism.build.real_text import SHARES
 
 
 def quality(table: pd.DataFrame) -> str:
     """The table of SAEs."""
-    rows = [
-        {
-            "SAE": row.SAE,
-            "features": f"{row.d_sae:,}",
-            "L0": f"{row.l0:.1f}",
-            "EV": f"{row.explained_variance:.3f}",
-            "ΔCE (nats, 95 %)": cost(row),
-            "CE recovered (mean)": f"{row.ce_recovered_mean:.3f}",
-            "never fired": f"{row.never_fired:,} ({row.never_fired / row.d_sae:.1%})",
-            "median density": f"{row.median_density:.2%}",
-            "single-token": f"{row.single_token:.1%}",
-            "massive tokens": f"{row.massive:,}",
-        }
-        for row in table.itertuples()
-    ]
+    columns = {
+        "SAE": "{SAE}",
+        "features": "{d_sae:,}",
+        "L0": "{l0:.1f}",
+        "EV": "{explained_variance:.3f}",
+        "ΔCE (nats, 95 %)": COST,
+        "CE recovered (mean)": "{ce_recovered_mean:.3f}",
+        "never fired": "{never_fired:,} ({silent:.1%})",
+        "median density": "{median_density:.2%}",
+        "single-token": "{single_token:.1%}",
+        "massive tokens": "{massive:,}",
+    }
+    rows = table.assign(silent=table["never_fired"] / table["d_sae"])
     first = table.iloc[0]
     return (
-        f"{markdown_table(pd.DataFrame(rows))}\n\n{first['tokens']:,} tokens; cross-entropies on a part of them, "
+        f"{markdown_table(rows, columns)}\n\n{first['tokens']:,} tokens; cross-entropies on a part of them, "
         f"clean CE {first['ce_clean']:.3f} nats."
-    )
-
-
-def side_by_side(bits: Mapping[str, Mapping[str, float]], first: str) -> str:
-    """Bits per byte of several models, one row a kind."""
-    kinds = next(iter(bits.values()))
-    return markdown_table(
-        pd.DataFrame([{first: kind} | {name: f"{one[kind]:.3f}" for name, one in bits.items()} for kind in kinds])
     )
 
 
@@ -65,18 +55,16 @@ English, and these texts show it."""
 
 def study_card(study: pd.DataFrame) -> str:
     """The study's table."""
-    rows = study.assign(
-        **{
-            "L0": study["l0"].map("{:.1f}".format),
-            "EV": study["explained_variance"].map("{:.3f}".format),
-            "ΔCE": study["delta_ce"].map("{:.3f}".format),
-            "never fired": study["never_fired"],
-            "CE recovered (mean)": study["ce_recovered_mean"].map("{:.3f}".format),
-            "single-token": study["single_token"].map("{:.1%}".format),
-        }
-    )
-    names = ["SAE", "L0", "EV", "ΔCE", "CE recovered (mean)", "never fired", "single-token"]
-    return markdown_table(rows[names])
+    columns = {
+        "SAE": "{SAE}",
+        "L0": "{l0:.1f}",
+        "EV": "{explained_variance:.3f}",
+        "ΔCE": "{delta_ce:.3f}",
+        "CE recovered (mean)": "{ce_recovered_mean:.3f}",
+        "never fired": "{never_fired}",
+        "single-token": "{single_token:.1%}",
+    }
+    return markdown_table(study, columns)
 
 
 def readers_card(readers: pd.DataFrame) -> str:

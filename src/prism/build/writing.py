@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from prism.build.openings import OPENINGS, openings, requests
+from prism.build.openings import OPENINGS, beginnings
 from prism.build.sample import keep
 
 TEMPERATURE, TOP_P, TOP_K = 0.8, 0.9, 200  # of the softmax; then what is left of its mass; and at most so many tokens
@@ -84,10 +84,10 @@ def sample(logits: Float[Tensor, "rows d_vocab"], generator: torch.Generator | N
 def prompts(kind: str, tokenizer, n: int, rng: np.random.Generator) -> list[tuple[str, list[int]]]:
     """Opening and ids of `n` documents of a kind, BOS in front: first words, and requests in the chat template."""
     found = []
-    for make, count in ((openings, n - round(n * CHATS)), (requests, round(n * CHATS))):
-        choices = make(kind)
+    for what, count in (("words", n - round(n * CHATS)), ("requests", round(n * CHATS))):
+        choices = beginnings(kind, what)
         for text in rng.choice(choices, count, replace=count > len(choices)).tolist():
-            asked = text if make is openings else f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+            asked = text if what == "words" else f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
             found.append((text, [tokenizer.bos_token_id, *tokenizer(asked, add_special_tokens=False)["input_ids"]]))
     return found
 

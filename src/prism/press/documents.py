@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from nbformat import NotebookNode
 
@@ -37,18 +38,6 @@ class PaperClaim:
     figure: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
-    """A claim card of a notebook, each part escaped for Markdown; see `analysis.ClaimCard`."""
-
-    claim: str
-    effect: str
-    interval: str
-    control: str
-    refuted_by: str
-    verdict: str
-
-
 def paper_claims(path: Path) -> list[PaperClaim]:
     """The papers' claims in a TOML file.
 
@@ -63,11 +52,14 @@ def paper_claims(path: Path) -> list[PaperClaim]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def cards_of(notebook: NotebookNode) -> dict[str, Card]:
-    """The claim cards in an executed notebook's outputs, by their claim; the last of equal ones."""
+def cards_of(notebook: NotebookNode) -> dict[str, SimpleNamespace]:
+    """The claim cards in an executed notebook's outputs, by their claim; the last of equal ones.
+
+    Each has the parts of `analysis.ClaimCard`, escaped for Markdown.
+    """
     found = [output.data[CARD] for _, output in outputs(notebook) if CARD in output.get("data", {})]
     shown = [{name: _cell(html.escape(text, quote=False)) for name, text in parts.items()} for parts in found]
-    return {parts["claim"]: Card(**safe) for parts, safe in zip(found, shown, strict=True)}
+    return {parts["claim"]: SimpleNamespace(**safe) for parts, safe in zip(found, shown, strict=True)}
 
 
 def claims_page(folder: Path) -> str:
@@ -89,11 +81,11 @@ def claims_page(folder: Path) -> str:
         _check(entry, cards)
     rows = [_paper_row(entry, paths[entry.phase]) for entry in claims]
     every = [card for found in cards.values() for card in found.values()]
-    verdicts = _verdicts_elsewhere(docs / ELSEWHERE, cards)
-    lists = [
-        _phase_list(title_of(notebooks[phase], path.stem), path, cards[phase], verdicts[phase])
-        for phase, path in paths.items()
-    ]
+    kept = read_json(docs / ELSEWHERE) if (docs / ELSEWHERE).is_file() else {}
+    lists = []
+    for phase, path in paths.items():
+        said = {model: found.get(phase, []) for model, found in kept.items()}
+        lists.append(_phase_list(title_of(notebooks[phase], path.stem), path, cards[phase], said))
     return _PAGE.format(
         rows="\n".join(rows),
         total=len(every),
@@ -102,7 +94,7 @@ def claims_page(folder: Path) -> str:
     )
 
 
-def _check(entry: PaperClaim, cards: dict[str, dict[str, Card]]) -> None:
+def _check(entry: PaperClaim, cards: dict[str, dict[str, SimpleNamespace]]) -> None:
     """That the entry's card exists, has its verdict, and shows every number of its sentence."""
     found = cards.get(entry.phase, {})
     if entry.card not in found:
@@ -121,25 +113,14 @@ def _paper_row(entry: PaperClaim, path: Path) -> str:
     return _row(says, f"{entry.saw} ([phase {entry.phase}](../notebooks/{path.name}))", entry.agrees, entry.why)
 
 
-def _verdicts_elsewhere(path: Path, cards: dict[str, dict[str, Card]]) -> dict[str, list[dict[str, str]]]:
-    """Phase -> what each card said on other models (`press.verdicts`), a dash where that is not known."""
-    kept = read_json(path) if path.is_file() else {}
-    known = {phase: {model: found.get(phase, []) for model, found in kept.items()} for phase in cards}
-    return {
-        phase: [
-            {model: said[n] if len(said) == len(found) else "–" for model, said in known[phase].items()}
-            for n in range(len(found))
-        ]
-        for phase, found in cards.items()
-    }
-
-
-def _phase_list(title: str, path: Path, cards: dict[str, Card], elsewhere: list[dict[str, str]]) -> str:
+def _phase_list(title: str, path: Path, cards: dict[str, SimpleNamespace], elsewhere: dict[str, list[str]]) -> str:
+    """A phase's cards, with what each said on other models: a dash where the notebook had other cards then."""
+    said = [verdicts if len(verdicts) == len(cards) else ["–"] * len(cards) for verdicts in elsewhere.values()]
     rows = [
-        _row(card.claim, card.effect, card.interval, card.control, card.verdict, *said.values())
-        for card, said in zip(cards.values(), elsewhere, strict=True)
+        _row(card.claim, card.effect, card.interval, card.control, card.verdict, *verdicts)
+        for card, *verdicts in zip(cards.values(), *said, strict=True)
     ]
-    head = ("claim", "effect", "interval", "held against", "verdict", *(f"on {model}" for model in elsewhere[0]))
+    head = ("claim", "effect", "interval", "held against", "verdict", *(f"on {model}" for model in elsewhere))
     return "\n".join([f"### [{title}](../notebooks/{path.name})\n", _row(*head), _row(*[":--"] * len(head)), *rows])
 
 
@@ -201,10 +182,10 @@ def exercise_table(folder: Path) -> str:
 
 
 def _answers(phase: str) -> str:
-    """A link to the file with a phase's reference answers: in the phase's room, else with the exercises."""
-    places = (f"phases/phase_{phase}/exercises.py", f"phases/phase_{phase}.py", f"exercises/phase_{phase}.py")
-    found = next((place for place in places if (Path(__file__).parents[1] / place).is_file()), places[-1])
-    return f"[{Path(found).name}](../src/prism/{found})"
+    """A link to the file with a phase's reference answers."""
+    room = f"phases/phase_{phase}"
+    file = f"{room}/exercises.py" if (Path(__file__).parents[1] / room).is_dir() else f"{room}.py"
+    return f"[{Path(file).name}](../src/prism/{file})"
 
 
 def with_exercises(text: str, folder: Path) -> str:

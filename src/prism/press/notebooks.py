@@ -121,20 +121,13 @@ def commit_problems(notebook: NotebookNode) -> list[str]:
     ]
     size = len(nbformat.writes(notebook).encode())
     if size >= MAX_BYTES:
-        problems.append(f"{size / 1e6:.2f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB; {_largest(notebook)}")
+        sizes = [(len(json.dumps(output)), number) for number, output in outputs(notebook)]
+        weight, number = max(sizes, default=(0, 0))
+        problems.append(
+            f"{size / 1e6:.2f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB; "
+            f"the largest output is in cell {number} ({weight / 1e3:.0f} kB)"
+        )
     return problems
-
-
-def _largest(notebook: NotebookNode) -> str:
-    """The output that weighs most, named."""
-    number, output = max(outputs(notebook), key=lambda found: len(json.dumps(found[1])), default=(0, None))
-    if output is None:
-        return "its text alone is too long"
-    figure = output.get("data", {}).get(PLOTLY)
-    if figure is None:
-        return f"the largest output is in cell {number} ({len(json.dumps(output)) / 1e3:.0f} kB)"
-    weight = len(json.dumps(figure)) / 1e3
-    return f"the largest is figure '{_figure_title(figure)}' in cell {number} ({weight:.0f} kB of Plotly JSON)"
 
 
 # --- figures in words ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
 from latex2mathml.converter import convert
 from nbformat import NotebookNode
 
@@ -111,3 +112,14 @@ def link_from(source: Path, target: Path) -> Callable[[str], str]:
         return Path(os.path.relpath(source / to, target)).as_posix()
 
     return link
+
+
+def index(lead: str, sections: dict[str, list[dict]]) -> str:
+    """The page that links all others.
+
+    Args:
+        sections: heading -> items with a title, and maybe page, about, error.
+    """
+    folder = FileSystemLoader(Path(__file__).with_name("templates"))
+    made = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template("index.html").render(lead=lead, sections=sections)

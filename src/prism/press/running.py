@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import html
 import os
 import sys
 import time
@@ -61,7 +60,7 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    total = len(notebook.cells)
+    total, begun = len(notebook.cells), []
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -70,13 +69,14 @@ def run_notebook(path: Path, environment: dict[str, str], on_cell: Callable[[int
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
+        on_cell_execute=lambda cell, cell_index: begun.append((cell_index, cell)),
         on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total) if on_cell else None,
     )
     error = None
     try:
         _execute(client, {**os.environ, **environment})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
-        error = _failure(notebook, failure)
+        error = _failure(*begun[-1], failure)
     except Exception as failure:  # whatever keeps this kernel from starting, the other notebooks are run
         reason = (str(failure).strip().splitlines() or ["no reason given"])[0]
         error = f"the kernel failed: {type(failure).__name__}: {reason}"
@@ -96,22 +96,12 @@ def _execute(client: NotebookClient, environment: dict[str, str]) -> None:
         thread.submit(client.execute, env=environment).result()
 
 
-def _failure(notebook: NotebookNode, failure: Exception) -> str:
+def _failure(number: int, cell: NotebookNode, failure: Exception) -> str:
     """Which cell stopped the notebook, its last line, and the error's own last line."""
-    code = [(n, cell) for n, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code" and cell.source.strip()]
-    errors = [
-        (n, cell, output)
-        for n, cell in code
-        for output in cell.outputs
-        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])
-    ]
-    if errors:
-        number, cell, output = errors[0]
-        name, value = output.ename, (output.evalue.strip().splitlines() or [""])[-1]
-    else:
-        number, cell = next((found for found in code if found[1].execution_count is None), code[-1])
-        name, value = type(failure).__name__, str(failure).strip().splitlines()[0]
-    return f"cell {number}, which ends '{cell.source.strip().splitlines()[-1].strip()}'\n{name}: {value}"
+    raised = isinstance(failure, CellExecutionError)
+    name, told = (failure.ename, failure.evalue) if raised else (type(failure).__name__, str(failure))
+    value = (told.strip().splitlines() or [""])[-1 if raised else 0]
+    return f"cell {number + 1}, which ends '{cell.source.strip().splitlines()[-1].strip()}'\n{name}: {value}"
 
 
 def _run_aloud(path: Path, environment: dict[str, str]) -> Run:
@@ -192,26 +182,16 @@ def _write_shared(out: Path, glossary: Path) -> None:
 
 def _index(runs: list[Run], model: str, note: str = "") -> str:
     """The page that links all others, with a note above them."""
-    rows = []
-    for run in runs:
-        title = html.escape(run.title)
-        if run.notebook is not None:
-            title = f'<a href="{run.path.stem}.html">{title}</a> (<a href="{run.path.name}">notebook</a>)'
-        state = "ran to its end" if run.error is None else f"<b>failed</b><pre>{html.escape(run.error)}</pre>"
-        rows.append(f"<tr><td>{title}</td><td>{run.seconds:.0f} s</td><td>{state}</td></tr>")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Prism</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-td, th {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid #ddd; }}
-pre {{ white-space: pre-wrap; margin: .3rem 0 0; }}
-</style></head><body>
-<h1>Prism</h1>
-<p>On <code>{html.escape(model)}</code>.</p>
-{f"<p><b>{note}</b></p>" if note else ""}
-<table><tr><th>Notebook</th><th>Run time</th><th>Status</th></tr>
-{chr(10).join(rows)}
-</table></body></html>
-"""
+    items = [
+        {
+            "title": run.title,
+            "page": run.notebook and f"{run.path.stem}.html",
+            "about": "" if run.error else f"ran to its end in {run.seconds:.0f} s",
+            "error": run.error,
+        }
+        for run in runs
+    ]
+    return pages.index(f"{note} On {model}.".strip(), {"Notebooks": items})
 
 
 # --- to be committed -------------------------------------------------------------------------------------------------

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-import html
 import os
 import re
 import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from nbformat import NotebookNode
-
 from prism.files import replacing, write_text
 from prism.press.notebooks import find_notebooks, read_any, title_of
-from prism.press.pages import PLOTLY_JS, to_html
+from prism.press.pages import PLOTLY_JS, index, to_html
 
 GALLERY = "gallery"  # folder of the pages about features
 UNAVAILABLE = "unavailable:"  # what a run writes is no part of the site
+_LEAD = (
+    "A hands-on curriculum that splits a language model's activations into readable features. The notebooks are shown "
+    "as they were run on SmolLM2; to run them yourself, begin with the README, first of the documents."
+)
 _NAV = "padding: .5rem 1rem; font: 14px system-ui, sans-serif"
 
 _UNAVAILABLE_LINK = re.compile(rf'<a\b[^>]*href="{UNAVAILABLE}[^>]*>(.*?)</a>', re.DOTALL)
@@ -99,52 +100,23 @@ def _link(link: str, path: Path, root: Path, pages: dict[Path, Path], linked: se
     return quote(Path(os.path.relpath(place, path.parent)).as_posix())
 
 
-# --- index -----------------------------------------------------------------------------------------------------------
-
-
 def _index(notebooks: list[Path], documents: list[Path], pages: dict[Path, Path], n_features: int) -> str:
     """The page that links all others."""
-
-    def items(paths: list[Path]) -> str:
-        return "\n".join(_item(read_any(path), path.stem, pages[path].as_posix()) for path in paths)
-
-    gallery = f"""<h2>Feature pages</h2>
-<ul>
-<li><a href="{GALLERY}/index.html">{n_features} features of a model</a>
-<p>What each of them fires on, what it writes, and an automatic explanation with its score on other text.</p></li>
-</ul>
-"""
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Prism</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root {{ color-scheme: light dark; --ink: #1d2329; --soft: #5a6169; --link: #0b5cad; --page: #fff; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8ebee; --soft: #a5adb6; --link: #7cc0f5; --page: #0d1014; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
- color: var(--ink); background: var(--page); }}
-ul {{ list-style: none; padding: 0; }} li {{ margin: 0 0 .8rem; }}
-li p {{ margin: .1rem 0 0; color: var(--soft); font-size: 14px; }} a {{ color: var(--link); }}
-a:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
-</style></head><body>
-<h1>Prism</h1>
-<p>A hands-on curriculum that splits a language model's activations into readable features. The notebooks are shown as
-they were run, on the model beside each name; to run them yourself, begin with the README, first of the documents.</p>
-<h2>Notebooks</h2>
-<ul>
-{items(notebooks)}
-</ul>
-{gallery if n_features else ""}<h2>Documents</h2>
-<ul>
-{items(documents)}
-</ul>
-</body></html>
-"""
+    gallery = {
+        "title": f"{n_features} features of a model",
+        "page": f"{GALLERY}/index.html",
+        "about": "What each fires on, what it writes, and an automatic explanation with its score on other text.",
+    }
+    sections = {"Notebooks": [_item(path, pages) for path in notebooks]}
+    sections |= {"Feature pages": [gallery]} if n_features else {}
+    return index(_LEAD, sections | {"Documents": [_item(path, pages) for path in documents]})
 
 
-def _item(notebook: NotebookNode, stem: str, address: str) -> str:
-    """A link with the page's title and, for a notebook that says so, what its reader does and how long it takes."""
+def _item(path: Path, pages: dict[Path, Path]) -> dict:
+    """A page's title and, of a notebook that says so, what its reader does and how long it takes."""
+    notebook = read_any(path)
     first = notebook.cells[0].source if notebook.cells else ""
-    title = html.escape(title_of(notebook, stem).replace("`", ""))
     does, takes = re.search(r"\*\*What you'll do\.\*\* (.+)", first), re.search(r"about [^·]+ on a laptop CPU", first)
-    words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) if does else ""
-    about = f"<p>{html.escape(words)} ({takes[0]})</p>" if does and takes else f"<p>{html.escape(words)}</p>"
-    return f'<li><a href="{address}">{title}</a>{about if does else ""}</li>'
+    about = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", does[1]) + (f" ({takes[0]})" if takes else "") if does else ""
+    title = title_of(notebook, path.stem).replace("`", "")
+    return {"title": title, "page": pages[path].as_posix(), "about": about}
