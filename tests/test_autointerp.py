@@ -306,7 +306,7 @@ def test_only_the_wanted_tokens_are_marked():
 
 
 def test_answers_are_read_strictly():
-    assert ai.parse_answers(" Answer: [1,0 , 1]\n", 3).tolist() == [True, False, True]
+    assert ai.prompts.parse_answers(" Answer: [1,0 , 1]\n", 3).tolist() == [True, False, True]
     for answer in (
         "",
         "1, 0, 1",
@@ -320,13 +320,13 @@ def test_answers_are_read_strictly():
         "[-1, 0, 1]",
     ):
         if answer == "[[1, 0, 1]]x[":
-            assert ai.parse_answers(answer, 3).tolist() == [True, False, True]  # still one list, and only one
+            assert ai.prompts.parse_answers(answer, 3).tolist() == [True, False, True]  # still one list, and only one
             continue
-        with pytest.raises(ai.AnswerError):
-            ai.parse_answers(answer, 3)
+        with pytest.raises(ai.prompts.AnswerError):
+            ai.prompts.parse_answers(answer, 3)
     assert ai.parse_sentence("\n \t\nWords for colours.\x1b[31m\nMore.") == "Words for colours. [31m"
     for answer in ("", " \n", "x" * 301):
-        with pytest.raises(ai.AnswerError):
+        with pytest.raises(ai.prompts.AnswerError):
             ai.parse_sentence(answer)
 
 
@@ -341,7 +341,9 @@ def test_a_model_that_reads_explains_and_judges(halves):
         wanted = "<< w3>>" if "marked" in prompt else r" w3(?!\d)"
         return str([int(bool(re.search(wanted, line))) for line in inside])
 
-    explanation = ai.explain_with(oracle, halves[0], TOKEN)
+    explanation = ai.Explanation(
+        TOKEN, ai.parse_sentence(oracle(ai.explain_prompt(ai.windows_to_explain(halves[0], TOKEN))))
+    )
     assert explanation.sentence == "The word w3." and not explanation.terms
     assert prompts[0].count('\n- "w3" in "') == 8
     judge = ai.ModelJudge(oracle)
@@ -356,8 +358,8 @@ def test_unreadable_answers_are_no_and_are_counted(halves):
     assert [scores[name] for name in ai.SCORES] == [0.5] * 4 and judge.unreadable == judge.asked > 0
     with pytest.raises(ValueError, match="batch is 0"):
         ai.ModelJudge(str, 0)
-    with pytest.raises(ai.AnswerError, match="0 characters"):
-        ai.explain_with(lambda prompt: " ", halves[0], TOKEN)
+    with pytest.raises(ai.prompts.AnswerError, match="0 characters"):
+        ai.parse_sentence(" ")
 
 
 # --- an endpoint -----------------------------------------------------------------------------------------------------
@@ -455,7 +457,7 @@ def test_a_busy_endpoint_is_tried_again():
     ],
 )
 def test_errors_are_clear_and_never_hold_the_key(answer, words, requests, capfd, caplog):
-    with Server(*[answer] * requests) as server, pytest.raises(ai.EndpointError, match=words) as caught:
+    with Server(*[answer] * requests) as server, pytest.raises(ai.remote.EndpointError, match=words) as caught:
         Endpoint(server.base, "m", attempts=2, pause=lambda seconds: None)("p")
     assert len(server.seen) == requests and caught.value.__cause__ is None
     printed = capfd.readouterr()
@@ -465,13 +467,15 @@ def test_errors_are_clear_and_never_hold_the_key(answer, words, requests, capfd,
 
 def test_a_redirect_is_not_followed():
     with Server(reply()) as elsewhere, Server(broken(302, Location=f"{elsewhere.base}/x")) as server:
-        with pytest.raises(ai.EndpointError, match="redirect is not followed"):
+        with pytest.raises(ai.remote.EndpointError, match="redirect is not followed"):
             Endpoint(server.base, "m")("p")
     assert not elsewhere.seen
 
 
 def test_nobody_there():
-    with pytest.raises(ai.EndpointError, match="could not be reached .ConnectionRefusedError., 2 times") as caught:
+    with pytest.raises(
+        ai.remote.EndpointError, match="could not be reached .ConnectionRefusedError., 2 times"
+    ) as caught:
         Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, pause=lambda seconds: None)("p")
     assert KEY not in everything(caught.value)
 
@@ -479,7 +483,7 @@ def test_nobody_there():
 @pytest.mark.parametrize("key", ["sk-a\nX-Evil: 1", "sk a", "sk-ü"])
 def test_a_key_that_cannot_be_sent(key, monkeypatch):
     monkeypatch.setenv("PRISM_API_KEY", key)
-    with Server() as server, pytest.raises(ai.EndpointError, match="set it again") as caught:
+    with Server() as server, pytest.raises(ai.remote.EndpointError, match="set it again") as caught:
         Endpoint(server.base, "m")("p")
     assert key not in str(caught.value) + repr(caught.value) and not server.seen
 

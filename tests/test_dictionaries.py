@@ -10,7 +10,7 @@ from sae_lens.saes.sae import SAEMetadata
 from prism import evaluation as ev
 from prism.data import corpus_batch, load_corpus, token_table
 from prism.features import encode_features
-from prism.models import get_spec, load_sae
+from prism.models import get_spec, kept_activations, load_sae
 
 METADATA = SAEMetadata(hook_name="blocks.2.hook_resid_pre")
 
@@ -53,19 +53,6 @@ class TestPca:
         assert _ev(ev.pca(x, k, METADATA), x) >= _ev(ev.pca(x, max(1, k - 1), METADATA), x) - 1e-6
 
 
-class TestRawChannels:
-    def test_by_hand(self):
-        x = torch.tensor([[1.0, 0.0, 0.2], [-1.0, 0.0, -0.2]])
-        channels = ev.dictionaries.raw_channels(x, 1, METADATA)
-        f = channels.encode(x)
-        assert f.tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]  # up is feature 0, down is feature 3
-        assert channels.decode(f).tolist() == [[1, 0, 0], [-1, 0, 0]]
-
-    def test_with_all_channels_it_is_exact(self):
-        x = _sample()
-        assert _ev(ev.dictionaries.raw_channels(x, 6, METADATA), x) == pytest.approx(1, abs=1e-6)
-
-
 class TestRandomDirections:
     def test_the_scale_is_the_best_there_is(self):
         x = _sample()
@@ -95,12 +82,13 @@ def test_they_stand_in_the_same_tables_as_an_sae(mini):
     sae = load_sae(get_spec("mini"))
     fit = corpus_batch(load_corpus("mini", 40, seed=1), mini.tokenizer, 128)
     batch = corpus_batch(load_corpus("mini", 12), mini.tokenizer, 64)
-    saes = {"2-res": sae} | ev.dictionaries.sanity_dictionaries(mini, sae, fit)
-    assert list(saes)[1:] == ["PCA", "raw channels", "random directions"]
+    x, metadata = kept_activations(mini, sae.cfg.metadata.hook_name, fit), sae.cfg.metadata
+    k = round(ev.l0(sae.encode(x)))
+    saes = {"2-res": sae, "PCA": ev.pca(x, k, metadata), "random": ev.random_directions(x, k, metadata, 1_536)}
     table = ev.evaluation_table(ev.evaluate_all(mini, saes, batch, with_kl=False))
     assert (table["l0"] - table.loc["2-res", "l0"]).abs().max() < 3
     assert table["explained_variance"].idxmax() == "2-res" and table["delta_ce"].idxmin() == "2-res"
-    assert table.loc["PCA", "explained_variance"] > table.loc["raw channels", "explained_variance"]
+    assert table.loc["PCA", "explained_variance"] > table.loc["random", "explained_variance"]
     matrix = encode_features(mini, saes["PCA"], batch, token_table(batch, mini.tokenizer))
     assert matrix.l0() == pytest.approx(table.loc["PCA", "l0"])
     assert ev.preflight(mini, saes["PCA"], batch)["ok"].all()

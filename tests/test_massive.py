@@ -10,7 +10,6 @@ from prism.analysis import most_frequent
 from prism.analysis.feature import summarise_feature
 from prism.data import TokenBatch, load_texts, token_table, tokenize
 from prism.evaluation import evaluate, evaluate_all, preflight
-from prism.evaluation.dictionaries import sanity_dictionaries
 from prism.evaluation.predictions import sequence_nats, splice
 from prism.evaluation.preflight import PreflightError
 from prism.features import channel_features, encode_activations, encode_features, word_features
@@ -148,12 +147,8 @@ def test_a_feature_is_not_changed_where_none_counts_as_firing(mini, batch):
     assert not moved[massive[batch.keep]].any() and moved[~massive[batch.keep]].any()
 
 
-def test_baselines_and_other_measures_leave_them_out(mini, batch):
-    sae, massive = limited("2-res", mini, batch, 0.1)
-    some = TokenBatch(batch.tokens, batch.keep & ~massive)
-    found, wanted = (sanity_dictionaries(mini, sae, each) for each in (batch, some))
-    for name in wanted:
-        assert torch.equal(found[name].b_dec, wanted[name].b_dec) and found[name].k == wanted[name].k
+def test_other_measures_leave_them_out(mini, batch):
+    sae, _ = limited("2-res", mini, batch, 0.1)
     matrix = encode_features(mini, sae, batch, token_table(batch, mini.tokenizer))
     feature = int(matrix.firing_counts().argmax())
     assert summarise_feature(matrix, feature).density == pytest.approx(matrix.density()[feature])

@@ -17,50 +17,44 @@ DENSE = 0.04  # share of non-zeros from which it is
 def match_activations(
     a: csr_matrix | Float[np.ndarray, "tokens units_a"],
     b: csr_matrix | Float[np.ndarray, "tokens units_b"],
-    groups: Shaped[np.ndarray, " tokens"] | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """For each unit of `a`, the unit of `b` whose activation correlates with it most (Pearson, over tokens).
 
     Bricken et al. 2023 ('Towards Monosemanticity', on universality) match the features of two models in this way, and
     report them to be more alike than the models' neurons. The largest of many correlations is above zero even for
-    noise, and more so for units that rarely fire, so the same search is run on `b` with its tokens swapped
-    (`swap_within`). Swapped within groups, such as the token ids, the control keeps what the group alone explains: two
-    units that both know one word, and no more, correlate as well there. A token that is alone in its group stays in
-    place; where many are, leave them out of `a` and `b`, or the control is too high.
+    noise, and more so for units that rarely fire: measure the pair on other tokens than it was chosen on, and hold it
+    against the same search with the tokens of `b` swapped (`swap_within`).
 
     Args:
         a: activations of some units (`FeatureMatrix.values`, or dense and of any sign).
         b: activations of others on the same tokens: another seed's SAE, another model's neurons.
-        groups: the control swaps only tokens with the same value here; all tokens when not given.
-        seed: of the swap.
 
     Returns:
-        One row a unit of `a`: unit, partner (unit of `b`), correlation, control (the largest correlation with the
-        swapped `b`). A unit that is constant here has partner −1 and NaN. Two units of `a` may share a partner.
+        One row a unit of `a`: unit, partner (unit of `b`), correlation. A unit that is constant here has partner −1
+        and NaN. Two units of `a` may share a partner.
 
     Raises:
-        ValueError: different numbers of tokens, fewer than two, no units, or groups of another length.
+        ValueError: different numbers of tokens, fewer than two, or no units.
     """
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"{a.shape[0]:,} tokens against {b.shape[0]:,}; both must be computed on the same tokens")
     if a.shape[0] < 2 or not a.shape[1] or not b.shape[1]:
         raise ValueError(f"activations of shape {a.shape} and {b.shape}; need at least two tokens and one unit each")
-    groups = np.zeros(a.shape[0]) if groups is None else np.asarray(groups)
-    if groups.shape != (a.shape[0],):
-        raise ValueError(f"groups of shape {groups.shape} for {a.shape[0]:,} tokens; give one for each")
-    partner, correlation = _best_partner(a, b)
-    control = _best_partner(a, b[swap_within(groups, seed)])[1]
-    return pd.DataFrame(
-        {"unit": np.arange(a.shape[1]), "partner": partner, "correlation": correlation, "control": control}
-    )
+    partner, best = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
+    for part, correlation in correlation_blocks(a, b):
+        found, top = correlation.argmax(1), correlation.max(1)
+        live = np.isfinite(top)
+        partner[part][live], best[part][live] = found[live], top[live].clip(-1, 1)
+    return pd.DataFrame({"unit": np.arange(a.shape[1]), "partner": partner, "correlation": best})
 
 
 def swap_within(groups: Shaped[np.ndarray, " tokens"], seed: int = 0) -> Int[np.ndarray, " tokens"]:
     """An order of the tokens in which each stands in the place of *another* one of its group: a control.
 
-    What the group alone explains survives it. No token keeps its place but one that is alone in its group. (A plain
-    shuffle leaves one token a group in place on average, which for a rare word is most of them.)
+    What the group alone explains survives it: with groups of equal token ids, two units that both know one word, and
+    no more, correlate as well as before. No token keeps its place but one that is alone in its group; leave such tokens
+    out, or the control shows too much. (A plain shuffle leaves one token a group in place on average, which for a rare
+    word is most of them.)
 
     >>> swap_within(np.array([7, 7, 5])).tolist()
     [1, 0, 2]
@@ -92,16 +86,6 @@ def correlation_blocks(a, b) -> Iterator[tuple[slice, Float[np.ndarray, "block u
         covariance = _product(by_column[:, part], b) / a.shape[0] - np.outer(mean_a[part], mean_b)
         scale = np.outer(spread_a[part], spread_b)
         yield part, np.divide(covariance, scale, out=np.full_like(covariance, -np.inf), where=scale > 0)
-
-
-def _best_partner(a, b) -> tuple[np.ndarray, np.ndarray]:
-    """For each column of `a` the column of `b` that correlates most, and how much; −1 and NaN if there is none."""
-    partner, best = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
-    for part, correlation in correlation_blocks(a, b):
-        found, top = correlation.argmax(1), correlation.max(1)
-        live = np.isfinite(top)
-        partner[part][live], best[part][live] = found[live], top[live].clip(-1, 1)
-    return partner, best
 
 
 def _moments(x) -> tuple[np.ndarray, np.ndarray]:

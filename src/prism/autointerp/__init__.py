@@ -1,6 +1,6 @@
 """Automated interpretability: units explained in sentences, and the sentences tested on held-out text.
 
-`TokenStatistics` explains by counting, `explain_with` asks a language model; `score` tests what is said by detection
+`TokenStatistics` explains by counting, `prompts` asks a language model; `score` tests what is said by detection
 and fuzzing, with hard negatives. A model is asked only where a caller hands one over.
 """
 

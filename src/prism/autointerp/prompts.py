@@ -119,21 +119,6 @@ def windows_to_explain(examples: Examples, unit: int, n: int = 8) -> Windows:
     return examples.windows(unit, examples.strongest(unit, n))
 
 
-def explain_with(ask: Ask, examples: Examples, unit: int, n: int = 8) -> Explanation:
-    """A language model's sentence about a unit; there is no rule behind it, so that `ModelJudge` must judge it.
-
-    Args:
-        ask: prompt in, answer out (`remote.LocalModel`, `remote.Endpoint`).
-        examples: of texts that the explanation will not be scored on.
-        unit: column of the matrix.
-        n: firing windows shown (`windows_to_explain`).
-
-    Raises:
-        AnswerError: an answer in another form.
-    """
-    return Explanation(unit, parse_sentence(ask(explain_prompt(windows_to_explain(examples, unit, n)))))
-
-
 class ModelJudge:
     """A language model that reads the sentence and answers; answers in another form count as 'no', and are counted.
 

@@ -13,9 +13,7 @@ from jaxtyping import Float
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
-from prism.data import TokenBatch
 from prism.evaluation.streaming import TOKENS_AT_ONCE
-from prism.models import kept_activations, ordinary
 
 
 class Dictionary(torch.nn.Module):
@@ -68,20 +66,11 @@ class Dictionary(torch.nn.Module):
         return f @ self.W_dec + self.b_dec
 
 
-def _both_signs(directions: Tensor) -> Tensor:
-    return torch.cat([directions, -directions])
-
-
 def pca(x: Float[Tensor, "tokens d_in"], k: int, metadata: SAEMetadata) -> Dictionary:
     """Principal axes; of each token, the `k` coordinates of largest size. With `k = d_in` it rebuilds `x` exactly."""
     centred = (x - x.mean(0)).double()
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1).T  # the largest first
-    return Dictionary(_both_signs(axes), x.mean(0), k, metadata, title="PCA")
-
-
-def raw_channels(x: Float[Tensor, "tokens d_in"], k: int, metadata: SAEMetadata) -> Dictionary:
-    """The activation's own coordinates (neurons, at a neuron hook): the `k` that deviate most from their mean."""
-    return Dictionary(_both_signs(torch.eye(x.shape[1])), x.mean(0), k, metadata, title="raw channels")
+    return Dictionary(torch.cat([axes, -axes]), x.mean(0), k, metadata, title="PCA")
 
 
 def random_directions(
@@ -102,17 +91,3 @@ def random_directions(
         norm += rebuilt.pow(2).sum().item()
     out.scale = dot / norm if norm else 1.0
     return out
-
-
-def sanity_dictionaries(model, sae, batch: TokenBatch, seed: int = 0) -> dict[str, Dictionary]:
-    """PCA, raw channels and random directions at an SAE's hook, with the SAE's L0 on these tokens, and its width.
-
-    Args:
-        batch: tokens to fit them on, best not those that they are measured on; 20,000 are plenty.
-    """
-    metadata = sae.cfg.metadata
-    x = kept_activations(model, metadata.hook_name, ordinary(model, sae, batch))
-    active = sum(int((sae.encode(part) > 0).sum()) for part in x.split(TOKENS_AT_ONCE))
-    k = max(1, round(active / len(x)))
-    made = (pca(x, k, metadata), raw_channels(x, k, metadata), random_directions(x, k, metadata, sae.cfg.d_sae, seed))
-    return {dictionary.title: dictionary for dictionary in made}

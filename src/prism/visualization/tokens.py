@@ -6,7 +6,6 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,11 +55,6 @@ def marked(token: str, keep: str = "") -> str:
     marks = {"\n": "↵", " ": "·", "\xa0": "⍽", "\t": "⇥", "\x7f": "␡"}
     keep += "\xa0" * (" " in keep)
     return "".join(c if c in keep else marks.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in token)
-
-
-def visible(token: str) -> str:
-    """The same, escaped for HTML."""
-    return escape(marked(token))
 
 
 class Piece(NamedTuple):
