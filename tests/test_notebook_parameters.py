@@ -106,6 +106,8 @@ GOOD = {
     "6e": [
         "COMPARE, MIN_FIRINGS, BAR = ('mini-llama',), 2, 0",
         "COMPARE, MIN_FIRINGS, BAR = ['gemma-2-2b', 'mini-small'], 100, 0.9",
+        "COMMON, FIRES = 1, 0",
+        "COMMON, FIRES = 20, 0.9",
     ],
     "6f": [
         "CLASS, RECALL, WINDOW, DOCUMENTS, LEAST = 'python', 0.01, 8, 8, 1",
@@ -214,6 +216,8 @@ BAD = {
         ("MODEL, COMPARE = 'mini', ('mini',)", "COMPARE holds mini alone"),
         ("MIN_FIRINGS = 1", "MIN_FIRINGS is 1; .* from 2 to 100: a correlation needs firings"),
         ("BAR = 1.1", "BAR is 1.1"),
+        ("COMMON = 0", "COMMON is 0; .* from 1 to 20"),
+        ("FIRES = 1", "FIRES is 1; .* from 0"),
     ],
     "6f": [
         ("CLASS = 'Social'", "CLASS is 'Social'.*did you mean 'social'"),

@@ -33,7 +33,7 @@ CHANGED = {
     "6b": "N_NOUNS, N_PAIRS, K, EDIT, DRAWS = 6, 3, 1, 4, 2",
     "6c": "CATEGORY, LEAST, BAR, RESAMPLES = 'python', 5, 0.3, 100",
     "6d": "EXPLAIN_DOCUMENTS, SCORE_DOCUMENTS, UNITS, RADIUS, OPENED = 100, 60, 12, 5, (1, 2, 3, 4, 5)",
-    "6e": "COMPARE, MIN_FIRINGS, BAR = ('mini-small', 'mini'), 5, 0.4",
+    "6e": "COMPARE, MIN_FIRINGS, BAR, COMMON, FIRES = ('mini-small', 'mini'), 5, 0.4, 2, 0.1",
     "6f": "CLASS, DOCUMENTS, RANDOM_SETS, DOSES = 'python', 24, 1, (5, 20)",
 }
 LARGE = {name: CHANGED[name] for name in ("6a", "6b", "6f")} | {  # with 24,576 features: less data

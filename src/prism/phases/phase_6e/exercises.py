@@ -78,6 +78,22 @@ def check_shared_ends(answer: Callable) -> Callable:
     return check(answer, shared_ends, cases, mistakes)
 
 
-def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
-    try_hypothesis("6e", fire, silent, activation)
+def check_hypothesis(fire: str, silent: str, strongest: Callable[[str], tuple[float, str]], bar: float) -> None:
+    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`).
+
+    A feature that fires weakly on a tenth of all tokens does so in nearly every sentence, so what lies below `bar`
+    counts as silent.
+
+    Args:
+        fire: a text in which the hypothesis says that the feature fires; silent: one in which it says it is silent.
+        strongest: text -> the feature's largest activation in it, and the token that has it.
+        bar: an activation counts as firing from here on.
+    """
+
+    def heard(text: str) -> float:
+        value, on = strongest(text)
+        low = 0 < value < bar
+        print(f"{value:.1f} at {on!r}" + (f", below {bar:.1f}: counts as silent" if low else "") if value else "silent")
+        return 0.0 if low else value
+
+    try_hypothesis("6e", fire, silent, heard)

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from scipy.stats import t
-from transformers import AutoModelForCausalLM
 
-from prism.analysis import confidence_interval, match_activations
+from prism.analysis import match_activations
 from prism.data import token_table, tokenize
 from prism.features import FeatureMatrix, encode_activations
 from prism.models import SMOLLM2, ModelSpec, get_spec, harvest_kept, load_family, load_model, load_sae, trained_family
 
 PLAIN, OTHER_SEED = "batch_topk", "seed-1"  # of the family
+ANOTHER = "another seed"  # what its column is called
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +169,46 @@ def partners(
     return Partners(pd.DataFrame(columns), without)
 
 
+def others(readings: Mapping[str, Reading], places: pd.DataFrame) -> dict[str, csr_matrix]:
+    """What the first model is held against: its SAE of another seed, where it has one, and the other models' SAEs.
+
+    Returns:
+        Name -> activations at the common places, `[places, units]`.
+    """
+    (main, first), *rest = readings.items()
+    found = {ANOTHER: first.seed.values[places[main]]} if first.seed else {}
+    return found | {name: r.matrix.values[places[name]] for name, r in rest}
+
+
+def other_seeds(readings: Mapping[str, Reading], places: pd.DataFrame) -> dict[str, csr_matrix]:
+    """Each model's SAE of another seed at the common places; its own one where it has no other."""
+    return {name: (r.seed or r.matrix).values[places[name]] for name, r in readings.items()}
+
+
+def compared(rivals: Mapping[str, Partners], features: Int[np.ndarray, " features"]) -> pd.DataFrame:
+    """The correlation of each feature (rows) with each rival (columns); NaN for another seed where there is none."""
+    found = {name: one.table["correlation"].to_numpy() for name, one in rivals.items()}
+    return pd.DataFrame({ANOTHER: np.nan} | found, index=features)
+
+
+def share_above(found: pd.DataFrame, bar: float) -> pd.Series:
+    """For each column the share of rows above a bar; NaN for a column without numbers."""
+    return found.gt(bar).astype(float).where(found.notna()).mean()
+
+
+def second_half_first(places: pd.DataFrame) -> tuple[Int[np.ndarray, " places"], pd.DataFrame]:
+    """The other way round: an order of the places that begins with the second half, and the places so numbered.
+
+    Returns:
+        The order, for rows of activations, and `places` in it, its texts numbered anew.
+    """
+    first, second = halves(places)
+    order = np.concatenate([second, first])
+    n = places["text"].max() + 1
+    text = (places["text"] - n // 2) % n
+    return order, places.assign(text=text).iloc[order].reset_index(drop=True)
+
+
 def correlations(
     x: Float[np.ndarray, "places units"], y: Float[np.ndarray, "places units"], text: Int[np.ndarray, " places"]
 ) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, "texts units"]]:
@@ -198,58 +237,20 @@ def jackknife(whole: float, without: Float[np.ndarray, " texts"]) -> tuple[float
     return float(whole - half), float(whole + half)
 
 
+def lead(a: Partners, b: Partners) -> tuple[float, float, float]:
+    """How much further the mean correlation of `a` is up than that of `b`, and the difference's 95 % interval.
+
+    The interval is over the texts on which both were judged; features, partners and tables are held fixed.
+    """
+    gap = a.table["correlation"].mean() - b.table["correlation"].mean()
+    return gap, *jackknife(gap, a.without.mean(axis=1) - b.without.mean(axis=1))
+
+
 def _pearson(n, x, y, xx, yy, xy) -> Float[np.ndarray, "... units"]:
     """From sums of products; 0 where one of the two is constant."""
     below = np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0)
     above = xy - x * y / n
     return np.divide(above, np.sqrt(below), out=np.zeros_like(above), where=below > 1e-9 * xx * yy)
-
-
-def guessed(
-    values: csr_matrix,
-    ids: Int[np.ndarray, " places"],
-    places: pd.DataFrame,
-    features: Int[np.ndarray, " features"],
-) -> Partners:
-    """A rival of `partners` that knows the token and no more: `token_guess`, judged on the second half of the texts.
-
-    Args:
-        ids: the token at each place; the rest as for `partners`.
-    """
-    second, text, some = halves(places)[1], places["text"].to_numpy(), values[:, features]
-    guess = token_guess(some, ids, text)
-    correlation, without = correlations(some[second].toarray(), guess[second], text[second])
-    return Partners(pd.DataFrame({"feature": features, "correlation": correlation}), without)
-
-
-def token_guess(
-    values: csr_matrix, ids: Int[np.ndarray, " places"], text: Int[np.ndarray, " places"]
-) -> Float[np.ndarray, "places units"]:
-    """The mean of each column over the same token in *other* texts; over all other texts where no other one has it."""
-    token = np.unique(ids, return_inverse=True)[1]
-    pair = np.unique(np.column_stack([token, text]), axis=0, return_inverse=True)[1].ravel()
-    (sum_token, n_token), (sum_pair, n_pair), (sum_text, n_text) = (_totals(values, g) for g in (token, pair, text))
-    n, left = n_token[token] - n_pair[pair], sum_token[token] - sum_pair[pair]
-    overall = (sum_text.sum(0) - sum_text)[text] / np.maximum(len(ids) - n_text, 1)[text][:, None]
-    return np.where(n[:, None] > 0, left / np.maximum(n, 1)[:, None], overall)
-
-
-def _totals(values: csr_matrix, groups: Int[np.ndarray, " places"]):
-    """Sum of each column in each group `[groups, units]`, and the number of places in each."""
-    n = len(groups)
-    member = csr_matrix((np.ones(n), (groups, np.arange(n))), (groups.max() + 1, n))
-    return (member @ values).toarray(), np.bincount(groups)
-
-
-def token_ids(reading: Reading, places: pd.DataFrame) -> Int[np.ndarray, " places"]:
-    """The model's own token at each common place."""
-    return reading.matrix.table["token_id"].to_numpy()[places[reading.spec.name]]
-
-
-def size(reading: Reading) -> int:
-    """Number of a model's parameters, read off its settings (shared weights once)."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(reading.model.original_model.config).num_parameters()
 
 
 def pieces(tokenizer, text: str) -> list[str]:
@@ -271,9 +272,3 @@ def to_open(
     if spec is SMOLLM2 and set(chosen) <= set(features):
         return dict(chosen)
     return {int(i): f"feature {i}" for i in list(dict.fromkeys([*listed, *features]))[: len(chosen)]}
-
-
-def bits_interval(cost: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of bits per byte over texts, from `evaluation.text_bits`."""
-    rows = cost[["bits", "bytes"]].to_numpy(float)
-    return confidence_interval(rows, lambda drawn: drawn[:, 0].sum() / drawn[:, 1].sum(), seed=seed)
