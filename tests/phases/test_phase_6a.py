@@ -145,8 +145,9 @@ def test_figures():
     cloud = pd.DataFrame({"share": [1e-4, 2e-4], "cost": [0.3, 0.5]})
     clouds = {"random directions": cloud, "random features": 2 * cloud}
     fig = titled(figures.search_figure(points, clouds, 1e-4, "a search"), "cost", "probability")
-    assert list(fig.data[2].text) == ["37", "&lt;b&gt;", "5"] and list(fig.data[0].x) == [0.3, 0.5]
-    assert list(fig.data[2].textposition) == ["top center", "bottom center", "top center"]
+    labels = {label.text: label for label in fig.layout.annotations if label.text in ("37", "&lt;b&gt;", "5")}
+    assert [label.yshift for label in labels.values()] == [17, -17, 17] and list(fig.data[0].x) == [0.3, 0.5]
+    assert labels["5"].x == 0.1 and labels["5"].y == pytest.approx(-3), "a logarithmic axis takes a label's logarithm"
     curve = points.assign(dose=[0.5, 1.0, 2.0])
     curves = {"feature 37": curve, "DiffMean": curve, "random 1": curve, "random 2": curve}
     told = pd.DataFrame({"share": [0.5, 0.1], "cost": [0.2, 0.1]}, index=["Use emoji.", "Please."])

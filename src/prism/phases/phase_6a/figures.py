@@ -30,13 +30,17 @@ def search_figure(found: pd.DataFrame, clouds: Mapping[str, pd.DataFrame], uncha
     fig.add_scatter(
         x=found["cost"],
         y=found["share"],
-        mode="markers+text",
-        text=[short_label(name) for name in found.index],
-        textposition=_label_places(found),
+        mode="markers",
+        customdata=[short_label(name) for name in found.index],
         marker=dict(size=11, color=ORANGE, symbol="diamond"),
-        hovertemplate="%{text}: " + hover,
+        hovertemplate="%{customdata}: " + hover,
         name="features chosen",
     )
+    for name, shift in zip(found.index, _label_shifts(found), strict=True):
+        label = dict(
+            text=short_label(name), showarrow=False, yshift=shift, bgcolor="rgba(255,255,255,0.75)", borderpad=0
+        )
+        fig.add_annotation(x=found.loc[name, "cost"], y=np.log10(max(found.loc[name, "share"], 1e-6)), **label)
     fig.add_hline(unchanged, line=dict(color=GREY, dash="dot"), layer="below")
     _log_share(fig, [*found["share"], *(share for cloud in clouds.values() for share in cloud["share"]), unchanged])
     fig.update_xaxes(title="cost on the same text (nats a token)")
@@ -44,19 +48,19 @@ def search_figure(found: pd.DataFrame, clouds: Mapping[str, pd.DataFrame], uncha
         fig,
         title,
         430,
-        "features at their own maximum, random directions at the lengths of the chosen ones; dotted: model unchanged",
+        "the chosen at their own maximum, random ones at the same lengths; dotted: the model unchanged",
     )
 
 
-def _label_places(found: pd.DataFrame) -> list[str]:
-    """Above its marker, or below it where another marker stands close above."""
+def _label_shifts(found: pd.DataFrame) -> list[int]:
+    """Pixels from each marker up to its label, or down where another marker stands close above."""
     wide, log = max(np.ptp(found["cost"]), 1e-9), np.log10(np.maximum(found["share"], 1e-6))
-    places = []
+    shifts = []
     for name in found.index:
         beside = (found["cost"] - found.loc[name, "cost"]).abs() < 0.1 * wide
         above = (log > log[name]) & (log < log[name] + 0.6)
-        places.append("bottom center" if (beside & above).any() else "top center")
-    return places
+        shifts.append(-17 if (beside & above).any() else 17)
+    return shifts
 
 
 def dose_figure(
