@@ -121,21 +121,44 @@ def test_luck_in_a_search_is_what_shuffling_gives():
     assert methods.by_luck(6, 24, ahead=24) == 1.0
 
 
+def test_a_sign_test_counts_pairs_and_leaves_ties_out():
+    assert methods.sign_test(np.array([-0.5] * 4 + [0.0] * 4)) == (0, 4, 0.125)
+    assert methods.sign_test(np.array([1.0] * 6)) == (6, 0, 2 / 2**6)
+    assert methods.sign_test(np.zeros(3)) == (0, 0, 1.0)
+
+
+def test_pieces_are_tokens_with_a_part_of_a_character(mini):
+    pieces = methods.in_pieces(mini.tokenizer, mini.cfg.d_vocab)
+    ids = mini.tokenizer("a word 🦤", add_special_tokens=False)["input_ids"]
+    assert [("‹" in token_text(mini.tokenizer, i)) for i in ids] == pieces[ids].tolist()
+    assert pieces[ids[-1]] and not pieces[ids[:2]].any()
+
+
+def test_the_likeliest_tokens_are_the_same_with_and_without_a_cache(mini):
+    requests = torch.randint(300, 900, (2, 7), generator=torch.Generator().manual_seed(0))
+    with_cache, without = (methods.likeliest(mini, requests, 4, cache) for cache in (True, False))
+    assert with_cache.shape == (2, 4) and torch.equal(with_cache, without)
+
+
 def test_figures():
-    points = pd.DataFrame({"share": [0.2, 0.001], "cost": [0.4, 0.1]}, index=["37", "<b>"])
+    points = pd.DataFrame({"share": [0.2, 0.1, 0.001], "cost": [0.4, 0.41, 0.1]}, index=["37", "<b>", "5"])
     cloud = pd.DataFrame({"share": [1e-4, 2e-4], "cost": [0.3, 0.5]})
-    fig = titled(figures.search_figure(points, cloud, 1e-4, "a search"), "cost", "probability")
-    assert list(fig.data[1].text) == ["37", "&lt;b&gt;"] and list(fig.data[0].x) == [0.3, 0.5]
-    curve = points.assign(dose=[0.5, 1.0])
+    clouds = {"random directions": cloud, "random features": 2 * cloud}
+    fig = titled(figures.search_figure(points, clouds, 1e-4, "a search"), "cost", "probability")
+    labels = {label.text: label for label in fig.layout.annotations if label.text in ("37", "&lt;b&gt;", "5")}
+    assert [label.yshift for label in labels.values()] == [17, -17, 17] and list(fig.data[0].x) == [0.3, 0.5]
+    assert labels["5"].x == 0.1 and labels["5"].y == pytest.approx(-3), "a logarithmic axis takes a label's logarithm"
+    curve = points.assign(dose=[0.5, 1.0, 2.0])
     curves = {"feature 37": curve, "DiffMean": curve, "random 1": curve, "random 2": curve}
-    fig = titled(figures.dose_figure(curves, (0.5, 0.2), 0.3, "doses"), "dose", "cost", "probability")
+    told = pd.DataFrame({"share": [0.5, 0.1], "cost": [0.2, 0.1]}, index=["Use emoji.", "Please."])
+    fig = titled(figures.dose_figure(curves, told, 1e-4, 0.3, "doses"), "dose", "cost", "probability")
     assert [trace.name for trace in fig.data if trace.showlegend is not False] == [
         "feature 37",
         "DiffMean",
         "random directions",
-        "instruction",
+        "instructions",
     ]
-    assert (fig.data[-1].x, fig.data[-1].y) == ((0.2,), (0.5,))
+    assert list(fig.data[-1].y) == [0.5, 0.1] and list(fig.data[-1].text) == ["the best", ""]
 
 
 def test_the_hypothesis_counts_for_this_phase(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Exercises of phase 6a: a length, luck in a search, the gain at a cost, and one about meaning."""
+"""Exercises of phase 6a: one about meaning, a length, luck in a search, and the gain at a cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def matched(noise: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def check_matched(answer: Callable) -> Callable:
-    """Check exercise 1."""
+    """Check exercise 2."""
     rng = np.random.default_rng(0)
     noise, direction = rng.normal(size=(5, 8)), 3 * rng.normal(size=8)
     mistakes = {
@@ -44,7 +44,7 @@ def luck(tried: int, directions: int) -> float:
 
 
 def check_luck(answer: Callable) -> Callable:
-    """Check exercise 2."""
+    """Check exercise 3."""
     mistakes = {
         "That is for one feature; you tried several, and any of them may lead.": lambda k, n: 1 / (n + 1),
         "The features are in the ranking, too: there are tried + directions in all.": lambda k, n: k / n,
@@ -63,7 +63,7 @@ def at_level(gain: list[float], cost: list[float], level: float) -> float:
 
 
 def check_at_level(answer: Callable) -> Callable:
-    """Check exercise 3."""
+    """Check exercise 4."""
 
     def nearest(g: list, c: list, level: float) -> float:
         return g[int(np.abs(np.subtract(c, level)).argmin())]
@@ -90,5 +90,5 @@ def check_at_level(answer: Callable) -> Callable:
 
 
 def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 4, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    """Exercise 1, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
     try_hypothesis("6a", fire, silent, activation)

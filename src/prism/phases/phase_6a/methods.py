@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
 from torch import Tensor
 
 from prism.data import TokenBatch, token_text, whole_characters
@@ -47,13 +48,15 @@ class Target:
 
 
 PICTURE = "[\U0001f000-\U0001faff\u2600-\u27bf]"
-TARGETS = {  # an emoji begins with the byte F0, alone or with others
+TARGETS = {  # most emoji begin with the byte F0, alone or with others; ☕ and ❤ begin with E2 and are left out
     "emoji": Target(
         f"‹F09F|<0xF0>|‹F0›|{PICTURE}",
         PICTURE,
         (
             "Use emoji.",
             "Begin with an emoji.",
+            "Use emojis.",
+            "Use emoji like 😂, 🎉 and 🔥.",
             "Use emojis like 😂, 🎉 and 🔥.",
             "Write it as a tweet full of emojis.",
         ),
@@ -62,6 +65,11 @@ TARGETS = {  # an emoji begins with the byte F0, alone or with others
     "question marks": Target(r"\?", r"\?", ("Ask a question.",)),
     "quotation marks": Target('"', '"', ("Quote somebody.",)),
 }
+
+
+def in_pieces(tokenizer, d_vocab: int) -> Bool[Tensor, " d_vocab"]:
+    """Which tokens of the vocabulary hold a part of a character, and not the whole of one."""
+    return Target("‹|<0x", "", ()).among(tokenizer, d_vocab)
 
 
 class Meter:
@@ -167,6 +175,21 @@ def _encoded(tokenizer, request: str) -> list[int]:
     return [tokenizer.bos_token_id, *tokenizer(request + "\n", add_special_tokens=False)["input_ids"]]
 
 
+@torch.no_grad()
+def likeliest(model, tokens: Int[Tensor, "batch pos"], n: int, cache: bool) -> Int[Tensor, "batch n"]:
+    """The likeliest next tokens of each request, one after the other, under whatever hooks the model has.
+
+    With a KV cache each pass after the first runs the newest token alone; without one, all tokens so far.
+    """
+    past: dict = {}
+    for _ in range(n):
+        step = tokens[:, -1:] if past else tokens
+        logits, kept = model(step, return_type="logits_and_cache", use_cache=cache, **past)
+        past = {"past_key_values": kept} if cache else {}
+        tokens = torch.cat([tokens, logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
+    return tokens[:, -n:]
+
+
 def texts_of(tokenizer, tokens: Int[Tensor, "batch new"]) -> list[str]:
     """What was written, each up to the end of its turn or text."""
     ends, texts = set(tokenizer.all_special_ids), []
@@ -179,6 +202,16 @@ def texts_of(tokenizer, tokens: Int[Tensor, "batch new"]) -> list[str]:
 def words(text: str) -> list[str]:
     """The words of a text, of two letters or more."""
     return re.findall(r"[^\W\d_]{2,}", text)
+
+
+def sign_test(gap: Float[np.ndarray, " pairs"]) -> tuple[int, int, float]:
+    """Pairs above 0, pairs below, and the exact two-sided p of that many among those that differ (ties say nothing).
+
+    >>> sign_test(np.array([-0.5, -0.5, -0.5, -0.5, 0, 0]))
+    (0, 4, 0.125)
+    """
+    ahead, behind = int((gap > 0).sum()), int((gap < 0).sum())
+    return ahead, behind, float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
 def by_luck(tried: int, directions: int, ahead: int = 0) -> float:
