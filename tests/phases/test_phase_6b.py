@@ -7,7 +7,7 @@ import torch
 from figure_checks import titled
 
 from prism.data import tokenize
-from prism.evaluation.dictionaries import raw_channels
+from prism.evaluation import pca
 from prism.exercises import progress
 from prism.interventions import suppress
 from prism.models import get_spec, kept_activations, load_sae
@@ -29,6 +29,12 @@ def verbs(mini):
 @pytest.fixture(scope="module")
 def opened(mini, sae, verbs):
     return methods.open_prompt(mini, sae, TEXT, *verbs)
+
+
+def activation(mini, text):
+    """A prompt's activation at the SAE's hook, BOS in front."""
+    _, cache = mini.run_with_cache(methods.prompt_ids(mini.tokenizer, text)[None])
+    return cache[HOOK][0]
 
 
 def toy(value, off=None):
@@ -68,6 +74,13 @@ class TestPrompts:
         for text, lead in zip(texts, found, strict=True):
             logits = mini(methods.prompt_ids(mini.tokenizer, text)[None], return_type="logits")[0, -1]
             assert lead == pytest.approx((logits[verbs[0]] - logits[verbs[1]]).item(), abs=1e-4)
+
+    def test_chosen_features_beside_random_ones_of_as_much_activation(self, mini, sae, opened):
+        active = opened[0].feature[~opened[0].is_error].unique().tolist()
+        chosen, *draws = methods.with_random(mini, sae, [TEXT, TWIN], active[:2], 3, 0)
+        assert chosen == active[:2] and [len(one) for one in draws] == [2, 2, 2]
+        both = {int(f) for text in (TEXT, TWIN) for f in methods.take_apart(sae, activation(mini, text)).feature}
+        assert all(set(one) <= both - set(chosen) for one in draws)
 
     def test_leads_under_a_change(self, mini, sae, verbs, opened):
         nodes, score = opened
@@ -122,10 +135,10 @@ class TestNodes:
         with pytest.raises(ValueError, match="rescales"):
             methods.take_apart(Rescaling(), torch.randn(4, 192) * 10)
 
-    def test_a_model_of_raw_channels_leaves_next_to_no_error(self, mini, sae, verbs):
+    def test_all_principal_axes_leave_next_to_no_error(self, mini, sae, verbs):
         x = kept_activations(mini, HOOK, tokenize([TEXT, TWIN], mini.tokenizer, 64))
-        channels = raw_channels(x, 384, sae.cfg.metadata)
-        nodes, _ = methods.open_prompt(mini, channels, TEXT, *verbs)
+        axes = pca(x, 384, sae.cfg.metadata)
+        nodes, _ = methods.open_prompt(mini, axes, TEXT, *verbs)
         assert nodes.direction[nodes.is_error].norm(dim=1).max() < 0.2
 
 
@@ -143,7 +156,8 @@ class TestEffects:
     def test_splice_check(self, mini, opened, sae, verbs):
         nodes, score = opened
         rebuilt = nodes.x.clone()
-        rebuilt[1:] = sae.decode(sae.encode(nodes.x[1:])) + nodes.direction[nodes.is_error]
+        rebuilt[1:] = sae.b_dec  # from the nodes alone: what the SAE decodes plus its error is x by definition
+        rebuilt.index_add_(0, nodes.position, nodes.value[:, None] * nodes.direction)
         with torch.no_grad():
             found = score(rebuilt[None]).item()
         assert found == pytest.approx(methods.leads(mini, [TEXT], *verbs)[0], abs=1e-3)
@@ -166,8 +180,16 @@ def test_figures():
     table = pd.DataFrame({"node": ["feature 4 · <b>", "error · x"], "ablation": [1.0, -2.0], "gradient": [0.5, 0.0]})
     bars = titled(figures.node_bars(table, ["ablation", "gradient"], "A title"))
     assert [list(trace.x) for trace in bars.data] == [[1, -2], [0.5, 0]] and "&lt;b&gt;" in bars.data[0].y[0]
-    leads = titled(figures.leads_figure({"a": np.array([1.0, 2])}, {"a": np.array([0.0, -1])}, "A title"))
-    assert leads.data[0].x.tolist() == [1, 2] and leads.data[1].x.tolist() == [0, -1]
+    assert len({trace.marker.color for trace in bars.data}) == 2
+    prompts = pd.DataFrame({"lead": [1.0, 2, 3], "off": [0.0, -1, 2], "random": [1.5, 2.5, 3]}, index=[7, 5, 7])
+    names = {"lead": "as it is", "off": "edited", "random": "random"}
+    leads = titled(figures.leads_figure(prompts, ["a <b>", "c", "a <b>"], names, "A title", "lead"), "lead, in logits")
+    joined, *dots = leads.data
+    assert [dot.x.tolist() for dot in dots] == [[1, 2, 3], [0, -1, 2], [1.5, 2.5, 3]]
+    assert np.array_equal(joined.x, [1, 0, np.nan, 2, -1, np.nan, 3, 2, np.nan], equal_nan=True)
+    assert all(np.allclose(joined.y[i::3], dots[i].y) for i in (0, 1))  # each line ends on its prompt's two dots
+    assert len({dot.marker.color for dot in dots}) == 3 and list(leads.layout.yaxis.ticktext) == ["a &lt;b&gt;", "c"]
+    assert [round(float(y)) for y in dots[1].y] == [0, 1, 0]
 
 
 def test_the_hypothesis_counts_for_this_phase(tmp_path, monkeypatch, capsys):

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
 
-from prism.visualization.style import BLUE, INK, OKABE_ITO, ORANGE, finish, short_label
+from prism.visualization.style import BLUE, GREY, INK, ORANGE, finish, short_label
 
 
 def node_bars(
     table: pd.DataFrame, columns: Sequence[str], title: str, unit: str = "effect on logit(are) − logit(is)"
 ) -> go.Figure:
-    """One row of bars a node, one colour a way to measure its effect.
+    """One row of bars a node, one colour a way to measure its effect; the third, the judge, is in ink.
 
     Args:
         table: node (its name) and the columns to draw, in the order to show.
@@ -24,7 +23,7 @@ def node_bars(
         unit: of the effects.
     """
     fig = go.Figure()
-    for colour, column in zip((BLUE, ORANGE, OKABE_ITO[3]), columns, strict=False):
+    for colour, column in zip((BLUE, ORANGE, INK), columns, strict=False):
         fig.add_bar(
             y=[short_label(name, 40) for name in table["node"]],
             x=table[column].to_numpy(),
@@ -40,32 +39,45 @@ def node_bars(
 
 
 def leads_figure(
-    before: Mapping[str, Float[np.ndarray, " prompts"]],
-    after: Mapping[str, Float[np.ndarray, " prompts"]],
-    title: str,
-    unit: str = "logit(are) − logit(is)",
+    prompts: pd.DataFrame, kinds: Sequence[str], columns: Mapping[str, str], title: str, unit: str
 ) -> go.Figure:
-    """Each prompt's lead before and after an edit, one row a kind of prompt.
+    """Each prompt's lead as it is and after edits, one row a kind of prompt; a line joins a prompt's first two leads.
 
     Args:
-        before, after: kind -> the lead in each of its prompts.
+        prompts: one row a prompt, with leads as columns.
+        kinds: of each prompt.
+        columns: up to three columns of leads (as it is, edited, a control) -> what was done, for the legend.
         title: the figure's title.
         unit: of the leads.
     """
+    places = pd.Series(list(kinds)).groupby(list(kinds), sort=False)
+    shifts = np.linspace(-0.24, 0.24, len(columns))
+    row = (places.ngroup() + 0.16 * (places.cumcount() / places.transform("size") - 0.5)).to_numpy()
+    leads = [prompts[column].to_numpy() for column in columns]
+    gap = np.full(len(row), np.nan)
+
     fig = go.Figure()
-    for name, leads, colour, shift in (("as it is", before, BLUE, -0.16), ("edited", after, ORANGE, 0.16)):
-        rows = np.concatenate([np.full(len(values), i + shift) for i, values in enumerate(leads.values())])
-        spread = np.concatenate([np.linspace(-0.09, 0.09, len(values)) for values in leads.values()])
+    fig.add_scatter(
+        x=np.stack([*leads[:2], gap], axis=1).ravel(),
+        y=np.stack([*(row + shift for shift in shifts[:2]), gap], axis=1).ravel(),
+        mode="lines",
+        line=dict(color=GREY, width=1),
+        opacity=0.3 if len(row) > 60 else 0.8,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    for name, values, shift, colour in zip(columns.values(), leads, shifts, (BLUE, ORANGE, GREY), strict=False):
         fig.add_scatter(
-            x=np.concatenate(list(leads.values())),
-            y=rows + spread,
+            x=values,
+            y=row + shift,
             mode="markers",
-            name=name,
-            marker=dict(size=6, color=colour, opacity=0.65),
+            name=short_label(name),
+            marker=dict(size=6, color=colour, opacity=0.75),
             hovertemplate="%{x:.2f}<extra></extra>",
         )
     fig.add_vline(x=0, line=dict(color=INK, width=1))
-    fig.update_xaxes(title=unit)
-    labels = [short_label(kind, 44) for kind in before]
-    fig.update_yaxes(tickvals=list(range(len(before))), ticktext=labels, autorange="reversed", showgrid=False, ticks="")
-    return finish(fig, title, 170 + 70 * len(before), "one dot a prompt", margin=dict(l=230, t=110))
+    fig.update_xaxes(title=f"{unit}, in logits")
+    labels = [short_label(kind, 44) for kind in dict.fromkeys(kinds)]
+    fig.update_yaxes(tickvals=list(range(len(labels))), ticktext=labels, autorange="reversed", showgrid=False, ticks="")
+    height = 170 + (80 if len(labels) < 8 else 30) * len(labels)
+    return finish(fig, title, height, "one dot a prompt, before and after joined", margin=dict(l=230, t=110))

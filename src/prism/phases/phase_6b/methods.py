@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prism.data import token_text
+from prism.data import token_table, token_text, tokenize
 from prism.evaluation.predictions import changing
-from prism.interventions import edited
+from prism.features import encode_features
+from prism.interventions import edited, matched_sets
 from prism.models import activations_at, check_hook
 
 ERROR = -1  # stands for a feature's number in the node of an SAE's error
@@ -135,6 +136,15 @@ def leads(model, texts: Sequence[str], answer: int, rival: int, hook: str = "", 
                 logits = model(tokens, return_type="logits", logits_to_keep=1)[:, -1].float().cpu()
             out[rows.numpy()] = (logits[:, answer] - logits[:, rival]).numpy()
     return out
+
+
+def with_random(model, sae, texts: Sequence[str], chosen: Sequence[int], draws: int, seed: int) -> list[list[int]]:
+    """Chosen features, then sets of random ones with about as much activation on some texts (`matched_sets`)."""
+    texts = list(texts)
+    longest = max(len(text.encode()) for text in texts) + 1  # BOS and, at most, a token a byte
+    batch = tokenize(texts, model.tokenizer, longest)
+    mass = encode_features(model, sae, batch, token_table(batch, model.tokenizer)).values.sum(axis=0).A1
+    return [list(chosen), *matched_sets(mass, chosen, draws, seed=seed).tolist()]
 
 
 @dataclass(frozen=True, eq=False)
