@@ -18,20 +18,20 @@ from scipy.stats import binom, fisher_exact, norm, ttest_1samp, ttest_ind
 from prism import analysis
 from prism.analysis import (
     ClaimCard,
-    composite_score,
     confidence_interval,
     confirm,
     difference_interval,
     find_features_for_concept,
     holm,
     most_frequent,
-    most_selective,
     permutation_null,
     specialists,
     strongest,
     survivors,
 )
 from prism.analysis.claims import CARD
+from prism.analysis.concepts import composite_score
+from prism.analysis.rankings import most_selective
 from prism.analysis.specialist_search import Null, specialist_scores
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix

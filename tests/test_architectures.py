@@ -17,7 +17,8 @@ from prism import models
 from prism.data import DATA, TokenBatch
 from prism.fast import stripped
 from prism.fast.passes import SITES
-from prism.interventions import add, edited
+from prism.interventions import add
+from prism.interventions.changes import edited
 from prism.models import check_hook, get_spec, harvest, kept_activations, load_model
 from prism.models.registry import ARCHITECTURES
 

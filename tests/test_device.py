@@ -153,7 +153,7 @@ class TestAnotherDevice:
     def test_evaluate_and_preflight(self):
         def task():
             model, sae, batch = setting()
-            assert ev.preflight(model, sae, batch)["ok"].all()
+            assert ev.preflight.preflight(model, sae, batch)["ok"].all()
             pca = ev.pca(kept_activations(model, HOOK, batch), 5, sae.cfg.metadata)
             found = ev.evaluate_all(model, {"sae": sae, "pca": pca}, batch)
             bits = ev.bits_per_byte(ev.text_bits(model, TEXTS, 256))

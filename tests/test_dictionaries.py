@@ -72,8 +72,8 @@ class TestRandomDirections:
 
 def test_k_is_the_l0_and_is_bounded_by_the_directions():
     x = _sample()
-    assert ev.l0(ev.pca(x, 2, METADATA).encode(x)) == 2.0
-    assert ev.pca(x, 99, METADATA).k == 12 and ev.l0(ev.pca(x, 99, METADATA).encode(x)) == 6.0
+    assert ev.metrics.l0(ev.pca(x, 2, METADATA).encode(x)) == 2.0
+    assert ev.pca(x, 99, METADATA).k == 12 and ev.metrics.l0(ev.pca(x, 99, METADATA).encode(x)) == 6.0
     with pytest.raises(ValueError, match="k of at least 1"):
         ev.pca(x, 0, METADATA)
 
@@ -83,7 +83,7 @@ def test_they_stand_in_the_same_tables_as_an_sae(mini):
     fit = corpus_batch(load_corpus("mini", 40, seed=1), mini.tokenizer, 128)
     batch = corpus_batch(load_corpus("mini", 12), mini.tokenizer, 64)
     x, metadata = kept_activations(mini, sae.cfg.metadata.hook_name, fit), sae.cfg.metadata
-    k = round(ev.l0(sae.encode(x)))
+    k = round(ev.metrics.l0(sae.encode(x)))
     saes = {"2-res": sae, "PCA": ev.pca(x, k, metadata), "random": ev.random_directions(x, k, metadata, 1_536)}
     table = ev.evaluation_table(ev.evaluate_all(mini, saes, batch, with_kl=False))
     assert (table["l0"] - table.loc["2-res", "l0"]).abs().max() < 3
@@ -91,4 +91,4 @@ def test_they_stand_in_the_same_tables_as_an_sae(mini):
     assert table.loc["PCA", "explained_variance"] > table.loc["random", "explained_variance"]
     matrix = encode_features(mini, saes["PCA"], batch, token_table(batch, mini.tokenizer))
     assert matrix.l0() == pytest.approx(table.loc["PCA", "l0"])
-    assert ev.preflight(mini, saes["PCA"], batch)["ok"].all()
+    assert ev.preflight.preflight(mini, saes["PCA"], batch)["ok"].all()

@@ -60,7 +60,7 @@ class TestPure:
             metrics.relative_reconstruction_bias(0.0, 0.0)
         )
         assert metrics.density(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).tolist() == [0, 1]
-        assert ev.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5
+        assert ev.metrics.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5
 
     def test_constant_activations_have_no_variance_to_explain(self):
         with pytest.raises(ValueError, match="do not vary"):
@@ -118,7 +118,7 @@ class TestSums:
             sums.add(x[a:b], x_hat[a:b], f[a:b])
         assert sums.n == 12
         found, wide = sums.measures(), (x.double(), x_hat.double())
-        assert found["l0"] == pytest.approx(ev.l0(f))
+        assert found["l0"] == pytest.approx(ev.metrics.l0(f))
         assert found["mse"] == pytest.approx(metrics.mse(*wide))
         assert found["explained_variance"] == pytest.approx(ev.explained_variance(x, x_hat), abs=1e-9)
         assert found["cosine"] == pytest.approx(metrics.cosine(x, x_hat))
@@ -152,7 +152,7 @@ class TestEvaluate:
         result = ev.evaluate(mini, sae, batch, batch_size=5)
         x = torch.cat(list(harvest(mini, batch.tokens, sae.cfg.metadata.hook_name)))[batch.keep]
         f = sae.encode(x)
-        assert result.l0 == pytest.approx(ev.l0(f), rel=1e-6)
+        assert result.l0 == pytest.approx(ev.metrics.l0(f), rel=1e-6)
         assert result.mse == pytest.approx(metrics.mse(x, sae.decode(f)), rel=1e-4)
         assert result.explained_variance == pytest.approx(ev.explained_variance(x, sae.decode(f)), abs=1e-5)
         np.testing.assert_allclose(result.density, metrics.density(f), atol=1e-9)
@@ -243,7 +243,7 @@ class TestEvaluate:
             lambda: ev.evaluate(mini, sae, ones),
             lambda: ev.streaming.splice_check(mini, sae, ones),
             lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
-            lambda: ev.preflight(mini, sae, ones),
+            lambda: ev.preflight.preflight(mini, sae, ones),
         ):
             with pytest.raises(ValueError, match=said):
                 measure()
@@ -377,7 +377,7 @@ class TestPreflight:
         return copy.deepcopy(fitting[1])
 
     def test_passes_where_they_belong_together(self, fitting):
-        from prism.evaluation import preflight
+        from prism.evaluation.preflight import preflight
 
         frame = preflight(*fitting, published_l0=32)
         assert frame["ok"].all()
@@ -401,24 +401,21 @@ class TestPreflight:
         ],
     )
     def test_wrong_hook(self, fitting, sae, hook, reason):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         sae.cfg.metadata.hook_name = hook
         with pytest.raises(PreflightError, match=reason):
             preflight(fitting[0], sae, fitting[2])
 
     def test_other_weight_processing(self, fitting, sae):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
         with pytest.raises(PreflightError, match="found no_processing, wanted center_writing_weights"):
             preflight(fitting[0], sae, fitting[2])
 
     def test_no_bos(self, fitting):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         model, sae, batch = fitting
         with pytest.raises(PreflightError, match="BOS: found missing or counted"):
@@ -450,8 +447,7 @@ class TestPreflight:
         ],
     )
     def test_what_the_metadata_says(self, fitting, sae, settings, metadata, reason):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         for owner, values in ((sae.cfg, settings), (sae.cfg.metadata, metadata)):
             for name, value in values.items():
@@ -461,7 +457,7 @@ class TestPreflight:
 
     @pytest.mark.parametrize("name", [None, "mini", "someone/Mini", "/models/mini", "mini/"])
     def test_names_of_one_model(self, fitting, sae, name):
-        from prism.evaluation import preflight
+        from prism.evaluation.preflight import preflight
 
         sae.cfg.metadata.model_name = name
         assert preflight(fitting[0], sae, fitting[2][:2])["ok"].all()
@@ -491,7 +487,7 @@ class TestPreflight:
         assert (_plain(name) in map(_plain, names)) == same
 
     def test_batches_that_fit_the_metadata(self, fitting, sae):
-        from prism.evaluation import preflight
+        from prism.evaluation.preflight import preflight
 
         model, _, batch = fitting
         sae.cfg.metadata.prepend_bos, sae.cfg.metadata.seqpos_slice = False, [None, 30]
@@ -501,15 +497,13 @@ class TestPreflight:
 
     @pytest.mark.parametrize("published", [5.0, 500.0])
     def test_l0_far_from_the_published_one(self, fitting, published):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         with pytest.raises(PreflightError, match="failed at L0.*published"):
             preflight(*fitting, published_l0=published)
 
     def test_an_sae_that_never_fires(self, fitting, sae):
-        from prism.evaluation import preflight
-        from prism.evaluation.preflight import PreflightError
+        from prism.evaluation.preflight import PreflightError, preflight
 
         sae.threshold.data.fill_(1e9)
         with pytest.raises(PreflightError, match="failed at L0: found 0.0, wanted more than 0"):

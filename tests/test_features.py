@@ -24,14 +24,8 @@ from scipy.sparse import csr_matrix
 
 from prism import data, features, models
 from prism.data import CATEGORIES, TokenBatch
-from prism.features import (
-    FeatureMatrix,
-    channel_features,
-    encode_activations,
-    encode_features,
-    peak_reader,
-    word_features,
-)
+from prism.features import FeatureMatrix, encode_activations, encode_features, peak_reader, word_features
+from prism.features.encoding import channel_features
 
 HOOK = "blocks.1.hook_resid_pre"
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from prism.data import corpus_batch, load_corpus
 from prism.evaluation.predictions import splice
-from prism.interventions import add, edited, project_out, suppress
-from prism.interventions.changes import change_cost, clamp
+from prism.interventions import add, project_out, suppress
+from prism.interventions.changes import change_cost, clamp, edited
 from prism.models import get_spec, kept_activations, load_sae
 
 HOOK = "blocks.2.hook_resid_pre"

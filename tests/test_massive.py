@@ -9,10 +9,11 @@ import torch
 from prism.analysis import most_frequent
 from prism.analysis.feature import summarise_feature
 from prism.data import TokenBatch, load_texts, token_table, tokenize
-from prism.evaluation import evaluate, evaluate_all, preflight
+from prism.evaluation import evaluate, evaluate_all
 from prism.evaluation.predictions import sequence_nats, splice
-from prism.evaluation.preflight import PreflightError
-from prism.features import channel_features, encode_activations, encode_features, word_features
+from prism.evaluation.preflight import PreflightError, preflight
+from prism.features import encode_activations, encode_features, word_features
+from prism.features.encoding import channel_features
 from prism.interventions import suppress
 from prism.models import (
     activations_at,

@@ -164,7 +164,7 @@ class TestLocalModel:
 
     def test_a_model_without_an_sae_gets_one_once(self, llama, quick_training, monkeypatch, capsys):
         from prism.data import corpus_batch, load_corpus
-        from prism.evaluation import preflight
+        from prism.evaluation.preflight import preflight
 
         spec = get_spec(str(llama))
         sae = load_sae(spec)
@@ -183,10 +183,10 @@ class TestLocalModel:
         folder = tmp_path / "tiny-llama"
         shutil.copytree(llama, folder)
         spec = get_spec(str(folder))
-        first = models.trained_here(spec, spec.sae())
+        first = models.saes.trained_here(spec, spec.sae())
         path = folder / "config.json"
         path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
-        assert models.trained_here(spec, spec.sae()) != first
+        assert models.saes.trained_here(spec, spec.sae()) != first
 
     def test_its_own_saes_are_found(self, llama, tmp_path, monkeypatch):
         from sae_lens.saes.sae import SAEMetadata

@@ -5,8 +5,8 @@ threshold. All counting is sparse: a feature's texts per category are one produc
 """
 
 from prism.analysis.claims import ClaimCard, confidence_interval, difference_interval
-from prism.analysis.concepts import composite_score, find_features_for_concept
+from prism.analysis.concepts import find_features_for_concept
 from prism.analysis.feature import co_active
 from prism.analysis.matching import match_activations
-from prism.analysis.rankings import most_frequent, most_selective, strongest
+from prism.analysis.rankings import most_frequent, strongest
 from prism.analysis.specialist_search import confirm, holm, permutation_null, specialists, survivors

@@ -7,8 +7,7 @@ everywhere: activations there are passed on unchanged, and predictions made from
 
 from prism.evaluation.bits import bits_per_byte, text_bits
 from prism.evaluation.dictionaries import pca, random_directions
-from prism.evaluation.metrics import explained_variance, l0
+from prism.evaluation.metrics import explained_variance
 from prism.evaluation.predictions import Predictions, logit_rows
-from prism.evaluation.preflight import preflight
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference
 from prism.evaluation.streaming import evaluate, evaluate_all

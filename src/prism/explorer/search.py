@@ -136,7 +136,7 @@ def _rare(reading: Reading, query: str, n: int, plain: np.ndarray) -> str:
 
 
 def by_concept(explorer: Explorer, texts: Sequence[str], sae: str | None = None, k: int = 10) -> Found:
-    """The features that cover texts which share a concept, by composite score (`analysis.composite_score`).
+    """The features that cover texts which share a concept, by composite score (`analysis.concepts`).
 
     Features that fire on more than a quarter of the sample's texts are left out. The best score is held against those
     of random sets of beginnings of the sample's texts, as many and as long: a text is read from its beginning, where

@@ -4,5 +4,5 @@ A *change* is a function from kept activations `[tokens, d_in]` to those that ta
 with one in `evaluation.predictions.splice`; here are those that are made of SAE features, and what they cost.
 """
 
-from prism.interventions.changes import Change, add, edited, matched_sets, project_out, suppress
+from prism.interventions.changes import Change, add, matched_sets, project_out, suppress
 from prism.interventions.steering import generate

@@ -16,7 +16,8 @@ from torch import Tensor
 from prism.data import token_table, token_text, tokenize
 from prism.evaluation.predictions import changing
 from prism.features import encode_features
-from prism.interventions import edited, matched_sets
+from prism.interventions import matched_sets
+from prism.interventions.changes import edited
 from prism.models import activations_at, check_hook
 
 ERROR = -1  # stands for a feature's number in the node of an SAE's error

@@ -14,16 +14,8 @@ from torch import Tensor
 
 from prism.data import TokenBatch, token_table, tokenize
 from prism.features import FeatureMatrix, encode_activations
-from prism.models import (
-    ModelSpec,
-    SaeSpec,
-    activations_at,
-    load_family,
-    load_model,
-    load_sae,
-    trained_family,
-    trained_here,
-)
+from prism.models import ModelSpec, SaeSpec, activations_at, load_family, load_model, load_sae, trained_family
+from prism.models.saes import trained_here
 from prism.sae import read_sae
 
 ROWS = 8  # sequences that are read at once
