@@ -52,7 +52,7 @@ def halves():
 def test_answers_are_one_row_a_window():
     table = methods.answers(RECORDED)
     assert len(table) == 32 and table["of"].unique().tolist() == [
-        "a reader's label",
+        "the label",
         "SmolLM2 itself",
         "another feature's label",
     ]
@@ -65,10 +65,8 @@ def test_detection_of_quizzes_by_hand():
     table = methods.answers(RECORDED)
     found = methods.judged(table.assign(says=table["reader"])).set_index(["of", "feature"])
     assert found.loc[("SmolLM2 itself", 7)].tolist() == [0.875, 0.375]  # 3 of 4 found; 2 of 2 left alone, 0 of 2
-    assert found.loc[("a reader's label", 7)].tolist() == [1, 1]
-    assert (
-        found.loc[("a reader's label", 9)].tolist() == found.loc[("another feature's label", 9)].tolist() == [0.5] * 2
-    )
+    assert found.loc[("the label", 7)].tolist() == [1, 1]
+    assert found.loc[("the label", 9)].tolist() == found.loc[("another feature's label", 9)].tolist() == [0.5] * 2
     assert [of for of in methods.DESCRIBERS.values() if of in found.index] == list(
         dict.fromkeys(found.index.get_level_values(0))
     )
@@ -103,6 +101,12 @@ def test_the_committed_records_are_whole():
     assert all(record["prompt"].count("\n- ") == 8 for record in recorded.values())
 
 
+def test_what_the_model_saw():
+    prompt = 'Here are words.\n- "a" in "a b"\n- "b" in "b c"\nWhat do they share?'
+    assert methods.shown({3: {"prompt": prompt}}, 3) == '- "a" in "a b"\n- "b" in "b c"'
+    assert methods.shown({}, 3) == "(nothing is recorded)"
+
+
 def test_units_are_the_recorded_ones_or_drawn(halves):
     assert methods.units({}, 9, *halves) == [0, 1] == methods.units({1: {}, 2: {}, 0: {}}, 9, *halves)
     with pytest.raises(ValueError, match="1 features fire"):
@@ -134,12 +138,39 @@ def test_windows_in_a_table(halves):
     assert methods.middle_marked(windows[:0], np.zeros(0, bool), "same token") == []
 
 
+def test_windows_of_whole_characters_are_preferred(halves):
+    windows = halves[1].windows(0, np.flatnonzero(halves[1].fires(0))[:4])
+    windows.tokens[:2, 0] = "‹E5›"
+    says = np.array([True, True, True, False])
+    assert [said for *_, said in methods.middle_marked(windows, says, "firing")] == ["fires", "silent"]
+    windows.tokens[:, 0] = "‹E5›"
+    assert len(methods.middle_marked(windows, says, "firing", 4)) == 4
+
+
+def test_where_a_feature_fires_in_a_window(halves):
+    told = methods.fires_on(halves[1], 1)
+    assert set(told.values()) == {'" w5"', '" w6"'}
+    assert all(window.split().count(word.strip('" ')) for window, word in told.items())
+    assert methods.fires_on(halves[1], 3) == {}
+
+
+def test_how_often_a_judge_says_yes():
+    shares = methods.yes_shares(methods.answers(RECORDED))
+    assert list(shares) == ["firing", "silent", "same token"]
+    assert shares.loc["SmolLM2 itself"].tolist() == [0.75, 0, 1]
+    assert shares.loc["the label"].tolist() == [1, 0.5, 0.5]  # of two quizzes
+    assert list(shares.index) == ["SmolLM2 itself", "the label", "another feature's label"]
+    assert methods.yes_shares(methods.answers({})).empty
+
+
 def test_the_figure_shows_every_feature():
     table = methods.answers(RECORDED)
     fig = titled(figures.describers_figure(methods.judged(table.assign(says=table["reader"])), "A title"))
-    dots = [trace for trace in fig.data if trace.marker.opacity is not None]
-    assert [list(trace.y) for trace in dots[:2]] == [[0.875], [1, 0.5]] and len(fig.data) == 12
-    assert list(dots[1].text) == ["7", "9"]
+    assert len(fig.data) == 6 and [note.text for note in fig.layout.annotations][:2] == ["SmolLM2 itself", "the label"]
+    own, mean, label = fig.data[:3]
+    assert np.allclose(own.y[:2], [0.875, 0.375], atol=figures.SHIFT) and np.allclose(mean.y, [0.875, 0.375])
+    assert np.isnan(own.y[2]) and list(label.text) == ["7"] * 3 + ["9"] * 3
+    assert len(figures.describers_figure(methods.judged(methods.answers({}).assign(says=False)), "None").data) == 0
 
 
 def test_a_hypothesis_of_phase_6d(monkeypatch):

@@ -4,8 +4,9 @@ For labelled features of `15-res`, drawn by a seed: what SmolLM2-Instruct writes
 (greedily; the prompt is kept), the sentence that counting gives, and quizzes. A quiz is a sentence and twelve windows
 of other documents: six in which the feature fires, three in which it is silent, and three in which it is silent around
 a token that it fires on elsewhere. One judge is SmolLM2-Instruct: is *Yes* or *No* the likelier next token? The other
-is a reader, who gets `quizzes.jsonl`, sentences and windows and nothing else, and writes `answers.jsonl`: id, and
-fires, the numbers (from 1) of the windows in which a feature so described would fire.
+is a reader, a large language model that has seen no labels, gets `quizzes.jsonl`, sentences and windows and nothing
+else, and writes `answers.jsonl`: id, and fires, the numbers (from 1) of the windows in which a feature so described
+would fire.
 """
 
 from __future__ import annotations

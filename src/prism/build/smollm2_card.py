@@ -90,7 +90,14 @@ does the same for features, neurons and features of the random twin, drawn by a 
 `descriptions.jsonl` holds, for 20 of the labelled features, drawn by a seed, the sentence that SmolLM2-Instruct wrote
 about its own feature (greedily, with the prompt), the sentence that counting gives, and four quizzes of twelve windows
 with the answers of two judges, SmolLM2-Instruct and a large language model (`prism/build/descriptions.py`). The latter
-did not know which windows fire, but had seen labels and SmolLM2's sentences side by side.
+had seen neither labels nor features before, and got sentences and windows alone; it knew that six windows of a quiz
+fire, three are random and silent, and three are silent around a token that the feature fires on elsewhere. It met the
+four sentences of a feature as four quizzes, in an order that says nothing, and answered each by its own sentence. It is
+of the kind that wrote the labels, and may understand those best. An earlier reader, who had seen labels and SmolLM2's
+sentences side by side, gave the same answer on 96 % of the 960 windows (its answers stand in the history of this file).
+With these, detection beside random windows was 0.679 for the counted sentences, 0.663 for SmolLM2's, 0.733 for the
+labels and 0.533 for another feature's label, and beside the same token labels led SmolLM2's sentences by 0.146
+[0.042, 0.264]; with the present answers, by 0.138 [-0.000, 0.284].
 """
 
 

@@ -10,6 +10,16 @@ import numpy as np
 from prism.exercises import check
 from prism.exercises.hypothesis import try_hypothesis
 
+OUR_TRY = (  # at exercise 4: three that fire as our phrase says, two that are silent, and two that refute it
+    "It was so dark that we left.",
+    "He is tall enough to reach it.",
+    "It is too hot to eat.",
+    "We want to eat.",
+    "I am so happy.",
+    "He could barely see.",
+    "It was the very best day.",
+)
+
 
 def balanced(said: np.ndarray, truth: np.ndarray) -> float:
     """Mean of the share of true cases found and the share of false cases left alone."""
@@ -83,7 +93,7 @@ def read_list(answer: str, n: int) -> np.ndarray:
 
 
 def check_read_list(answer: Callable) -> Callable:
-    """Check exercise 4."""
+    """Check exercise 3."""
 
     def digits(text: str, n: int) -> np.ndarray:
         return np.array([int(c) for c in text if c in "01"][:n])
@@ -123,5 +133,5 @@ def check_read_list(answer: Callable) -> Callable:
 
 
 def check_hypothesis(fire: str, silent: str, activation: Callable[[str], float]) -> None:
-    """Exercise 3, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
+    """Exercise 4, about meaning: reads the reader's two texts and says what happened (`try_hypothesis`)."""
     try_hypothesis("6d", fire, silent, activation)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
+from scipy.stats import binomtest
+from transformers.utils import logging as bars
 
 from prism import autointerp as ai
 from prism.analysis import confidence_interval
+from prism.autointerp.examples import FIRING, SAME_TOKEN, SILENT
 from prism.files import reading
 from prism.manifest import intact
 from prism.models import ModelSpec, SaeSpec
@@ -19,9 +22,11 @@ RECORDS, READINGS = "descriptions.jsonl", "readings.csv"  # beside the folder th
 DESCRIBERS = {  # in the records -> in figures and tables
     "counted": "by counting",
     "model": "SmolLM2 itself",
-    "label": "a reader's label",
+    "label": "the label",
     "shuffled": "another feature's label",
 }
+KINDS = [FIRING, SILENT, SAME_TOKEN]  # of a quiz's windows
+PIECE = "‹"  # opens a byte of a character that a token has only a piece of
 COLUMNS = ["feature", "of", "sentence", "window", "kind", "reader", "model"]
 
 
@@ -34,13 +39,19 @@ def records(sae: SaeSpec) -> dict[int, dict]:
     return {row["feature"]: row for row in map(json.loads, lines) if row["sae"] == sae.name}
 
 
+def shown(recorded: Mapping[int, dict], feature: int) -> str:
+    """The windows of a feature that SmolLM2 was shown to describe it, a line each, as its recorded prompt has them."""
+    prompt = recorded.get(feature, {}).get("prompt", "")
+    return "\n".join(line for line in prompt.split("\n") if line.startswith("- ")) or "(nothing is recorded)"
+
+
 def answers(recorded: Mapping[int, dict]) -> pd.DataFrame:
     """One row a window of a quiz.
 
     Returns:
         Columns feature, of (whose sentence), sentence, window, kind (`firing`, `silent`, `same token`), reader (whether
-        the reader says that the feature fires), and model (nats by which SmolLM2 finds *Yes* likelier than *No*; NaN
-        where it was not asked).
+        the reader, a large model, says that the feature fires), and model (nats by which SmolLM2 finds *Yes* likelier
+        than *No*; NaN where it was not asked).
     """
     rows = []
     for feature, record in recorded.items():
@@ -84,18 +95,34 @@ def interval(values: pd.Series, seed: int = 0) -> str:
 
 
 def readings(sae: SaeSpec) -> pd.DataFrame:
-    """What readers made of units of the model and of its random twin (docs/features.md); empty without such a file."""
+    """What readers made of units of the model and of one with random weights (docs/features.md); else empty."""
     path = sae.folder and sae.folder.parent.with_name(READINGS)
     if path is None or not path.is_file():
         return pd.DataFrame(columns=["kind", "unit", "reading", "class", "top", "middle"])
     return pd.read_csv(intact(path), keep_default_na=False, na_values={"top": "", "middle": ""})
 
 
+def share(hits: int, of: int) -> str:
+    """A share with its 95 % interval (Wilson).
+
+    >>> share(12, 40)
+    '30% [18%, 45%]'
+    """
+    if not of:
+        return "–"
+    low, high = binomtest(int(hits), int(of)).proportion_ci(method="wilson")
+    return f"{hits / of:.0%} [{low:.0%}, {high:.0%}]"
+
+
 def describer(spec: ModelSpec, tokenizer) -> Callable[[str], str] | None:
     """Who writes sentences: the model that the environment names, else this one if it follows instructions."""
     ask = ai.model_from_environment()
     if ask is None and spec.folder and getattr(tokenizer, "chat_template", None):
+        was_on = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()  # there is nothing to wait for
         ask = ai.LocalModel(spec.folder, tokens=32)
+        if was_on:
+            bars.enable_progress_bar()
     return ask
 
 
@@ -153,9 +180,37 @@ def score_units(explanations: Mapping[int, ai.Explanation], examples: ai.Example
     return pd.DataFrame(rows)
 
 
+def yes_shares(table: pd.DataFrame, said: str = "reader") -> pd.DataFrame:
+    """Describer by describer, how often a judge said that the feature fires, for windows of each kind.
+
+    All quizzes are of one size, so that the share of windows is the mean over features.
+
+    Args:
+        table: from `answers`.
+        said: the column of yes and no.
+
+    Returns:
+        One row a describer; columns firing (the share that is found), silent and same token (false alarms).
+    """
+    order = [of for of in DESCRIBERS.values() if of in set(table["of"])]
+    shares = table.groupby(["of", "kind"])[said].mean().unstack("kind")
+    return shares.reindex(index=order, columns=KINDS)
+
+
+def fires_on(examples: ai.Examples, feature: int) -> dict[str, str]:
+    """Window -> its middle token, of every window in whose middle a feature fires: what a quiz does not tell."""
+    windows = examples.windows(feature, np.flatnonzero(examples.fires(feature)))
+    return dict(zip(windows.texts(), map(ai.quoted, windows.tokens[:, windows.centre]), strict=True))
+
+
 def middle_marked(windows, says: Bool[np.ndarray, " windows"], kind: str, n: int = 3) -> list[tuple[str, str, str]]:
-    """Some windows of a kind as rows of a table: kind, text with its middle token in ⟦ ⟧, what is said of it."""
-    middle, some = windows.centre, np.unique(np.linspace(0, len(windows) - 1, n).astype(int)) if len(windows) else []
+    """Some windows of a kind as rows of a table: kind, text with its middle token in ⟦ ⟧, what is said of it.
+
+    Windows with pieces of characters, which nobody can read, are left out where there are others.
+    """
+    middle, whole = windows.centre, [place for place, row in enumerate(windows.tokens) if PIECE not in "".join(row)]
+    whole = np.array(whole or range(len(windows)))
+    some = whole[np.unique(np.linspace(0, len(whole) - 1, n).astype(int))] if len(windows) else []
     rows = []
     for place in some:
         t = windows.tokens[place]
