@@ -240,7 +240,6 @@ WRONG = [
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * f.abs().sum(1).mean(), "decoder norms"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: ((x - y) ** 2).sum() + c * (f.abs() @ n).sum(), "of the batch;"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() @ n).sum(), "Only the error"),
-    (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f * n).sum(1).mean(), "absolute values"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) + c * (f.abs() * n).mean(), "over features"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: error(x, y) ** 0.5 + c * (f.abs() @ n).mean(), "Your function"),
     (phase_4.check_l1_loss, lambda x, y, f, n, c: (x - y).norm(dim=1).mean() + c * (f.abs() @ n).mean(), "its length"),

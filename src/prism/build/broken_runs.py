@@ -1,8 +1,8 @@
 """Six small training runs with one planted fault each, and a healthy one: the logs of 'Diagnose the broken run'.
 
-Every run is really trained, on the embedded model's activations and with the same seed. Two faults need help to show
+Every run is really trained, on the embedded model's activations and with the same seed. Three faults need help to show
 on a model this small, and the table below says how they were planted: its BOS activations are no longer than others,
-and the trainer's own L1 term, weighted by decoder norms, cannot be cheated.
+the trainer's own L1 term, weighted by decoder norms, cannot be cheated, and hardly a feature dies by itself.
 """
 
 from __future__ import annotations

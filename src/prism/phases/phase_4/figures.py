@@ -20,7 +20,6 @@ MEASURES = {
     "dead": "dead<br>features",
     "decoder_norm": "decoder<br>norm",
     "activation": "mean<br>activation",
-    "input_norm": "mean input<br>norm",
     "largest_input_norm": "largest input<br>norm (log)",
 }
 LOGARITHMIC = ("loss", "l0", "largest_input_norm")
@@ -44,11 +43,11 @@ def training_curves(logs: Mapping[str, pd.DataFrame], title: str = "Loss, fit an
         fig.update_yaxes(**_axis(pd.concat([log[name] for log in logs.values()]), name), col=column)
     fig.update_annotations(font=dict(size=14, color=INK))
     fig.update_xaxes(title=dict(text="step", font=dict(size=13)))
-    legend = dict(x=0, xanchor="left", y=-0.22, yanchor="top")
-    return finish(fig, title, 400, legend=legend, showlegend=True, margin=dict(b=110))
+    legend = dict(x=0, xanchor="left", y=-0.25, yanchor="top")
+    return finish(fig, title, 380, legend=legend, showlegend=True, margin=dict(b=85))
 
 
-def diagnosis_figure(frame: pd.DataFrame, title: str = "Six broken runs, the healthy one in grey behind") -> go.Figure:
+def diagnosis_figure(frame: pd.DataFrame, title: str = "Six broken runs in blue, the healthy one in grey") -> go.Figure:
     """A column a run, a row a measure; the healthy run in grey in every panel, and one scale along each row.
 
     Args:
@@ -62,7 +61,10 @@ def diagnosis_figure(frame: pd.DataFrame, title: str = "Six broken runs, the hea
     fig = make_subplots(*size, shared_xaxes=True, shared_yaxes=True, column_titles=heads, **gaps)
     for row, (name, words) in enumerate(MEASURES.items(), start=1):
         for column, (run, log) in enumerate(logs.items(), start=1):
-            for part, label, line in ((behind, "healthy", dict(color=PALE, width=3)), (log, run, dict(color=BLUE))):
+            for part, label, line in (
+                (behind, "healthy", dict(color=PALE, width=5)),
+                (log, run, dict(color=BLUE, width=1.8)),
+            ):
                 fig.add_trace(_line(part, name, label, line), row, column)
         fig.update_yaxes(**_axis(frame[name], name), row=row)
         fig.update_yaxes(title=dict(text=words, font=dict(size=13), standoff=6), row=row, col=1)
@@ -88,8 +90,7 @@ def _axis(values: pd.Series, name: str) -> dict:
         return _log_axis(values[values > 0].to_numpy(float))
     if name == "explained_variance":
         return dict(range=[max(LOWEST_EV, low - 0.05), min(1.05, high + 0.05)], nticks=4)
-    low = 0.0 if name != "input_norm" else low - 0.1 * (high - low)
-    return dict(range=[low, high + 0.08 * (high - low or 1)], nticks=4)
+    return dict(range=[-0.05 * (high or 1), high + 0.08 * (high or 1)], nticks=4)  # a line at zero is seen too
 
 
 def _log_axis(values: Float[np.ndarray, " n"]) -> dict:

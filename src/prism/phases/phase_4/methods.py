@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from scipy.sparse import csr_matrix, diags
 from torch import Tensor
@@ -135,6 +135,19 @@ def measure(dictionary, x: Float[Tensor, "tokens d_in"], text: np.ndarray) -> Ev
     return Evaluation(**found.measures(), per_sequence=documents.frame(found.mean))
 
 
+def same_tokens(
+    x: Float[Tensor, "tokens d_in"], of_twin: Float[Tensor, "some d_in"], keep: Bool[Tensor, " tokens"]
+) -> tuple[Float[Tensor, "kept d_in"], Float[Tensor, "kept d_in"]]:
+    """A model's and its twin's activations on the same tokens: as many as the twin's, and of these the kept ones."""
+    kept = keep[: len(of_twin)]
+    return x[: len(of_twin)][kept], of_twin[kept]
+
+
+def only(matrix: FeatureMatrix, units: Int[np.ndarray, " units"]) -> FeatureMatrix:
+    """Some columns of a matrix, in the order given: column `i` of the result was `units[i]`."""
+    return FeatureMatrix(csr_matrix(matrix.values[:, units]), matrix.table)
+
+
 def at_percentiles(scores: pd.DataFrame, by: str, shares: tuple[float, ...]) -> pd.DataFrame:
     """The neuron and the feature at each percentile of a score: units in order of it, ties in order of the unit.
 
@@ -144,10 +157,13 @@ def at_percentiles(scores: pd.DataFrame, by: str, shares: tuple[float, ...]) -> 
         shares: from 0, the lowest, to 1.
 
     Returns:
-        One row a share, its index; columns `neuron` and `feature`.
+        One row a share, its index; columns `neuron` and `feature`, and each one's score as `neuron's purity` for a
+        score of that name.
     """
-    chosen = {}
+    chosen, reached = {}, {}
     for kind in ("neuron", "feature"):
-        units = scores[scores["kind"] == kind].sort_values([by, "unit"])["unit"].to_numpy()
-        chosen[kind] = [int(units[round(share * (len(units) - 1))]) for share in shares]
-    return pd.DataFrame(chosen, index=pd.Index(shares, name="percentile"))
+        units = scores[scores["kind"] == kind].sort_values([by, "unit"])
+        at = [round(share * (len(units) - 1)) for share in shares]
+        chosen[kind] = units["unit"].to_numpy(int)[at]
+        reached[f"{kind}'s {by}"] = units[by].to_numpy(float)[at]
+    return pd.DataFrame(chosen | reached, index=pd.Index(shares, name="percentile"))
