@@ -63,7 +63,7 @@ def promise_figure(
     )
     fig.update_xaxes(title=f"share found (set for {promised:.0%})", row=1, col=1)
     fig.update_xaxes(title="false alarms among other texts", row=1, col=2)
-    most = max(0.4, 1.1 * float(false_alarms.to_numpy().max()))
+    most = max(0.4, 1.05 * wilson(float(false_alarms.to_numpy().max()), texts[1])[1])
     fig.update_xaxes(range=[-0.04, 1.04], tickformat=".0%", nticks=6, row=1, col=1)
     fig.update_xaxes(range=[-0.02, most], tickformat=".0%", nticks=6, row=1, col=2)
     short = int((recall < promised).to_numpy().sum())
