@@ -80,16 +80,11 @@ class TestMonitor:
         assert why["feature"][4] == added.argmax() and why["adds"][4] == pytest.approx(added.max())
         assert one.leading(values, np.array([], dtype=int)).empty
 
-    def test_an_unseen_kind_is_left_out_of_fitting_and_calibration(self):
-        values, labels, fit = self.data(False)
-        kinds = np.where(labels, "a", np.where(np.arange(200) % 8 < 4, "b", "c"))
-        part = np.where(fit, 0, np.where(np.arange(200) % 16 < 8, 2, 3))
-        values[kinds == "c", 3] += 5  # looks like the class, unless the monitor is shown otherwise
-        some = part < 3
-        one = monitor.fit_monitor(values[some], kinds[some] == "a", part[some] < 2)
-        found = monitor.unseen_kinds(values, kinds, part, [one], ["a"]).set_index("kind")
-        assert found.loc["c", "never seen"] == 1.0 and set(found.index) == {"b", "c"}
-        assert found.loc["b", "seen"] == one.alarms(values[(part == 3) & (kinds == "b")]).mean()
+    def test_columns_that_are_rare_where_it_is_fitted_are_left_out(self):
+        values = np.array([[1.0, 0, 2, 0], [3, 0, 0, 0], [1, 1, 1, 0]])
+        for some in (values, csr_matrix(values)):
+            assert monitor.frequent_columns(some, 2).tolist() == [0, 2]
+            assert monitor.frequent_columns(some, 9).tolist() == [0]  # none is in nine: those that are in most
 
     def test_summary_by_hand(self):
         own = np.array([[True, False, False], [False, True, False]])
@@ -244,11 +239,22 @@ class TestFeatures:
 
 def test_edit_costs_are_those_of_change_cost(mini):
     batch = tokenize(load_texts()["text"].tolist()[:18], mini.tokenizer, 256)
-    costs, states = audit.edit_costs(mini, batch, HOOK, {"same": lambda x: x, "nothing": torch.zeros_like})
+    costs = audit.edit_costs(mini, batch, HOOK, {"same": lambda x: x, "nothing": torch.zeros_like})
     wanted = change_cost(mini, batch, HOOK, torch.zeros_like)
     assert np.allclose(costs["nothing"], (wanted["changed"] - wanted["clean"]) / wanted["tokens"], atol=1e-3)
-    assert np.allclose(costs["same"], 0, atol=1e-4) and np.allclose(states["same"], states["clean"], atol=1e-3)
-    assert states["clean"].shape == (18, states["nothing"].shape[1]) and len(costs) == 18
+    assert np.allclose(costs["same"], 0, atol=1e-4) and len(costs) == 18
+
+
+def test_edit_costs_of_some_tokens_and_of_the_others_make_up_the_whole(mini):
+    batch = tokenize(["A café 🎉 in the rain", "No such thing here"], mini.tokenizer, 256)
+    odd = audit.beyond_ascii(batch, mini.tokenizer)
+    assert odd[0].any() and not odd[0].all() and not (odd & batch.keep)[1].any()
+    edit = {"nothing": torch.zeros_like}
+    whole, some, rest = (audit.edit_costs(mini, batch, HOOK, edit, x)["nothing"] for x in (None, odd, ~odd))
+    n, m = ((x & batch.keep)[0, 1:].sum().item() for x in (odd, ~odd))
+    n, m = n - int(odd[0, 1] and not batch.keep[0, 0]), m - int(not odd[0, 1] and not batch.keep[0, 0])
+    assert whole[0] == pytest.approx((n * some[0] + m * rest[0]) / (n + m), abs=1e-4)
+    assert np.isnan(some[1]) and rest[1] == pytest.approx(whole[1])
 
 
 def test_apart_by_hand():
@@ -258,11 +264,14 @@ def test_apart_by_hand():
     assert found["from"] < 1 < found["to"]
 
 
-def test_readable_is_an_auc_on_other_texts():
-    rng, labels = np.random.default_rng(0), np.arange(40) % 2 == 0
-    values = rng.normal(size=(40, 5)) + 4 * labels[:, None]
-    found = monitor.readable(values[:20], labels[:20], {"as": values[20:], "gone": 0 * values[20:]}, labels[20:])
-    assert found.tolist() == [1.0, 0.5]
+def test_the_sources_row_by_row(mini):
+    frames, batches = monitor.load_sources(mini.tokenizer, 3, 9)
+    assert (frames["known"]["kind"].value_counts() <= 3).all() and "urls" in set(frames["known"]["kind"])
+    assert frames["new"]["half"].tolist() == ["discover"] * 70 + ["confirm"] * 70
+    assert (frames["new"].groupby(["half", "kind"]).size() == 10).all()
+    for name, frame in frames.items():
+        row, ids = len(frame) - 1, mini.tokenizer(frame["text"].iloc[-1], add_special_tokens=False)["input_ids"][:8]
+        assert batches[name].tokens[row][batches[name].keep[row]].tolist() == ids and len(batches[name]) == len(frame)
 
 
 def test_mean_difference_by_hand():
@@ -287,12 +296,22 @@ def test_a_planted_direction_is_found_and_taken_out():
 
 def test_figures_draw_their_data():
     table = pd.DataFrame({"a": 0.8, "b": 0.5}, index=list(CATEGORIES))
-    fig = figures.promise_figure(table, 1 - table)
-    assert len(fig.data) == 4 and fig.data[1].x.tolist() == pytest.approx([0.2] * 7) and titled(fig)
-    fig = figures.swap_figure({"x": np.array([0.1, -0.2]), "placebo": np.array([0.0, 0.1])}, ["placebo"])
-    assert (
-        fig.data[0].x.tolist() == pytest.approx([0.1, -0.2]) and fig.data[3].x[0] == pytest.approx(0.05) and titled(fig)
-    )
+    table.loc["math", "a"] = 1.0
+    fig = figures.promise_figure(table, 1 - table, 0.95, (20, 120))
+    assert len(fig.data) == 4 and fig.data[3].x.tolist() == pytest.approx([0.5] * 7) and titled(fig)
+    assert fig.layout.title.text.startswith("On the new source 13 of 14 monitors find less than the 95%")
+    assert fig.data[2].error_x.array[0] == pytest.approx(figures.wilson(0.5, 20)[1] - 0.5)
+    effects = {"x": np.array([0.1, -0.2]), "y": np.array([1.0, 2.0]), "placebo": np.array([0.0, 0.1])}
+    fig = figures.swap_figure(effects, {"x": (-0.3, 0.2), "y": (0.5, 2.5), "placebo": (0.01, 0.09)}, ["placebo"])
+    assert fig.data[0].x.tolist() == pytest.approx([0.1, -0.2]) and fig.data[5].x[0] == pytest.approx(0.05)
+    assert titled(fig) and fig.layout.title.text.endswith(": y")  # x reaches 0, and a placebo does not count
+
+
+def test_wilsons_interval_by_hand():
+    z = 1.959964
+    low, high = figures.wilson(0.5, 20)
+    assert high - 0.5 == pytest.approx(0.5 - low) == pytest.approx(z / 2 / np.sqrt(20 + z**2))
+    assert figures.wilson(0.0, 20) == pytest.approx((0, z**2 / (20 + z**2)))
 
 
 def test_the_hypothesis_is_this_phases_exercise(monkeypatch, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import permutation_test
 
 from prism.analysis import difference_interval
@@ -132,7 +132,12 @@ def sign_flip_p(effects: Float[np.ndarray, " templates"], n: int = 10_000, seed:
 def larger_p(
     a: Float[np.ndarray, " templates"], b: Float[np.ndarray, " templates"], n: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p that effects are as large as a placebo's, whichever way they point: labels shuffled over |effect|."""
+    """Two-sided p of the difference in mean size between one kind and another, by shuffling the labels over |effect|.
+
+    Args:
+        a: effects, or their sizes; the sign does not matter.
+        b: of the placebo.
+    """
     sizes, rng = (np.abs(a), np.abs(b)), np.random.default_rng(seed)
     return float(permutation_test(sizes, lambda x, y: x.mean() - y.mean(), n_resamples=n, rng=rng).pvalue)
 
@@ -193,30 +198,36 @@ def diffmean(sae, matrix: FeatureMatrix, x: Float[torch.Tensor, "tokens d_in"], 
 
 @torch.no_grad()
 def edit_costs(
-    model, batch: TokenBatch, hook_name: str, changes: Mapping[str, Change]
-) -> tuple[pd.DataFrame, dict[str, Float[np.ndarray, "texts d_state"]]]:
-    """What each change costs each text, and what the unembedding then reads of it.
+    model,
+    batch: TokenBatch,
+    hook_name: str,
+    changes: Mapping[str, Change],
+    only: Bool[torch.Tensor, "batch pos"] | None = None,
+) -> pd.DataFrame:
+    """What each change costs each text.
 
     Args:
-        changes: name -> change, made at the kept positions; 'clean' is added.
+        changes: name -> change, made at the kept positions.
+        only: the tokens whose prediction counts; None counts all kept ones.
 
     Returns:
-        Cost in nats per token, a row a text and a column a change. And 'clean' and each change's name -> the mean over
-        each text's counted positions of the state that the unembedding reads.
+        Cost in nats per counted token, a row a text and a column a change; NaN for a text without such a token.
     """
-    size, mask = logit_rows(model, batch, [hook_name]), counted(batch)
-    nats, means = [], {name: [] for name in ("clean", *changes)}
+    size, mask, nats = logit_rows(model, batch, [hook_name]), counted(batch), []
+    mask = mask if only is None else mask & only[:, 1:]
     for start in range(0, len(batch), size):
         part, here = batch[start : start + size], mask[start : start + size]
         seen = Predictions(model, part.tokens, [hook_name])
         states = {"clean": seen.clean} | {n: seen.changed(hook_name, part.keep, c) for n, c in changes.items()}
-        nats.append(pd.DataFrame(seen.measure(states, here)[0]).div(here.sum(1).clip(min=1).numpy(), axis=0))
-        for name, state in states.items():
-            weight = here / here.sum(1, keepdim=True).clip(min=1)
-            means[name].append(torch.einsum("bp,bpd->bd", weight.to(state), state[:, :-1]).float().cpu().numpy())
+        nats.append(pd.DataFrame(seen.measure(states, here)[0]).div(here.sum(1).numpy(), axis=0))
     table = pd.concat(nats, ignore_index=True)
-    table = table.sub(table["clean"], axis=0).drop(columns="clean")
-    return table, {name: np.concatenate(rows) for name, rows in means.items()}
+    return table.sub(table["clean"], axis=0).drop(columns="clean")
+
+
+def beyond_ascii(batch: TokenBatch, tokenizer) -> Bool[torch.Tensor, "batch pos"]:
+    """Which tokens hold a character, or a byte of one, that is not ASCII: in English text emoji, for the most part."""
+    ids, places = batch.tokens.unique(return_inverse=True)
+    return torch.tensor([not tokenizer.decode([i]).isascii() for i in ids.tolist()])[places]
 
 
 def apart(nats: pd.DataFrame, own: np.ndarray, level: float = 0.95, seed: int = 0) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix, issparse
 from torch import Tensor
 
-from prism.data import CATEGORIES, TokenBatch, token_table
+from prism.data import CATEGORIES, TokenBatch, corpus_batch, corpus_documents, load_corpus, load_texts, token_table
 from prism.evaluation.metrics import bootstrap_counts, middle
 from prism.features import FeatureMatrix, encode_activations, word_features
 
@@ -30,6 +30,27 @@ def text_means(
     counts = np.bincount(texts)
     ones = csr_matrix((1 / counts[texts], (texts, np.arange(len(texts)))))
     return ones @ np.asarray(activations, dtype=np.float64)
+
+
+def load_sources(
+    tokenizer, documents: int, context: int, seed: int = 0
+) -> tuple[dict[str, pd.DataFrame], dict[str, TokenBatch]]:
+    """The two sources of texts: 'known', which SmolLM2 wrote, and 'new', which people wrote for this project.
+
+    Args:
+        documents: of each kind in the known source.
+        context: tokens kept of a document, BOS included.
+        seed: of the draw from the known source.
+
+    Returns:
+        'known' and 'new' -> a row a document (kind, text; of the new ones also half, 'discover' before 'confirm'), and
+        -> their tokens, row by row.
+    """
+    written = load_corpus("smollm2", seed=seed).replace({"kind": {"web": "urls"}}).groupby("kind").head(documents)
+    people = pd.concat([load_texts(half).assign(half=half) for half in ("discover", "confirm")], ignore_index=True)
+    sources = {"known": written, "new": people.rename(columns={"category": "kind"})}
+    frames = {name: corpus_documents(frame, tokenizer, context) for name, frame in sources.items()}
+    return frames, {name: corpus_batch(frame, tokenizer, context) for name, frame in frames.items()}
 
 
 def monitor_inputs(
@@ -149,6 +170,16 @@ def fit_monitor(
     return Monitor(weights, bias, threshold_at_recall(scores, labels[~fit], recall), strength, recall)
 
 
+def frequent_columns(values: Values, least: int) -> Int[np.ndarray, " columns"]:
+    """Columns that are above 0 in at least `least` units; where none is, those that are in most.
+
+    >>> frequent_columns(csr_matrix([[1, 0, 2], [3, 0, 0]]), 2).tolist()
+    [0]
+    """
+    support = np.asarray((values > 0).sum(0)).ravel()
+    return np.flatnonzero(support >= min(least, support.max()))
+
+
 def threshold_at_recall(
     scores: Float[np.ndarray, " units"], labels: Bool[np.ndarray, " units"], recall: float = 0.95
 ) -> float:
@@ -222,44 +253,3 @@ def promises(alarms: Mapping[str, np.ndarray], own: Bool[np.ndarray, "classes un
         pd.DataFrame({name: (a & part).sum(1) / part.sum(1) for name, a in alarms.items()}, CATEGORIES)
         for part in (own, ~own)
     )
-
-
-def unseen_kinds(
-    values: Values, kinds: np.ndarray, part: np.ndarray, monitors: Sequence[Monitor], classes: Sequence[str]
-) -> pd.DataFrame:
-    """False alarms on a kind of harmless test documents, left out of fitting and calibration, and put back.
-
-    Args:
-        values: the known source.
-        kinds: of its documents.
-        part: 0 and 1 fit, 2 calibrates, 3 tests.
-        monitors: those that saw all kinds, in the order of the classes; their strength is kept.
-        classes: what they watch for.
-
-    Returns:
-        A row for each class and each kind but its own: class, kind, never seen, seen (shares of documents).
-    """
-    rows = []
-    for one, label in zip(monitors, classes, strict=True):
-        for kind in sorted(set(kinds) - {label}):
-            some, quiet = (part < 3) & (kinds != kind), values[(part == 3) & (kinds == kind)]
-            threshold = {"recall": one.recall, "strengths": (one.strength,)}
-            naive = fit_monitor(values[some], kinds[some] == label, part[some] < 2, **threshold)
-            rows.append((label, kind, naive.alarms(quiet).mean(), one.alarms(quiet).mean()))
-    return pd.DataFrame(rows, columns=["class", "kind", "never seen", "seen"])
-
-
-def readable(
-    values: Float[np.ndarray, "texts d"],
-    labels: Bool[np.ndarray, " texts"],
-    others: Mapping[str, Float[np.ndarray, "texts d"]],
-    truth: Bool[np.ndarray, " texts"],
-) -> pd.Series:
-    """AUC of a probe that is fitted on some texts' states and reads other texts' states, under several edits."""
-    from sklearn.preprocessing import StandardScaler  # here, because it takes a second to import
-
-    scale = StandardScaler().fit(values)
-    probe = fit_probe(scale.transform(values), labels, 0.01)
-    scores = {name: probe.decision_function(scale.transform(some)) for name, some in others.items()}
-    aucs = {name: mean_auc(score[None], truth[None], n=1)[0] for name, score in scores.items()}
-    return pd.Series(aucs, name="AUC of the probe")
