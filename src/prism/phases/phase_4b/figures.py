@@ -93,7 +93,7 @@ def densities_figure(found: Mapping[str, Evaluation]) -> go.Figure:
     fig = make_subplots(rows, 3, shared_xaxes="all", shared_yaxes="all", subplot_titles=titles, vertical_spacing=0.16)
     tokens = next(iter(found.values())).n_tokens
     lowest = np.floor(np.log10(1 / tokens) / 0.25) * 0.25  # the first bin has what fired once
-    edges, silent = np.arange(lowest, 0.01, 0.25), lowest - 0.5
+    edges, silent = np.arange(lowest, 0.01, 0.25), lowest - 0.85
     for i, one in enumerate(found.values()):
         fires = one.density[one.density > 0]
         count = np.histogram(np.log10(fires), edges)[0]
