@@ -22,7 +22,6 @@ from prism.analysis import (
     confirm,
     difference_interval,
     find_features_for_concept,
-    holm,
     most_frequent,
     permutation_null,
     specialists,
@@ -32,7 +31,7 @@ from prism.analysis import (
 from prism.analysis.claims import CARD
 from prism.analysis.concepts import composite_score
 from prism.analysis.rankings import most_selective
-from prism.analysis.specialist_search import Null, specialist_scores
+from prism.analysis.specialist_search import Null, holm, specialist_scores
 from prism.data import CATEGORIES
 from prism.features import FeatureMatrix
 

@@ -220,14 +220,14 @@ def test_the_best_cut_is_as_good_as_any(cases):
     if truth.all() or not truth.any():
         return
     cut = best_cut(scores.astype(float), truth)
-    best = max(ai.balanced_accuracy(scores > c, truth) for c in np.arange(-0.5, 7))
-    reached = ai.balanced_accuracy(scores > cut, truth)
+    best = max(ai.scoring.balanced_accuracy(scores > c, truth) for c in np.arange(-0.5, 7))
+    reached = ai.scoring.balanced_accuracy(scores > cut, truth)
     assert reached == pytest.approx(best) or scores.min() == 0  # a rate of 0 is never called firing
     assert reached >= 0.5 - 1e-12 or scores.min() == 0
 
 
 def test_quoted_tokens_stay_on_one_line():
-    assert ai.quoted(" the") == '" the"' and ai.quoted('"\n') == '"\\"\\n"'
+    assert ai.explainers.quoted(" the") == '" the"' and ai.explainers.quoted('"\n') == '"\\"\\n"'
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -237,10 +237,10 @@ def test_quoted_tokens_stay_on_one_line():
 def test_balanced_accuracy_properties(truth, data):
     truth = np.array([True, False, *truth])
     said = np.array(data.draw(st.lists(st.booleans(), min_size=len(truth), max_size=len(truth))))
-    value = ai.balanced_accuracy(said, truth)
-    assert 0 <= value <= 1 and ai.balanced_accuracy(truth, truth) == 1
-    assert value + ai.balanced_accuracy(~said, truth) == pytest.approx(1)
-    assert ai.balanced_accuracy(np.tile(said, 3), np.tile(truth, 3)) == pytest.approx(value)
+    value = ai.scoring.balanced_accuracy(said, truth)
+    assert 0 <= value <= 1 and ai.scoring.balanced_accuracy(truth, truth) == 1
+    assert value + ai.scoring.balanced_accuracy(~said, truth) == pytest.approx(1)
+    assert ai.scoring.balanced_accuracy(np.tile(said, 3), np.tile(truth, 3)) == pytest.approx(value)
 
 
 def test_a_score_by_hand(halves, counter):
@@ -286,7 +286,7 @@ def test_text_cannot_leave_its_line():
     windows = windows_of(f"a|{ATTACK}|b")
     explained = ai.explain_prompt(windows).split("\n")
     assert len(explained) == 3 and not set("<>\u2028") & set("".join(explained))
-    assert explained[1] == f'- "{ai.escaped(ATTACK.strip())}" in "{ai.escaped("a" + ATTACK + "b")}"'
+    assert explained[1] == f'- "{ai.prompts.escaped(ATTACK.strip())}" in "{ai.prompts.escaped("a" + ATTACK + "b")}"'
     for prompt in (
         detect_prompt(ATTACK, windows),
         fuzz_prompt(ATTACK, windows, np.array([1])),
@@ -346,18 +346,18 @@ def test_a_model_that_reads_explains_and_judges(halves):
     )
     assert explanation.sentence == "The word w3." and not explanation.terms
     assert prompts[0].count('\n- "w3" in "') == 8
-    judge = ai.ModelJudge(oracle)
+    judge = ai.prompts.ModelJudge(oracle)
     scores = ai.score(explanation, halves[1], TOKEN, judge)
     assert scores["fuzzing"] == 1.0 and scores["detection"] > 0.97  # " w3" before "55" reads " w355"
     assert judge.unreadable == 0 and judge.asked == len(prompts) - 1 > 20
 
 
 def test_unreadable_answers_are_no_and_are_counted(halves):
-    judge = ai.ModelJudge(lambda prompt: "Certainly!")
+    judge = ai.prompts.ModelJudge(lambda prompt: "Certainly!")
     scores = ai.score(ai.Explanation(PAIR, "x"), halves[1], PAIR, judge)
     assert [scores[name] for name in ai.SCORES] == [0.5] * 4 and judge.unreadable == judge.asked > 0
     with pytest.raises(ValueError, match="batch is 0"):
-        ai.ModelJudge(str, 0)
+        ai.prompts.ModelJudge(str, 0)
     with pytest.raises(ai.prompts.AnswerError, match="0 characters"):
         ai.parse_sentence(" ")
 
@@ -537,11 +537,11 @@ def tiny(tmp_path_factory):
 
 def test_a_local_model_that_knows_nothing_is_harmless(tiny, halves, monkeypatch):
     monkeypatch.setenv("PRISM_EXPLAINER", str(tiny))
-    model = ai.model_from_environment()
+    model = ai.remote.model_from_environment()
     model.tokens = 12
     assert isinstance(model, ai.LocalModel) and isinstance(model("Hello"), str)
     assert model("Hello") == model("Hello")
-    judge = ai.ModelJudge(model, batch=25)
+    judge = ai.prompts.ModelJudge(model, batch=25)
     assert not judge.detect(ai.Explanation(TOKEN, "x"), halves[1].windows(TOKEN, np.arange(50))).any()
     assert judge.unreadable == judge.asked == 2
 
@@ -569,9 +569,9 @@ def test_a_local_model_that_is_not_there_or_too_small(tiny, tmp_path):
 
 
 def test_models_are_off_unless_named(monkeypatch):
-    assert ai.model_from_environment() is None and "PRISM_EXPLAINER" in HOW and KEY not in HOW
+    assert ai.remote.model_from_environment() is None and "PRISM_EXPLAINER" in HOW and KEY not in HOW
     monkeypatch.setenv("PRISM_API_BASE", "https://host/v1")
     with pytest.raises(ValueError, match="PRISM_API_BASE is set and PRISM_API_MODEL is not"):
-        ai.model_from_environment()
+        ai.remote.model_from_environment()
     monkeypatch.setenv("PRISM_API_MODEL", "m")
-    assert ai.model_from_environment() == Endpoint("https://host/v1", "m")
+    assert ai.remote.model_from_environment() == Endpoint("https://host/v1", "m")

@@ -109,6 +109,9 @@ def test_no_phase_imports_another():
             own = path.relative_to(SRC).parts[1].removesuffix(".py")
             others = {module for module, _ in imports(tree) if module.startswith("prism.phases.phase_")}
             assert all(module.split(".")[2] == own for module in others), path
+    for path in (ROOT / "notebooks").glob("phase_*.ipynb"):
+        rooms = set(re.findall(r"prism\.phases(?:\.| import )(phase_[0-9][a-z]?)\b", path.read_text(encoding="utf-8")))
+        assert rooms == {re.match(r"phase_[0-9][a-z]?", path.stem)[0]}, path
 
 
 def used_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -171,10 +174,7 @@ def test_a_public_name_has_two_users():
             if len(found[where, name]) < 2 and not found[where, name] & set(LAYER)
         }
     )
-    listed = (Path(__file__).parent / "one_user.txt").read_text(encoding="utf-8").split()
-    new, gone = set(lonely) - set(listed), set(listed) - set(lonely)
-    assert not new, f"give these a second user, or a place with their only one: {sorted(new)}"
-    assert not gone, f"take these off tests/one_user.txt, the list only shrinks: {sorted(gone)}"
+    assert not lonely, f"give these a second user, or a place with their only one: {lonely}"
 
 
 def test_what_is_declared_is_imported_and_the_other_way_round():

@@ -10,8 +10,9 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 from safetensors import SafetensorError
 
-from prism.sae import BatchTopK, SaeConfig, fold_scale, from_saelens, make_sae, save_saelens, to_saelens
+from prism.sae import BatchTopK, SaeConfig, fold_scale, make_sae, save_saelens, to_saelens
 from prism.sae.architectures import ARCHITECTURES, JumpReLU, TopK
+from prism.sae.saelens import from_saelens
 
 ALL = list(ARCHITECTURES)
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from prism.data import DATA
 from prism.models import get_spec, load_sae
-from prism.sae import SaeConfig, from_saelens, make_sae, read_sae, save_saelens
+from prism.sae import SaeConfig, make_sae, read_sae, save_saelens
+from prism.sae.saelens import from_saelens
 
 HOOK = "blocks.1.hook_resid_pre"
 X = torch.randn(60, 12, generator=torch.Generator().manual_seed(1)) * 3

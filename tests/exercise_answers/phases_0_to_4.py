@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from prism.phases import phase_1, phase_2, phase_4b
+from prism.phases import phase_1, phase_2
 from prism.phases.phase_0 import exercises as phase_0
 from prism.phases.phase_3 import exercises as phase_3
 from prism.phases.phase_4 import exercises as phase_4
+from prism.phases.phase_4b import exercises as phase_4b
 
 
 def loop_l0(f, keep):

@@ -26,20 +26,20 @@ class TestReading:
     def test_documents_take_kinds_in_turn_and_stop_when_there_are_enough(self):
         spec = get_spec("mini")
         tokenizer = load_model(spec).tokenizer
-        batch, kinds = methods.documents(spec, tokenizer, 3_000)
+        batch, kinds = ev.documents.take(spec, tokenizer, 3_000)
         assert batch.n_tokens >= 3_000 > batch[:-1].n_tokens and len(kinds) == len(batch)
         first = kinds.iloc[: kinds.nunique()]
         assert first.is_unique, "one of each kind comes first"
-        held, _ = methods.documents(spec, tokenizer, 3_000, held_out=True)
+        held, _ = ev.documents.take(spec, tokenizer, 3_000, held_out=True)
         rows = {tuple(row) for row in batch.tokens[:, :40].tolist()}
         assert not rows & {tuple(row) for row in held.tokens[:, :40].tolist()}
 
     def test_no_unit_fires_on_a_token_that_is_too_long(self):
         spec = get_spec("mini")
         model, hooks = load_model(spec), (methods.shallowest(spec), "blocks.2.mlp.hook_post")
-        whole = methods.held_out(spec, model, hooks, 1_000, 1e9)
+        whole = ev.held_out(spec, model, hooks, 1_000, 1e9)
         norms = whole.x[hooks[0]].norm(dim=1)
-        some = methods.held_out(spec, model, hooks, 1_000, float(norms.median()))
+        some = ev.held_out(spec, model, hooks, 1_000, float(norms.median()))
         stay = norms <= norms.median()
         assert 0 < stay.sum() < len(stay)
         assert torch.equal(some.kept, stay) and whole.kept.all()
@@ -53,7 +53,7 @@ class TestReading:
     def test_measures_are_those_of_the_definitions(self):
         spec = get_spec("mini")
         sae, x = load_sae(spec, "2-res"), torch.randn(300, 192, generator=torch.Generator().manual_seed(0)) * 20
-        found = methods.measure(sae, x, np.repeat([4, 2, 9], 100))
+        found = ev.measure(sae, x, np.repeat([4, 2, 9], 100))
         with torch.no_grad():
             f = sae.encode(x)
             x_hat = sae.decode(f)

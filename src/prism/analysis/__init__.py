@@ -9,4 +9,4 @@ from prism.analysis.concepts import find_features_for_concept
 from prism.analysis.feature import co_active
 from prism.analysis.matching import match_activations
 from prism.analysis.rankings import most_frequent, strongest
-from prism.analysis.specialist_search import confirm, holm, permutation_null, specialists, survivors
+from prism.analysis.specialist_search import confirm, permutation_null, specialists, survivors

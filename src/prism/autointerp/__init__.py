@@ -5,7 +5,7 @@ and fuzzing, with hard negatives. A model is asked only where a caller hands one
 """
 
 from prism.autointerp.examples import Examples, Sizes
-from prism.autointerp.explainers import Explanation, TokenStatistics, quoted
-from prism.autointerp.prompts import ModelJudge, escaped, explain_prompt, parse_sentence, windows_to_explain
-from prism.autointerp.remote import LocalModel, model_from_environment
-from prism.autointerp.scoring import SCORES, balanced_accuracy, density_partners, score
+from prism.autointerp.explainers import Explanation, TokenStatistics
+from prism.autointerp.prompts import explain_prompt, parse_sentence, windows_to_explain
+from prism.autointerp.remote import LocalModel
+from prism.autointerp.scoring import SCORES, density_partners, score

@@ -7,6 +7,7 @@ everywhere: activations there are passed on unchanged, and predictions made from
 
 from prism.evaluation.bits import bits_per_byte, text_bits
 from prism.evaluation.dictionaries import pca, random_directions
+from prism.evaluation.documents import held_out, measure
 from prism.evaluation.metrics import explained_variance
 from prism.evaluation.predictions import Predictions, logit_rows
 from prism.evaluation.results import Evaluation, evaluation_table, paired_difference

@@ -2,4 +2,4 @@
 
 from prism.sae.architectures import BatchTopK, make_sae
 from prism.sae.base import SaeConfig, SparseAutoencoder, dense_gradients, fold_scale
-from prism.sae.saelens import check_settings, from_saelens, read_config, read_sae, ready, save_saelens, to_saelens
+from prism.sae.saelens import check_settings, read_config, read_sae, ready, save_saelens, to_saelens

@@ -116,7 +116,7 @@ def share(hits: int, of: int) -> str:
 
 def describer(spec: ModelSpec, tokenizer) -> Callable[[str], str] | None:
     """Who writes sentences: the model that the environment names, else this one if it follows instructions."""
-    ask = ai.model_from_environment()
+    ask = ai.remote.model_from_environment()
     if ask is None and spec.folder and getattr(tokenizer, "chat_template", None):
         was_on = bars.is_progress_bar_enabled()
         bars.disable_progress_bar()  # there is nothing to wait for
@@ -200,7 +200,7 @@ def yes_shares(table: pd.DataFrame, said: str = "reader") -> pd.DataFrame:
 def fires_on(examples: ai.Examples, feature: int) -> dict[str, str]:
     """Window -> its middle token, of every window in whose middle a feature fires: what a quiz does not tell."""
     windows = examples.windows(feature, np.flatnonzero(examples.fires(feature)))
-    return dict(zip(windows.texts(), map(ai.quoted, windows.tokens[:, windows.centre]), strict=True))
+    return dict(zip(windows.texts(), map(ai.explainers.quoted, windows.tokens[:, windows.centre]), strict=True))
 
 
 def middle_marked(windows, says: Bool[np.ndarray, " windows"], kind: str, n: int = 3) -> list[tuple[str, str, str]]:

@@ -1,0 +1,1 @@
+"""Phase 4b, the architectures."""
