@@ -82,6 +82,7 @@ def test_ultralow_bound_on_cases_by_hand():
     assert methods.ultralow_bound(0, 8_000) == 0  # one such feature fires here with a probability below 1 %
     assert methods.ultralow_bound(0, 3, density=0.5) == 22  # each is silent with 1/8: (7/8)^22 is above 5 %, ^23 below
     assert methods.ultralow_bound(7, 100, density=0) == 7  # all that never fire are silent
+    assert methods.ultralow_bound(10, 8_000) == 11  # 10 or fewer of 11: 1 − 0.992^11, 8 %; of 12 below 1 %
 
 
 def test_densities_figure_counts_every_feature_once(measured):

@@ -79,7 +79,7 @@ def ultralow_bound(silent: int, n_tokens: int, density: float = ULTRALOW) -> int
         The largest number under which `silent` or fewer silent ones have a probability of 5 % or more.
 
     >>> ultralow_bound(0, 8_000), ultralow_bound(10, 8_000)
-    (0, 10)
+    (0, 11)
     """
     quiet, bound = (1 - density) ** n_tokens, silent
     while binom.cdf(silent, bound + 1, quiet) >= 0.05:
