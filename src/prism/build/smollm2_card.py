@@ -158,7 +158,8 @@ with {plan.width} features a channel:
 
 {study_card(read["study"])}
 {seen}
-Learning rates tried for the family (the best explained variance near the wanted L0 was taken):
+Learning rates tried for the family, in short runs. The best explained variance was taken, among the runs within a fifth
+of the wanted L0 where there were any; the penalised ones are still far above it in so short a run:
 
 {markdown_table(tried)}
 
