@@ -1,7 +1,6 @@
 """Matching of features by their activations, its control, and the interval of a difference."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,24 +9,6 @@ from scipy.sparse import csr_matrix, random_array
 
 from prism.analysis import difference_interval, match_activations
 from prism.analysis.matching import swap_within
-from prism.features import FeatureMatrix
-
-
-def make(values, texts=None, tokens=None, categories=None, ids=None) -> FeatureMatrix:
-    """A matrix from `[tokens, units]`; by default each token is a text and a word of its own."""
-    values = csr_matrix(np.asarray(values, dtype=np.float32))
-    rows = np.arange(values.shape[0])
-    table = pd.DataFrame(
-        {
-            "text": rows if texts is None else texts,
-            "position": rows + 1,
-            "token_id": rows if ids is None else ids,
-            "token": [f" w{row}" for row in rows] if tokens is None else tokens,
-        }
-    )
-    if categories is not None:
-        table["category"] = pd.Categorical(categories)
-    return FeatureMatrix(values, table)
 
 
 def test_difference_interval_matches_the_normal_one():
