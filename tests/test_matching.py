@@ -93,6 +93,3 @@ def test_matching_refuses_other_tokens():
         match_activations(a, a[:10])
     with pytest.raises(ValueError, match="at least two tokens"):
         match_activations(a[:1], a[:1])
-
-
-# figures
