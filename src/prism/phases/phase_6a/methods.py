@@ -48,7 +48,7 @@ class Target:
 
 
 PICTURE = "[\U0001f000-\U0001faff\u2600-\u27bf]"
-TARGETS = {  # most emoji begin with the byte F0, alone or with others; ☕ and ❤ begin with E2 and are left out
+TARGETS = {  # most emoji begin with the byte F0; ☕ and ❤ begin with E2: `tokens` leaves them out, `text` counts them
     "emoji": Target(
         f"‹F09F|<0xF0>|‹F0›|{PICTURE}",
         PICTURE,
