@@ -9,6 +9,7 @@ from prism import data, features, models, training
 from prism import device as devices
 from prism import evaluation as ev
 from prism import interventions as iv
+from prism.evaluation import preflight as before
 from prism.models import get_spec, kept_activations, load_model, load_sae
 from prism.phases.phase_6a.methods import Meter
 from prism.phases.phase_6b import methods
@@ -153,7 +154,7 @@ class TestAnotherDevice:
     def test_evaluate_and_preflight(self):
         def task():
             model, sae, batch = setting()
-            assert ev.preflight.preflight(model, sae, batch)["ok"].all()
+            assert before.preflight(model, sae, batch)["ok"].all()
             pca = ev.pca(kept_activations(model, HOOK, batch), 5, sae.cfg.metadata)
             found = ev.evaluate_all(model, {"sae": sae, "pca": pca}, batch)
             bits = ev.bits_per_byte(ev.text_bits(model, TEXTS, 256))

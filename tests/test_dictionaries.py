@@ -9,6 +9,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from prism import evaluation as ev
 from prism.data import corpus_batch, load_corpus, token_table
+from prism.evaluation import preflight as before
 from prism.features import encode_features
 from prism.models import get_spec, kept_activations, load_sae
 
@@ -91,4 +92,4 @@ def test_they_stand_in_the_same_tables_as_an_sae(mini):
     assert table.loc["PCA", "explained_variance"] > table.loc["random", "explained_variance"]
     matrix = encode_features(mini, saes["PCA"], batch, token_table(batch, mini.tokenizer))
     assert matrix.l0() == pytest.approx(table.loc["PCA", "l0"])
-    assert ev.preflight.preflight(mini, saes["PCA"], batch)["ok"].all()
+    assert before.preflight(mini, saes["PCA"], batch)["ok"].all()

@@ -17,6 +17,7 @@ from prism import evaluation as ev
 from prism import models
 from prism.data import TokenBatch, corpus_batch, load_corpus, tokenize
 from prism.evaluation import metrics
+from prism.evaluation import preflight as before
 from prism.evaluation.results import RATIOS
 from prism.evaluation.streaming import Sums
 from prism.models import get_spec, harvest, load_sae
@@ -243,7 +244,7 @@ class TestEvaluate:
             lambda: ev.evaluate(mini, sae, ones),
             lambda: ev.streaming.splice_check(mini, sae, ones),
             lambda: change_cost(mini, ones, hook, add(torch.ones(192), 1.0)),
-            lambda: ev.preflight.preflight(mini, sae, ones),
+            lambda: before.preflight(mini, sae, ones),
         ):
             with pytest.raises(ValueError, match=said):
                 measure()
