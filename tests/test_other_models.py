@@ -15,11 +15,10 @@ from prism.press.documents import cards_of
 from prism.press.notebooks import find_notebooks, phase_of
 from prism.press.running import run_notebook
 
-NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus, statistics: true of random weights too
+NEED_NO_LEARNING = (  # claims of phases 6a to 6f about plumbing, calculus and training: true of random weights too
     "with and without a KV cache",
     "start from the same random numbers",
     "Explanations by counting are about their own feature",
-    "lean less on the token",  # so do features of random weights, as the notebook says: it is no sign of meaning
 )
 # A reader may change any parameter: on the Llama-style folder all notebooks run with others, most of them smaller.
 CHANGED = {
