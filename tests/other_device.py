@@ -66,7 +66,16 @@ def _bare(value):
 
 def _there(value):
     with torch._C.DisableTorchFunctionSubclass():
-        return value.as_subclass(There) if isinstance(value, torch.Tensor) and not isinstance(value, There) else value
+        if not isinstance(value, torch.Tensor) or isinstance(value, There):
+            return value
+        if value.layout == torch.strided:
+            return value.as_subclass(There)
+        value.lies_there = True  # a sparse tensor can be no subclass
+        return value
+
+
+def _lies_there(value) -> bool:
+    return isinstance(value, There) or hasattr(value, "lies_there")
 
 
 def _is_there(where) -> bool:
@@ -94,7 +103,7 @@ def run(func, args, kwargs):
     if name == "_parse_to" or func is torch.device:  # look at arguments alone
         return func(*args, **kwargs)
     inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
-    there = any(isinstance(value, There) for value in inputs)
+    there = any(map(_lies_there, inputs))
     if there and name in ("numpy", "__array__"):
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
     if name == "__get__" and func == torch.Tensor.device.__get__:
@@ -103,7 +112,7 @@ def run(func, args, kwargs):
         return there
     if there and name not in (*MOVES, *ASKS):
         mixed = args[2:] if name in INDEXED else (args, kwargs)  # an index may lie on the CPU
-        others = [v for v in tree_flatten(mixed)[0] if isinstance(v, torch.Tensor) and not isinstance(v, There)]
+        others = [v for v in tree_flatten(mixed)[0] if isinstance(v, torch.Tensor) and not _lies_there(v)]
         if any(other.dim() for other in others) or (name in INDEXED and not isinstance(args[0], There)):
             raise RuntimeError(f"Expected all tensors to be on the same device, in {name}: cuda:0 and cpu")
     target = _target(name, args, kwargs)

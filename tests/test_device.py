@@ -36,9 +36,9 @@ class TestChoice:
     def _clean(self, monkeypatch):
         monkeypatch.delenv("PRISM_DEVICE", raising=False)
         monkeypatch.delenv("PRISM_DTYPE", raising=False)
-        devices._has_amx.cache_clear()
+        devices._processor_flags.cache_clear()
         yield
-        devices._has_amx.cache_clear()
+        devices._processor_flags.cache_clear()
 
     def test_without_a_gpu_it_is_the_cpu(self):
         assert devices.device() == torch.device("cpu")

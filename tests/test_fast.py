@@ -2,12 +2,13 @@
 the model's own. The buffered encoder's are in `test_features`."""
 
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sae import random_sae
 from transformer_lens.model_bridge import TransformerBridge
@@ -18,11 +19,14 @@ from prism import fast, models
 from prism.data import DATA, TokenBatch, tokenize
 from prism.evaluation import metrics
 from prism.fast import SparseGradients, passes
-from prism.fast.entries import RULES, where_true
+from prism.fast.entries import RULES, at_least, kth_largest
 from prism.fast.passes import SITES
+from prism.fast.screening import Screen
 from prism.models import get_spec, harvest, load_model
-from prism.sae import dense_gradients
+from prism.sae import SaeConfig, dense_gradients
 from prism.sae.architectures import ARCHITECTURES
+from prism.training import TrainConfig
+from prism.training.loop import Trainer
 
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 GPT2 = {"vocab_size": 50, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
@@ -97,10 +101,12 @@ class TestSparseGradients:
     def test_every_architecture_has_its_rule(self):
         assert set(RULES) == set(ARCHITECTURES), "see RULES in fast/entries.py"
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("way", ["screened", "float32", "float64"])
     @pytest.mark.parametrize("n_dead", [0, 1, 15])
     @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied relu"])
-    def test_equal_to_autograd(self, architecture, n_dead, dtype):
+    def test_equal_to_autograd(self, architecture, n_dead, way, monkeypatch):
+        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        dtype = torch.float64 if way == "float64" else torch.float32
         near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-9}
         for seed, (k, batch, sparsity) in enumerate([(4, 12, 0.3), (1, 1, 1.0), (40, 7, 0.0), (9, 5, 0.7), (2, 30, 2)]):
             sae = random_sae(architecture.split()[-1], seed, k=k, tied=architecture.startswith("tied")).to(dtype)
@@ -109,7 +115,9 @@ class TestSparseGradients:
             dead = torch.randperm(40, generator=generator)[:n_dead].sort().values
             slow = dense_gradients(sae, x, dead, sparsity)
             expected = [p.grad.clone() for p in sae.parameters()]
-            quick = SparseGradients(sae, len(x))(x, dead, sparsity)
+            gradients = SparseGradients(sae, len(x), way != "float32")
+            quick = gradients(x, dead, sparsity)
+            assert gradients.batches["screened" if way == "screened" else "float32"] == 1
             assert quick[:2] == pytest.approx(slow[:2], rel=near["rtol"] / 10)
             assert torch.equal(quick.fires, slow.fires) and (slow.fires.sum() > 0 or batch == 1)
             for (name, p), grad in zip(sae.named_parameters(), expected, strict=True):
@@ -127,7 +135,7 @@ class TestSparseGradients:
         whole, expected = SparseGradients(sae, len(x))(x, dead), [p.grad.clone() for p in sae.parameters()]
         monkeypatch.setattr("prism.fast.gradients.BLOCK", 7 * 40)
         quick = SparseGradients(sae, 50)
-        assert len(quick.pre) == 7 and torch.equal(quick(x, dead).fires, whole.fires)
+        assert quick.block == 7 and torch.equal(quick(x, dead).fires, whole.fires)
         for p, grad in zip(sae.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad)
 
@@ -142,10 +150,124 @@ class TestSparseGradients:
         for p, grad in zip(sae.parameters(), expected, strict=True):
             assert torch.equal(p.grad, grad)
 
-    @pytest.mark.parametrize("share", [0.0, 0.03, 1.0])
-    def test_true_entries(self, share):
-        mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(0)) < share
-        assert where_true(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
+
+def some_rows(kind, seed, n, d):
+    """Awkward float32 vectors: what a screen must see through."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator)
+    return {
+        "normal": lambda: x,
+        "whole numbers": lambda: x.round(),  # many ties, and products that float32 holds exactly
+        "long": lambda: x * 1e12,
+        "short": lambda: x * 1e-30,
+        "subnormal": lambda: x * 1e-41,
+        "of all sizes": lambda: x * 10.0 ** torch.randint(-30, 12, (n, d), generator=generator),
+        "one huge channel": lambda: torch.cat([x[:, :1] * 1e4, x[:, 1:]], dim=1),
+        "half way between two bfloat16": lambda: x.bfloat16().float() * (1 + 2.0**-8),
+        "zero": lambda: torch.zeros(n, d),
+    }[kind]()
+
+
+ROWS = ["normal", "whole numbers", "long", "short", "subnormal", "of all sizes", "one huge channel", "zero"]
+ROWS += ["half way between two bfloat16"]
+
+
+class TestScreen:
+    """`fast.screening` against the exact product in float64, and what finds entries in it."""
+
+    @given(
+        x=st.sampled_from(ROWS),
+        w=st.sampled_from(ROWS),
+        seed=st.integers(0, 10_000),
+        d=st.integers(1, 70),
+        bias=st.sampled_from([0.0, 1.0, -3.0, 1e10]),
+        rank=st.floats(0, 1),
+    )
+    @settings(max_examples=300)
+    def test_what_reaches_a_bar_in_truth_is_never_missed(self, x, w, seed, d, bias, rank):
+        x, W = some_rows(x, seed, 6, d), some_rows(w, seed + 1, 40, d)
+        b = bias * some_rows("normal", seed + 2, 1, 40)[0]
+        screen = Screen(40, d, rows=6, block=6)
+        screen.load(W, b)
+        assert screen.covers(x)
+        bounds, over = screen.bounds(slice(0, 6))
+        exact, float32 = x.double() @ W.double().T + b.double(), torch.addmm(b, x, W.T).double()
+        assert (bounds.double() <= exact + over.double() + 2.0**-7 * (exact.abs() + over.double())).all()
+        for truth in (exact, float32):
+            values = truth[truth > 1e-30].sort().values  # the bar is one of the values: no entry is nearer to it
+            for bar in {0.0, *([float(values[int(rank * (len(values) - 1))])] if len(values) else [])}:
+                wanted = ((truth >= np.float32(bar)) & (truth > 1e-30)).flatten().nonzero()[:, 0].tolist()
+                assert set(wanted) <= set(at_least(bounds, bar).tolist())
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+    def test_where_no_bound_holds_it_says_so(self, bad):
+        screen = Screen(40, 12, rows=6, block=6)
+        screen.load(torch.full((40, 12), 1e12), torch.zeros(40))
+        x = torch.ones(6, 12)
+        assert screen.covers(x)
+        x[3, 4] = bad
+        assert not screen.covers(x)
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_a_batch_without_a_bound_goes_by_float32(self, architecture, monkeypatch):
+        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        sae, x = random_sae(architecture), torch.randn(7, 12)
+        sae.b_dec.data[:] = 0
+        x[2] *= 1e35
+        expected = dense_gradients(sae, x)
+        quick = SparseGradients(sae, 7, screened=True)
+        assert torch.equal(quick(x).fires, expected.fires) and quick.batches == {"no bound": 1}
+
+    @given(seed=st.integers(0, 10_000), k=st.integers(1, 40), kind=st.sampled_from(ROWS))
+    @torch.no_grad()
+    def test_equal_values_at_the_cut(self, seed, k, kind):
+        """Each feature is there twice: which of two equal ones is taken is free, how many and how strong is not."""
+        with mock.patch("prism.fast.gradients.SMALL", 0):
+            sae = random_sae("topk", seed, k=k)
+            sae.W_enc.data[20:], sae.b_enc.data[20:], sae.b_dec.data[:] = sae.W_enc[:20].clone(), sae.b_enc[:20], 0
+            x = some_rows(kind, seed, 5, 12)
+            gradients = SparseGradients(sae, 5, screened=True)
+            entries, _ = gradients._encode(x, None)
+        expected = sae.encode(x)
+        assert torch.equal(torch.bincount(entries.row, minlength=5), (expected > 0).sum(1))
+        total = torch.zeros(5).index_add_(0, entries.row, entries.value)
+        torch.testing.assert_close(total, expected.sum(1), rtol=1e-4, atol=1e-6)
+        assert gradients.batches == {"screened": 1}
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+    @given(seed=st.integers(0, 10_000), d=st.sampled_from([1, 7, 16, 64, 96]), k=st.integers(1, 70))
+    def test_as_many_as_asked_for_reach_the_kth_largest(self, dtype, seed, d, k):
+        x = torch.randn(5, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        bar = kth_largest(x, k)
+        if k <= d:
+            best = x.sort(dim=1, descending=True).values[:, k - 1 : k].clamp_min(0)
+            assert (bar <= best).all() and (bar >= 0).all()
+        found = at_least(x, bar)
+        assert found.tolist() == ((x >= bar) & (x > 0)).flatten().nonzero()[:, 0].tolist()
+
+    def test_kth_largest_by_hand(self):
+        x = torch.tensor([[5.0, 1, 4, 2, 3, 0, -1, 6]])
+        assert kth_largest(x, 1).item() == 6 and kth_largest(x, 2).item() == 5
+        assert kth_largest(x, 7).item() == 0 and kth_largest(x, 8).item() == 0
+        assert at_least(x, 4.0).tolist() == [0, 2, 7] and at_least(-x, 0.0).tolist() == [6]
+
+    @pytest.mark.parametrize(
+        ("flags", "wanted", "screens"),
+        [
+            ("avx512f amx_bf16", "auto", True),
+            ("avx512f avx512_bf16", "auto", True),
+            ("avx512f avx512_vnni", "auto", False),
+            ("avx512f amx_bf16", "float32", False),
+            ("avx2", "bfloat16", True),
+        ],
+    )
+    def test_flags_and_the_reader_decide(self, flags, wanted, screens, tmp_path, monkeypatch):
+        (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
+        monkeypatch.setattr("prism.device.CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setenv("PRISM_DTYPE", wanted)
+        trainer = Trainer(SaeConfig(512, 2_048), TrainConfig(batch=64), torch.randn(64, 512))
+        assert (trainer.quick.screen is not None) == screens
+        assert Trainer(SaeConfig(64, 512), TrainConfig(batch=64), torch.randn(64, 64)).quick.screen is None
 
 
 class TestStrippedPass:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prism.sae import SparseAutoencoder
+
+BLOCK = 1_024  # features whose sums are made at once
 
 
 class Entries(NamedTuple):
@@ -23,6 +27,8 @@ class Entries(NamedTuple):
 
     def only(self, keep: Bool[Tensor, "entries"] | Int[Tensor, "kept"] | slice) -> Entries:
         """Some of the entries, in the same order."""
+        if isinstance(keep, Tensor) and keep.dtype == torch.bool:
+            keep = keep.nonzero()[:, 0]
         row = self.row[keep]
         return Entries(self.feature[keep], self.value[keep], row, starts(row, len(self.start)))
 
@@ -39,11 +45,49 @@ def starts(sorted_ids: Int[Tensor, "n"], n: int) -> Int[Tensor, "groups"]:
     return counts.cumsum(0) - counts
 
 
-def where_true(mask: Bool[Tensor, "..."]) -> Int[Tensor, "n"]:
-    """Flat positions of the true entries, in order (NumPy's search is the quicker one on a CPU)."""
-    if mask.device.type != "cpu":
-        return mask.flatten().nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def _as_integers(dense: Float[Tensor, "..."]) -> Tensor:
+    """The same bits as integers: from 0 up they are in the numbers' order, and what is below 0 stays below.
+
+    NumPy compares them ten times faster than PyTorch compares bfloat16.
+    """
+    return dense.view(INTEGERS[dense.dtype])
+
+
+def at_least(dense: Float[Tensor, "rows d"], bar: Float[Tensor, "rows 1"] | float) -> Int[Tensor, "entries"]:
+    """Flat positions, in order, of the entries that are above 0 and not below a bar, which is 0 or more.
+
+    The bar is rounded down to the numbers' format.
+    """
+    bar = torch.as_tensor(bar, device=dense.device)
+    if dense.dtype == torch.bfloat16:  # its bits are the first half of float32's
+        bar = (_as_integers(bar.float()) >> 16).to(torch.int16)
+    else:
+        bar = _as_integers(bar.to(dense.dtype))
+    found = _as_integers(dense), bar.clamp_min(1)
+    if dense.device.type != "cpu":
+        return (found[0] >= found[1]).flatten().nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(found[0].numpy() >= found[1].numpy()))
+
+
+def kth_largest(dense: Float[Tensor, "rows d"], k: int) -> Float[Tensor, "rows 1"]:
+    """Of each row, a number that `k` of its entries reach: 0, or close below the `k`-th largest.
+
+    The `k`-th largest of the maxima of groups is one, since `k` groups have an entry that reaches it.
+    """
+    d, groups = dense.shape[1], 16
+    while d % groups or (groups > 1 and d // groups < 4 * k):
+        groups //= 2
+    whole = _as_integers(dense).view(len(dense), groups, d // groups)
+    if k >= d:
+        return dense.new_zeros(len(dense), 1)
+    if dense.device.type == "cpu":
+        best = torch.from_numpy(np.partition(whole.numpy().max(1), d // groups - k, axis=1)[:, [d // groups - k]])
+    else:
+        best = whole.amax(1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    return best.clamp_min(0).view(dense.dtype)
 
 
 def weighted_rows(
@@ -60,27 +104,29 @@ def decoded(entries: Entries, table: Float[Tensor, "d_sae d"]) -> Float[Tensor, 
 
 def by_feature(
     entries: Entries,
-    order: Int[Tensor, "entries"],
     table: Float[Tensor, "batch d"],
     weight: Float[Tensor, "entries"],
-    low: int,
-    high: int,
-) -> Float[Tensor, "features d"]:
-    """`Σ weight · table[row]` for each of the features `low` to `high`: a product with the transposed code.
-
-    Args:
-        order: sorts the entries by feature.
-    """
-    return weighted_rows(table, entries.row[order], starts(entries.feature[order] - low, high - low), weight[order])
+    out: Float[Tensor, "features d"],
+    first: int = 0,
+) -> None:
+    """`out[feature − first] = Σ weight · table[row]`: a product with the transposed code, into memory that is there."""
+    order = entries.feature.argsort()
+    row, weight, start = entries.row[order], weight[order], starts(entries.feature[order] - first, len(out))
+    ends = [*start[::BLOCK].tolist(), len(row)]
+    for i, (low, high) in enumerate(pairwise(ends)):  # fresh memory costs as much as the sum, unless a block is small
+        block = slice(BLOCK * i, BLOCK * (i + 1))
+        out[block] = weighted_rows(table, row[low:high], start[block] - low, weight[low:high])
 
 
 def row_products(
     left: Float[Tensor, "batch d"], table: Float[Tensor, "rows d"], entries: Entries
 ) -> Float[Tensor, "entries"]:
     """`⟨left[row], table[feature]⟩` at each entry: the dense product `left tableᵀ`, where it is wanted only."""
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, table, entries.feature, entries.start, entries.row, 0
-    )
+    ends = torch.cat([entries.start, entries.start.new_tensor([len(entries.row)])])
+    shape = (len(left), len(table))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that CSR is in beta, and goes unchecked
+        pattern = torch.sparse_csr_tensor(ends, entries.feature, entries.feature.to(left.dtype), shape)
+    return torch.sparse.sampled_addmm(pattern, left, table.T, beta=0.0).values()
 
 
 class Rule:
@@ -93,21 +139,28 @@ class Rule:
         self.sae = sae
         self.widths = (sae.config.d_sae,)
 
-    def candidates(self, pre: Float[Tensor, "rows d_sae"], low: float) -> Int[Tensor, "entries"]:
-        """Flat positions, row by row, of all entries that can be active or get a gradient; looks at each row alone.
+    def floor(self) -> Float[Tensor, " d_sae"] | float:
+        """What a pre-activation must exceed to be active or to get a gradient, whatever the batch."""
+        return 0.0
+
+    def first_guess(self, above: Float[Tensor, "rows d_sae"], over: Float[Tensor, "rows 1"] | float) -> float:
+        """`low` of the first batch; the arguments are those of `bar`."""
+        return 0.0
+
+    def bar(
+        self, above: Float[Tensor, "rows d_sae"], over: Float[Tensor, "rows 1"] | float, low: float
+    ) -> Float[Tensor, "rows 1"] | float:
+        """What entries must reach to be looked at: all that count do, if none below `low` does.
 
         Args:
-            low: nothing up to here can be active.
+            above: how far pre-activations are above their floor, or bounds of it that are at most `over` too large.
         """
-        return where_true(pre > low)
+        return low
 
-    def first_guess(self, pre: Float[Tensor, "rows d_sae"]) -> float:
-        """`low` of the first batch."""
-        return 0.0
-
-    def cut(self, value: Float[Tensor, "entries"], rows: int) -> Tensor | float:
-        """The smallest of the candidates' values that stays active in this batch."""
-        return 0.0
+    def chosen(self, entries: Entries, floor: Tensor | float) -> tuple[Entries, float]:
+        """Those that are active or get a gradient, of entries that reached the bar; and the batch's cut, or 0."""
+        floor = floor if isinstance(floor, float) else floor[entries.feature]
+        return entries.only(entries.value > floor), 0.0
 
     def values(self, entries: Entries) -> Float[Tensor, "entries"]:
         """`encode`: feature activations at the entries."""
@@ -142,23 +195,34 @@ class ReLURule(Rule):
 class TopKRule(Rule):
     """Each row's `k` largest, within a row in any order."""
 
-    def candidates(self, pre, low):
-        value, index = pre.topk(self.sae.config.k, dim=1, sorted=False)
-        flat = index + pre.shape[1] * torch.arange(len(pre), device=pre.device)[:, None]
-        return flat[value > 0]
+    def bar(self, above, over, low):
+        # a bound may have been rounded up to bfloat16, by less than 2⁻⁸ of it
+        down = 1 - 2.0**-8 if above.dtype == torch.bfloat16 else 1.0
+        return (kth_largest(above, self.sae.config.k) * down - over).clamp_min(0)
+
+    def chosen(self, entries, floor):
+        place = torch.arange(len(entries.row), device=entries.row.device) - entries.start[entries.row]
+        longest = 1 + int(place.max()) if len(place) else 0
+        table = entries.value.new_full((len(entries.start), max(longest, self.sae.config.k)), -torch.inf)
+        table[entries.row, place] = entries.value
+        value, index = table.topk(self.sae.config.k, dim=1, sorted=False)
+        return entries.only((index + entries.start[:, None])[value > 0]), 0.0
 
 
 class BatchTopKRule(Rule):
     """The batch's `rows · k` largest, as in training."""
 
-    def first_guess(self, pre):
+    def first_guess(self, above, over):
         """What twice as many entries as are wanted exceed."""
-        wanted = 2 * len(pre) * self.sae.config.k
-        return 0.0 if wanted >= pre.numel() else max(0.0, float(pre.flatten().kthvalue(pre.numel() - wanted).values))
+        guess = kth_largest(above.reshape(1, -1), 2 * len(above) * self.sae.config.k)
+        return max(0.0, float(guess) - float(torch.as_tensor(over).max()))
 
-    def cut(self, value, rows):
-        wanted = rows * self.sae.config.k
-        return 0.0 if len(value) <= wanted else value.kthvalue(len(value) - wanted + 1).values
+    def chosen(self, entries, floor):
+        wanted, positive = len(entries.start) * self.sae.config.k, entries.only(entries.value > 0)
+        if len(positive.value) <= wanted:
+            return positive, 0.0
+        cut = positive.value.kthvalue(len(positive.value) - wanted + 1).values
+        return positive.only(positive.value >= cut), float(cut)
 
 
 class MatryoshkaRule(BatchTopKRule):
@@ -198,8 +262,8 @@ class GatedRule(Rule):
 class JumpReLURule(Rule):
     """Entries above their threshold, or so little below it that they move it."""
 
-    def candidates(self, pre, low):
-        return where_true(pre > self.sae.threshold - self.sae.config.bandwidth / 2)
+    def floor(self):
+        return self.sae.threshold - self.sae.config.bandwidth / 2
 
     def values(self, entries):
         return entries.value * (entries.value > self.sae.threshold[entries.feature])

@@ -7,18 +7,20 @@ encoder's size: the decoder and two weight gradients. `SparseGradients` runs the
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prism.fast.entries import RULES, Entries, by_feature, decoded, entries_at, row_products, starts
+from prism.fast.entries import RULES, Entries, at_least, by_feature, decoded, entries_at, row_products, starts
+from prism.fast.screening import BLOCK, SMALL, Screen
 from prism.sae import SparseAutoencoder
 from prism.sae.base import Step
 
-BLOCK = 2**25  # pre-activations held at once (128 MB): made once, since fresh memory costs as much as it holds
-NEAR = 0.8  # share of the last batch's cut, below which an entry is not looked at
+NEAR = 0.97  # share of the last batch's cut, below which an entry is not looked at
+CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
 
 
 class SparseGradients:
@@ -27,13 +29,21 @@ class SparseGradients:
     Args:
         sae: any of `prism.sae`; its buffers are made here, once.
         batch: activations in a step, at most.
+        screened: look for the active entries with a product in bfloat16 first, where that can pay; the same ones are
+            found (see `screening`).
     """
 
-    def __init__(self, sae: SparseAutoencoder, batch: int):
+    def __init__(self, sae: SparseAutoencoder, batch: int, screened: bool = False):
         self.sae, self.rule = sae, RULES[sae.config.architecture](sae)
-        self.low: float | None = None  # entries up to here are not looked at; None before the first batch
-        rows = max(1, min(batch, BLOCK // sae.config.d_sae))
-        self.pre = sae.W_dec.new_empty(rows, sae.config.d_sae, requires_grad=False)
+        self.low: float | None = None  # entries below are not looked at; None before the first batch
+        d_sae, d_in = sae.W_dec.shape
+        self.block, where = max(1, min(batch, BLOCK // d_sae)), sae.W_dec.device
+        screened = screened and sae.W_dec.dtype == torch.float32 and sae.W_dec.numel() >= SMALL
+        self.screen = Screen(d_sae, d_in, batch, self.block, where) if screened else None
+        self.pre: Tensor | None = None  # float32's buffer, made when it is needed
+        self.grads = [torch.zeros_like(sae.W_dec) for _ in range(2)]  # of decoder and encoder, in every step
+        self.crowded = False  # whether the last batch had too many entries for a screen to pay
+        self.batches = Counter()  # how many went which way
 
     @torch.no_grad()
     def __call__(
@@ -57,26 +67,55 @@ class SparseGradients:
         return Step(error.pow(2).sum(1).mean().item(), float(rule.penalty(entries, values)) / len(x), fires)
 
     def _encode(self, centred: Tensor, revive: Tensor | None) -> tuple[Entries, Tensor | None]:
-        """The entries that matter, found block by block, and the pre-activations of dead features."""
-        sae, rule, found, dead_pre = self.sae, self.rule, [], []
-        for first in range(0, len(centred), len(self.pre)):
-            part = centred[first : first + len(self.pre)]
-            pre = torch.addmm(sae.b_enc, part, sae.encoder.T, out=self.pre[: len(part)])
-            if self.low is None:
-                self.low = rule.first_guess(pre)
-            found.append(entries_at(pre, rule.candidates(pre, self.low)))
-            if revive is not None:
-                dead_pre.append(pre[:, revive])
-        feature, value = (torch.cat([part[i] for part in found]) for i in (0, 1))
-        row = torch.cat([part.row + i * len(self.pre) for i, part in enumerate(found)])
-        if self.low > 0 and len(value) < len(centred) * sae.config.k:  # the guess was too high: look at all positive
-            self.low = 0.0
-            return self._encode(centred, revive)
-        cut = rule.cut(value, len(centred))
-        self.low = NEAR * float(cut)  # entries far below the last cut cannot win: leaving them out is exact
+        """The entries that matter, and the pre-activations of dead features."""
+        floor = self.rule.floor()
+        screened = self._is_screened(centred, floor, revive)
+        for low, quick in ((self.low, screened), (None, screened), (0.0, False)):  # while the guess was too high
+            looked_at, low, dead_pre = self._look(centred, floor, low, revive, quick)
+            entries, cut = self.rule.chosen(looked_at, floor)
+            if cut >= low:
+                break
+            self.batches["looked at again"] += 1
+        self.low = NEAR * cut or None  # entries far below the last cut cannot win: leaving them out is exact
+        self.crowded = len(looked_at.value) > CROWDED * len(centred) * self.sae.config.d_sae
+        return entries, dead_pre
+
+    def _is_screened(self, centred: Tensor, floor: Tensor | float, revive: Tensor | None) -> bool:
+        """Whether a screen is the quicker way to this batch's entries, and a bound holds; it is made ready then."""
+        way = "float32"
+        if self.screen and not self.crowded and (revive is None or 2 * len(revive) < self.sae.config.d_sae):
+            self.screen.load(self.sae.encoder, self.sae.b_enc - floor)
+            way = "screened" if self.screen.covers(centred) else "no bound"
+        self.batches[way] += 1
+        return way == "screened"
+
+    def _look(
+        self, centred: Tensor, floor: Tensor | float, low: float | None, revive: Tensor | None, screened: bool
+    ) -> tuple[Entries, float, Tensor | None]:
+        """The entries that reach their bar, block by block, with the guess it rests on; `low` None makes a new one."""
+        sae, found, dead_pre = self.sae, [], []
+        if not screened and self.pre is None:
+            self.pre = sae.W_dec.new_empty(self.block, sae.config.d_sae, requires_grad=False)
+        for first in range(0, len(centred), self.block):
+            part = slice(first, min(first + self.block, len(centred)))
+            if screened:
+                above, over = self.screen.bounds(part)
+            else:
+                above = torch.addmm(sae.b_enc - floor, centred[part], sae.encoder.T, out=self.pre[: part.stop - first])
+                over = 0.0
+            low = self.rule.first_guess(above, over) if low is None else low
+            entries = entries_at(above, at_least(above, self.rule.bar(above, over, low)))
+            found.append(entries._replace(row=entries.row + first))
+            if revive is not None and not screened:
+                dead_pre.append(above[:, revive])
+        feature, value, row = (torch.cat([part[i] for part in found]) for i in range(3))
         entries = Entries(feature, value, row, starts(row, len(centred)))
-        entries = entries if float(cut) == 0 else entries.only(value >= cut)
-        return entries, (torch.cat(dead_pre) if dead_pre else None)
+        if screened:
+            entries = entries._replace(value=row_products(centred, sae.encoder, entries) + sae.b_enc[feature])
+            dead_pre = [torch.addmm(sae.b_enc[revive], centred, sae.encoder[revive].T)] if revive is not None else []
+        elif not isinstance(floor, float):
+            entries = entries._replace(value=value + floor[feature])
+        return entries, low, torch.cat(dead_pre) if dead_pre else None
 
     def _decode(self, centred: Tensor, f: Entries) -> tuple[Tensor, Tensor, Tensor]:
         """Sets `W_dec.grad`; returns the whole code's error, `∂b_dec` of the decoder, and `∂f` at the entries.
@@ -95,22 +134,21 @@ class SparseGradients:
         for part in parts:
             error = error - decoded(part, W_dec)
             errors.append(error)
-        d_f, grads, slope = torch.empty_like(f.value), [], torch.zeros_like(centred)
+        d_f, slope, W_dec.grad = torch.empty_like(f.value), torch.zeros_like(centred), self.grads[0]
         for i in reversed(range(n)):
             slope = slope + errors[i] * (-2 / len(centred) / n)
             d_f[where[i]] = row_products(slope, W_dec, parts[i])
-            grads.append(by_feature(parts[i], parts[i].feature.argsort(), slope, parts[i].value, *bands[i]))
-        W_dec.grad = grads[0] if n == 1 else torch.cat(grads[::-1])
+            by_feature(parts[i], slope, parts[i].value, W_dec.grad[slice(*bands[i])], bands[i][0])
         return error, slope.sum(0), d_f
 
     def _weights(self, entries: Entries, centred: Tensor, d_pre: Tensor) -> None:
         """`∂W_enc = ∂preᵀ (x − b_dec)`, and `b_dec`'s part of it with the opposite sign."""
         sae = self.sae
-        grad = by_feature(entries, entries.feature.argsort(), centred, d_pre, 0, sae.config.d_sae)
+        by_feature(entries, centred, d_pre, self.grads[1])
         if sae.config.tied:
-            sae.W_dec.grad += grad
+            sae.W_dec.grad += self.grads[1]
         else:
-            sae.W_enc.grad = grad
+            sae.W_enc.grad = self.grads[1]
         total = torch.zeros_like(sae.b_enc).index_add_(0, entries.feature, d_pre)
         sae.b_dec.grad -= total @ sae.encoder
 
@@ -123,9 +161,10 @@ class SparseGradients:
         rows = sae.W_dec[dead]
         slope = (error - decoded(entries, rows)) * (-2 * sae.config.aux_coefficient / len(error))
         d_f = row_products(slope, rows, entries)
-        order = entries.feature.argsort()
-        sae.W_dec.grad[dead] += by_feature(entries, order, slope, entries.value, 0, len(dead))
-        sae.W_enc.grad[dead] += by_feature(entries, order, centred, d_f, 0, len(dead))
+        part = torch.empty_like(rows)
+        for matrix, table, weight in ((sae.W_dec, slope, entries.value), (sae.W_enc, centred, d_f)):
+            by_feature(entries, table, weight, part)
+            matrix.grad[dead] += part
         d_bias = torch.zeros(len(dead), dtype=d_f.dtype, device=d_f.device).index_add_(0, entries.feature, d_f)
         sae.b_enc.grad[dead] += d_bias
         sae.b_dec.grad -= d_bias @ sae.W_enc[dead]

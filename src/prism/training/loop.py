@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism.device import device as default_device
+from prism.device import screens_in_bfloat16
 from prism.fast import SparseGradients
 from prism.files import replacing
 from prism.sae import BatchTopK, SaeConfig, SparseAutoencoder, dense_gradients, fold_scale, make_sae
@@ -112,7 +113,7 @@ class Trainer:
         self.quiet = torch.zeros(self.sae.config.d_sae, device=self.device)  # activations since each feature last fired
         self.step, self.l0, self.sparsity = 0, float(self.sae.config.d_sae), self.sae.config.sparsity
         self.log_l0: float | None = None  # running mean of log L0
-        self.quick = SparseGradients(self.sae, config.batch)
+        self.quick = SparseGradients(self.sae, config.batch, screens_in_bfloat16(self.device))
 
     def scale_to(self, scale: float) -> None:
         """Multiply inputs by `scale` from now on, and take the variance of the sample under it."""
@@ -307,7 +308,8 @@ def update(
     if freeze:
         sae.W_dec.grad = None
     elif normalise:
-        grad.addcmul_(rows, torch.einsum("ij,ij->i", grad, rows)[:, None], value=-1)
+        for part, along in zip(grad.split(256), rows.split(256), strict=True):  # a block stays in cache
+            part.addcmul_(along, (part * along).sum(1, keepdim=True), value=-1)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("factor", 1.0)
     optimizer.step()
