@@ -24,6 +24,7 @@ from scipy.sparse import csr_matrix
 
 from prism import data, features, models
 from prism.data import CATEGORIES, TokenBatch
+from prism.fast import SparseEncoder
 from prism.features import FeatureMatrix, encode_activations, encode_features, peak_reader, word_features
 from prism.features.encoding import channel_features
 
@@ -354,6 +355,38 @@ def test_the_numbers_are_the_saes_own_to_the_last_bit(architecture, settings, bl
     expected = torch.cat([sae.encode(chunk) for chunk in chunks]).float().numpy()
     assert np.array_equal(matrix.values.toarray(), expected)
     assert 1 < matrix.l0() < 64 and matrix.table is table
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+@pytest.mark.parametrize("bias", [-3.5, 0.5], ids=["few fire", "most fire"])
+def test_a_screen_finds_the_same_features(architecture, bias, monkeypatch):
+    monkeypatch.setattr("prism.fast.encoder.SMALL", 0)
+    sae, x = saelens_sae(architecture), torch.randn(300, 16, generator=torch.Generator().manual_seed(4))
+    sae.b_enc.fill_(bias)
+    if architecture == "jumprelu":
+        sae.threshold[::3] = -1.0
+    encode = SparseEncoder(sae, 96, screened=True)
+    assert encode.screen is not None
+    for chunk in x.split(96):
+        found, expected = encode(chunk), sae.encode(chunk)
+        dense = torch.zeros(expected.shape).index_put_((found.row, found.feature), found.value)
+        torch.testing.assert_close(dense, expected)
+        assert torch.equal(dense > 0, expected > 0)
+    screened, dense = encode._screened(chunk) is not None, bias > 0
+    assert screened != dense, "where most fire, the screen steps back"
+    chunk[3, 3] = 1e36
+    torch.testing.assert_close(
+        encode(chunk).value.sort().values, sae.encode(chunk)[sae.encode(chunk) > 0].sort().values
+    )
+
+
+def test_features_that_are_not_a_number_are_an_error(monkeypatch):
+    monkeypatch.setattr("prism.fast.encoder.SMALL", 0)
+    for screened in (False, True):
+        sae = saelens_sae("standard")
+        sae.W_enc[3, 3] = torch.nan
+        with pytest.raises(ValueError, match="features are NaN"):
+            SparseEncoder(sae, 96, screened)(torch.ones(2, 16))
 
 
 def test_a_hook_on_the_sae_is_honoured():

@@ -15,12 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism.fast.entries import RULES, Entries, at_least, by_feature, decoded, entries_at, row_products, starts
-from prism.fast.screening import BLOCK, SMALL, Screen
+from prism.fast.screening import BLOCK, CROWDED, SMALL, Screen
 from prism.sae import SparseAutoencoder
 from prism.sae.base import Step
 
 NEAR = 0.97  # share of the last batch's cut, below which an entry is not looked at
-CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
 
 
 class SparseGradients:

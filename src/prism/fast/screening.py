@@ -19,6 +19,7 @@ BLOCK = 2**24  # entries of a product looked at while they are in cache
 LARGEST, SMALLEST = 1e36, 2.0**-40  # beyond the one float32 would overflow; below the other a bound might vanish
 
 SMALL = 2**20  # weights of an encoder, below which a screen saves nothing
+CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
 
 
 class Screen:

@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from prism.data import TokenBatch, token_table, tokenize
-from prism.device import beside, device
-from prism.fast import buffered_encoder
+from prism.device import beside, device, screens_in_bfloat16
+from prism.fast import SparseEncoder
 from prism.features.matrix import FeatureMatrix, SparseRows
 from prism.models import harvest_kept, is_massive, massive_norm, ordinary, residual_hook
 
@@ -77,15 +77,12 @@ def encode_activations(
             "or give kept=ordinary(model, sae, batch).keep[batch.keep].numpy()"
         )
     rows, massive = SparseRows(sae.cfg.d_sae), []
-    encode = buffered_encoder(beside(sae, where), ENCODE_TOKENS)
+    encode = SparseEncoder(beside(sae, where), ENCODE_TOKENS, screens_in_bfloat16(where))
     for x in activations:
         for chunk in x.split(ENCODE_TOKENS):
-            features = encode(chunk.to(where)).cpu().numpy()
+            rows.add_entries(encode(chunk.to(where)))
             if limit is not None and kept is None:
                 massive.append(is_massive(chunk.float().norm(dim=-1), limit).cpu().numpy())
-            if np.isnan(features).any():
-                raise ValueError("the SAE's features are NaN though its input is not; check the SAE's weights")
-            rows.add(features)
     if limit is None:
         return FeatureMatrix(rows.matrix(), table.drop(columns="massive") if "massive" in table else table)
     drop = np.concatenate([*massive, np.zeros(0, bool)]) if kept is None else ~kept

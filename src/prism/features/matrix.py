@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 
 from prism.data import load_activations, save_activations
+from prism.fast.entries import Entries, at_least, entries_at
 
 COLUMNS = ("text", "position", "token_id", "token")  # that every token table has
 SORTED_AT_ONCE = 2**20  # stored activations that `statistics` ranks at once: bounds its working memory (about 40 MB)
@@ -268,11 +269,14 @@ class SparseRows:
 
     def add(self, block: Float[np.ndarray, "rows columns"]) -> None:
         """Append the rows of a dense block, keeping only what is above zero."""
-        hits = np.flatnonzero(block > 0)  # places in the flattened block
-        rows, columns = np.divmod(hits, self.n_columns)
-        self.counts.append(np.bincount(rows, minlength=len(block)))
-        self.data += block.ravel()[hits].astype(np.float32).tobytes()
-        self.indices += columns.astype(np.int32).tobytes()
+        dense = torch.from_numpy(block)
+        self.add_entries(entries_at(dense, at_least(dense, 0.0)))
+
+    def add_entries(self, entries: Entries) -> None:
+        """Append rows by their entries above zero."""
+        self.counts.append(torch.bincount(entries.row, minlength=len(entries.start)).cpu().numpy())
+        self.data += entries.value.float().cpu().numpy().tobytes()
+        self.indices += entries.feature.int().cpu().numpy().tobytes()
 
     def matrix(self) -> csr_matrix:
         """All rows so far, `[rows, n_columns]`; uses the buffers as they are, without a copy."""
