@@ -40,21 +40,35 @@ def peak_memory(way: Callable[[], object]) -> float:
     return added
 
 
-def interleaved(ways: dict[str, Callable[[], object]]) -> tuple[dict[str, float], dict[str, object]]:
-    """Median CPU seconds and last result of each way; they take turns, so that a busy moment hits all of them."""
+def interleaved(ways: dict[str, Callable[[], object]]) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """CPU seconds of each way's runs, and its last result; they take turns, so that a busy moment hits all of them."""
     times, results = {name: [] for name in ways}, {}
     for _ in range(RUNS):
         for name, way in ways.items():
             start = time.process_time()
             results[name] = way()
             times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}, results
+    return times, results
 
 
-def print_table(title: str, seconds: dict[str, float], memory: dict[str, float], n: int) -> None:
-    """One line a way; speed-ups are over the first."""
-    slowest = next(iter(seconds.values()))
+def print_table(title: str, seconds: dict[str, list[float]], memory: dict[str, float], n: int) -> None:
+    """One line a way: its median, how many times the first way's it is (and within which bounds, run by run)."""
+    first = next(iter(seconds.values()))
     print(f"\n{title}; one thread, median of {RUNS} interleaved runs\n")
-    print(f"{'way':<30} {'CPU s':>8} {'per s':>9} {'speed-up':>9} {'peak MB':>8}")
-    for name, value in seconds.items():
-        print(f"{name:<30} {value:>8.2f} {n / value:>9,.0f} {slowest / value:>8.1f}× {memory[name]:>8,.0f}", flush=True)
+    print(f"{'way':<30} {'CPU s':>8} {'per s':>9} {'× first':>8} {'from – to':>13} {'peak MB':>8}")
+    for name, runs in seconds.items():
+        times = [a / b for a, b in zip(runs, first, strict=True)]
+        middle, spread = statistics.median(runs), f"{min(times):.2f} – {max(times):.2f}"
+        print(
+            f"{name:<30} {middle:>8.3f} {n / middle:>9,.0f} {middle / statistics.median(first):>8.2f} {spread:>13} "
+            f"{memory[name]:>8,.0f}",
+            flush=True,
+        )
+
+
+def print_lines(rows: list[dict[str, object]]) -> None:
+    """A table of anything."""
+    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
+    print("  ".join(name.rjust(width) for name, width in widths.items()))
+    for row in rows:
+        print("  ".join(str(row[name]).rjust(width) for name, width in widths.items()), flush=True)

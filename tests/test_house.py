@@ -19,7 +19,7 @@ SRC = ROOT / "src" / "prism"
 
 # From the ground up: a room imports those before its own line, and of its own line none.
 FLOORS = (
-    ("stopping", "device"),
+    ("stopping", "device", "threads"),
     ("files",),
     ("hub", "manifest"),
     ("data",),
@@ -36,7 +36,7 @@ FLOORS = (
     ("explorer",),
     ("press", "build"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "__init__"),
 )
 LAYER = (
     "analysis",
