@@ -63,7 +63,7 @@ test: $(VENV)/.installed-dev  ## every notebook as a test (on three models), the
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests --ignore tests/test_other_models.py
 
 lab: $(VENV)/.model  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-1000} $(BIN)/jupyter lab notebooks
 
 execute: $(VENV)/.installed-dev  ## run every notebook and keep the outputs in notebooks/ (needs Chromium)
 	@PRISM_PNG=1 $(BIN)/python -m prism execute

@@ -33,7 +33,7 @@ def work() -> None:
     from prism.training.loop import Trainer
 
     model = models.load_model(models.get_spec("mini"))
-    batch = tokenize(["a text like any other, " * 12] * 24, model.tokenizer, 64)
+    batch = tokenize(["a text like any other, " * 10] * 24, model.tokenizer, 128)
     x = torch.randn(2_048, 576, generator=torch.Generator().manual_seed(0))
     trainer = Trainer(SaeConfig(576, 4_608), TrainConfig(), x)
     trainer.take(x)

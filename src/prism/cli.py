@@ -243,12 +243,16 @@ def _doctor_models() -> int:
     import torch
 
     from prism.data import DATA
-    from prism.device import bulk_dtype, device, dtype_name
+    from prism.device import bulk_dtype, device, dtype_name, screens_in_bfloat16
+    from prism.threads import usable_cores
 
-    print(f"threads           {torch.get_num_threads()} of {os.cpu_count()} cores")
+    print(
+        f"threads           {torch.get_num_threads()}; {usable_cores()} of {os.cpu_count()} cores are for this process"
+    )
     try:
         low = dtype_name(bulk_dtype())
-        print(f"device            {device()} (float32{f', bulk work in {low}' * (low != 'float32')})")
+        low = f", bulk work in {low}" * (low != "float32") + ", screens in bfloat16" * screens_in_bfloat16(device())
+        print(f"device            {device()} (float32{low})")
     except ValueError as error:
         print(f"device            {error}")
     models = sorted(path.parent.name.replace("model", "mini") for path in DATA.glob("**/config.json"))
