@@ -1,6 +1,6 @@
 """What a screen in bfloat16 looks at in a real run, against the exact product: what it misses, and does for nothing.
 
-`python benchmarks/bench_screening.py` takes about five minutes on the real model (`prism fetch smollm2`), less on the
+`python benchmarks/bench_screening.py` takes about four minutes on the real model (`prism fetch smollm2`), less on the
 embedded one. Every tenth step of a short training run is checked, entry by entry, in float64.
 """
 
@@ -17,7 +17,7 @@ from prism.sae.architectures import ARCHITECTURES
 from prism.training import TrainConfig
 from prism.training.loop import Trainer
 
-TOKENS, WIDTH, BATCH, STEPS, EVERY, K = 40_000, 4_608, 2_048, 200, 10, 32
+TOKENS, WIDTH, BATCH, STEPS, EVERY, K = 20_000, 4_608, 2_048, 100, 10, 32
 
 
 @torch.no_grad()

@@ -8,6 +8,9 @@ import time
 
 import numpy as np
 import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
 
 from prism import data, models, training
 from prism import evaluation as ev
@@ -101,19 +104,76 @@ def speeds() -> None:
                 f"{tokens.numel() / (time.perf_counter() - start):,.0f} tokens/s",
                 flush=True,
             )
-    x = torch.randn(40_960, 768)
-    for d_sae in (4_096, 24_576):
-        trainer = training.loop.Trainer(
-            SaeConfig(768, d_sae, "batch_topk", k=32), training.TrainConfig(batch=4_096), x, device="cuda"
-        )
-        for step in range(25):
-            if step == 5:
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-            trainer.take(x[:4_096])
-        torch.cuda.synchronize()
-        speed = 20 / (time.perf_counter() - start)
-        print(f"     BatchTopK, 768 × {d_sae:,}, batch 4,096: {speed:.1f} steps/s", flush=True)
+
+
+def ours(d_sae: int, dtype: str, batch: int = 4_096) -> training.loop.Trainer:
+    """A BatchTopK trainer on the GPU; with bfloat16 it screens."""
+    os.environ["PRISM_DTYPE"] = dtype
+    config = training.TrainConfig(batch=batch, tokens=100 * batch)
+    sae = SaeConfig(768, d_sae, "batch_topk", k=32)
+    return training.loop.Trainer(sae, config, activations(batch), device="cuda")
+
+
+def theirs(d_sae: int, batch: int = 4_096) -> SAETrainer:
+    """SAELens' trainer with autocast on."""
+    config = BatchTopKTrainingSAEConfig(d_in=768, d_sae=d_sae, k=32, normalize_activations="none", device="cuda")
+    settings = SAETrainerConfig(
+        total_training_samples=100 * batch,
+        train_batch_size_samples=batch,
+        lr=1e-3,
+        lr_end=1e-5,
+        lr_warm_up_steps=5,
+        lr_decay_steps=25,
+        dead_feature_window=1_000,
+        autocast=True,
+        device="cuda",
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    return SAETrainer(settings, BatchTopKTrainingSAE(config).to("cuda"), iter(()))
+
+
+def activations(n: int) -> torch.Tensor:
+    """Sparse mixtures of 2,000 directions, which an SAE can find, of mean norm √768."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(2_000, 768, generator=generator)
+    x = torch.rand(n, 2_000, generator=generator) * (torch.rand(n, 2_000, generator=generator) < 0.01) @ directions
+    return x * 768**0.5 / x.norm(dim=1).mean()
+
+
+def screened_losses(dtype: str) -> list[float]:
+    trainer, x = ours(4_096, dtype, 1_000), activations(20_000)
+    found = [trainer.take(rows)["loss"] for rows in x.split(1_000)]
+    assert trainer.quick.batches["screened" if dtype == "bfloat16" else "float32"], trainer.quick.batches
+    return found
+
+
+def steps() -> None:
+    """Steps a second, peak memory, and explained variance after 100 equal steps: ours in both formats, SAELens'."""
+    held, x = activations(4_096 + 40_960).split([4_096, 40_960])
+    for d_sae in (24_576, 131_072):
+        for name in ("prism, screened", "prism, float32", "SAELens, autocast"):
+            torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+            trainer = (
+                theirs(d_sae) if name.startswith("SAELens") else ours(d_sae, {"s": "bfloat16", "f": "float32"}[name[7]])
+            )
+            for step in range(100):
+                if step == 20:
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                rows = x.split(4_096)[step % 10].cuda()
+                if name.startswith("SAELens"):
+                    with torch.enable_grad():
+                        trainer._train_step(trainer.sae, rows)
+                else:
+                    trainer.take(rows)
+            torch.cuda.synchronize()
+            speed, peak = 80 / (time.perf_counter() - start), torch.cuda.max_memory_allocated() / 1e9
+            with torch.no_grad():
+                if not name.startswith("SAELens"):
+                    training.loop.calibrate(trainer.sae.eval(), x[:4_096].cuda() * trainer.scale)
+                scale = getattr(trainer, "scale", 1.0)
+                share = ev.explained_variance(held, trainer.sae(held.cuda() * scale).cpu() / scale)
+            print(f"     {name:<18} 768 × {d_sae:,}: {speed:.1f} steps/s, {peak:.1f} GB, EV {share:.3f}", flush=True)
 
 
 def main() -> int:
@@ -128,7 +188,9 @@ def main() -> int:
     for architecture in ARCHITECTURES:
         compare(f"training losses, {architecture}", lambda a=architecture: losses(a), 2e-2)
     compare("steering, log-probabilities", steered, 1e-2, 1e-2)
+    check("losses with a screen", screened_losses("float32"), screened_losses("bfloat16"), 1e-2)
     speeds()
+    steps()
     print("all agree" if not FAILED else f"{len(FAILED)} differ: {', '.join(FAILED)}")
     return 1 if FAILED else 0
 

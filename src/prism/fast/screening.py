@@ -17,7 +17,6 @@ from torch import Tensor
 
 BLOCK = 2**24  # entries of a product looked at while they are in cache
 LARGEST, SMALLEST = 1e36, 2.0**-40  # beyond the one float32 would overflow; below the other a bound might vanish
-
 SMALL = 2**20  # weights of an encoder, below which a screen saves nothing
 CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
 
@@ -31,7 +30,7 @@ class Screen:
     """
 
     def __init__(self, d_sae: int, d_in: int, rows: int, block: int, device: torch.device | str = "cpu"):
-        self.d_in, self.device = d_in, device
+        self.d_in = d_in
         self.slop = (d_in + 64) * 2.0**-22  # of ‖x‖‖w‖: what either product may lose by adding up in float32, doubled
         width = -(-(d_in + 4) // 32) * 32  # a multiple of what matrix units take at once
         self.W, self.x = (torch.zeros(n, width, dtype=torch.bfloat16, device=device) for n in (d_sae, rows))
@@ -62,8 +61,12 @@ class Screen:
 
         That is before the bounds are rounded to bfloat16, which keeps their order.
         """
-        x = self.x[rows]
-        return torch.mm(x, self.W.T, out=self.out[: len(x)]), self.over[rows]
+        x, matmul = self.x[rows], torch.backends.cuda.matmul
+        reduced, matmul.allow_bf16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction, False
+        try:  # a GPU may else add up parts of a sum in bfloat16
+            return torch.mm(x, self.W.T, out=self.out[: len(x)]), self.over[rows]
+        finally:
+            matmul.allow_bf16_reduced_precision_reduction = reduced
 
 
 def _rounded(x: Float[Tensor, "rows d"], out: Tensor) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
