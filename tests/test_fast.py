@@ -135,7 +135,7 @@ class TestSparseGradients:
         whole, expected = SparseGradients(sae, len(x))(x, dead), [p.grad.clone() for p in sae.parameters()]
         monkeypatch.setattr("prism.fast.gradients.BLOCK", 7 * 40)
         quick = SparseGradients(sae, 50)
-        assert quick.block == 7 and torch.equal(quick(x, dead).fires, whole.fires)
+        assert torch.equal(quick(x, dead).fires, whole.fires) and quick.block == 7 and len(quick.pre) == 14
         for p, grad in zip(sae.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad)
 

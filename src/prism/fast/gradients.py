@@ -93,10 +93,11 @@ class SparseGradients:
     ) -> tuple[Entries, float, Tensor | None]:
         """The entries that reach their bar, block by block, with the guess it rests on; `low` None makes a new one."""
         sae, found, dead_pre = self.sae, [], []
+        block = self.block if screened else 2 * self.block  # float32's product is slower in small blocks
         if not screened and self.pre is None:
-            self.pre = sae.W_dec.new_empty(self.block, sae.config.d_sae, requires_grad=False)
-        for first in range(0, len(centred), self.block):
-            part = slice(first, min(first + self.block, len(centred)))
+            self.pre = sae.W_dec.new_empty(block, sae.config.d_sae, requires_grad=False)
+        for first in range(0, len(centred), block):
+            part = slice(first, min(first + block, len(centred)))
             if screened:
                 above, over = self.screen.bounds(part)
             else:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 2**24  # entries of a product looked at while they are in cache
+BLOCK = 2**23  # entries of a product looked at at once, so that they are still in cache (16 MB)
 LARGEST, SMALLEST = 1e36, 2.0**-40  # beyond the one float32 would overflow; below the other a bound might vanish
 SMALL = 2**20  # weights of an encoder, below which a screen saves nothing
 CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
