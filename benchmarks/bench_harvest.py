@@ -108,7 +108,7 @@ def bench_evaluate(model: TransformerBridge) -> None:
     )
     ways = {
         "prism.evaluation.evaluate": lambda: evaluate(model, sae, batch),
-        "SAELens run_evals": lambda: run_evals(sae, store, ActivationScaler(), model, theirs),
+        "SAELens run_evals": lambda: run_evals(sae, store, model, ActivationScaler(), theirs),
     }
     memory = {name: peak_memory(way) for name, way in ways.items()}
     seconds, _ = interleaved(ways)
