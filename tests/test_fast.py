@@ -218,6 +218,37 @@ class TestScreen:
         quick = SparseGradients(sae, 7, screened=True)
         assert torch.equal(quick(x).fires, expected.fires) and quick.batches == {"no bound": 1}
 
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_a_batch_larger_than_was_said_goes_by_float32(self, architecture, monkeypatch):
+        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        sae, x = random_sae(architecture), torch.randn(9, 12)
+        expected, quick = dense_gradients(sae, x), SparseGradients(sae, 8, screened=True)
+        assert torch.equal(quick(x).fires, expected.fires) and quick.batches["no bound"] == 1
+
+    def test_after_a_crowded_batch_the_screen_rests(self, monkeypatch):
+        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        sae = random_sae("topk", d_in=12, d_sae=400, k=4)
+        sae.b_enc.data[7] = -1e4  # one large bias makes every margin wide
+        quick = SparseGradients(sae, 30, screened=True)
+        for seed in range(20):
+            quick(torch.randn(30, 12, generator=torch.Generator().manual_seed(seed)))
+        assert quick.batches == {"screened": 3, "float32": 17}
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_a_resumed_run_screens_the_same_batches(self, architecture, monkeypatch, tmp_path):
+        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setenv("PRISM_DTYPE", "bfloat16")
+        x, config = torch.randn(512, 32, generator=torch.Generator().manual_seed(0)), TrainConfig(tokens=768, batch=64)
+        straight, resumed = (Trainer(SaeConfig(32, 256, architecture, k=8), config, x[:256]) for _ in range(2))
+        for step in range(12):
+            if step == 6:
+                straight.save(tmp_path / "run.safetensors", [{"step": 5}])
+                resumed.load(tmp_path / "run.safetensors")
+            for trainer in (straight, resumed)[: 1 + (step >= 6)]:
+                trainer.take(x[64 * (step % 8) :][:64])
+        for one, other in zip(straight.sae.parameters(), resumed.sae.parameters(), strict=True):
+            assert torch.equal(one, other)
+
     @given(seed=st.integers(0, 10_000), k=st.integers(1, 40), kind=st.sampled_from(ROWS))
     @torch.no_grad()
     def test_equal_values_at_the_cut(self, seed, k, kind):
@@ -262,7 +293,7 @@ class TestScreen:
         ],
     )
     def test_flags_and_the_reader_decide(self, flags, wanted, screens, tmp_path, monkeypatch):
-        (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
+        (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n", encoding="utf-8")
         monkeypatch.setattr("prism.device.CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setenv("PRISM_DTYPE", wanted)
         trainer = Trainer(SaeConfig(512, 2_048), TrainConfig(batch=64), torch.randn(64, 512))

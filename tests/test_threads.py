@@ -30,6 +30,8 @@ def told(code: str, **environment: str) -> list[str]:
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
         ({"cpu.max": "what\n"}, math.inf),
+        ({"cpu.max": "100000 0\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n"}, math.inf),
         ({}, math.inf),
     ],
     ids=str,
@@ -42,6 +44,16 @@ def test_a_containers_limit(files, cores, tmp_path, monkeypatch):
     assert threads._share() == cores
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert threads.usable_cores() == max(1, int(min(bound, cores)))
+
+
+def test_the_limit_of_an_outer_group_holds(tmp_path, monkeypatch):
+    own, read = "machine.slice/session/kernel", threads._read
+    (tmp_path / own).mkdir(parents=True)
+    (tmp_path / "machine.slice" / "cpu.max").write_text("100000 100000", encoding="utf-8")
+    (tmp_path / own / "cpu.max").write_text("max 100000", encoding="utf-8")
+    monkeypatch.setattr(threads, "CGROUPS", tmp_path)
+    monkeypatch.setattr(threads, "_read", lambda path: f"0::/{own}\n" if path.name == "cgroup" else read(path))
+    assert threads._share() == 1 and threads.usable_cores() == 1
 
 
 def test_half_a_core_is_one_thread(tmp_path, monkeypatch):
@@ -66,5 +78,6 @@ def test_prism_comes_first_or_later():
 
 def test_what_the_reader_sets_stays():
     assert told(f"import prism; {SAYS}", OMP_NUM_THREADS="1", GOMP_SPINCOUNT="7") == ["7", "1"]
+    assert told(f"import prism; {SAYS}", OMP_NUM_THREADS="")[1] == str(threads.usable_cores())
     assert told(f"import prism; {SAYS}", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == ["None", "1"]
     assert told("import torch; torch.set_num_threads(1); import prism; print(torch.get_num_threads())") == ["1"]

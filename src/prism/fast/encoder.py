@@ -8,7 +8,7 @@ from sae_lens import JumpReLUSAE, StandardSAE
 from torch import Tensor
 
 from prism.fast.entries import Entries, at_least, entries_at, row_products
-from prism.fast.screening import CROWDED, SMALL, Screen
+from prism.fast.screening import CROWDED, PAUSE, SMALL, Screen
 
 
 class SparseEncoder:
@@ -26,7 +26,7 @@ class SparseEncoder:
 
     def __init__(self, sae, rows: int, screened: bool = False):
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
-        self.sae, self.rows, self.buffer, self.screen = sae, rows, None, None
+        self.sae, self.rows, self.buffer, self.screen, self.pause = sae, rows, None, None, 0
         self.plain = type(sae) in (StandardSAE, JumpReLUSAE) and type(sae.activation_fn) is torch.nn.ReLU and not hooked
         if self.plain and screened and sae.W_enc.dtype == torch.float32 and sae.W_enc.numel() >= SMALL:
             self.W = sae.W_enc.T.contiguous()
@@ -49,11 +49,13 @@ class SparseEncoder:
 
     def _screened(self, x: Float[Tensor, "tokens d_in"]) -> Entries | None:
         """None where a screen does not hold, or finds so many that it does not pay."""
-        if not self.screen.covers(x):
+        self.pause = max(0, self.pause - 1)
+        if self.pause or not self.screen.covers(x):
             return None
         bounds, _ = self.screen.bounds(slice(0, len(x)))
         flat = at_least(bounds, 0.0)
         if len(flat) > CROWDED * bounds.numel():
+            self.pause = PAUSE
             return None
         found = entries_at(bounds, flat)
         found = found._replace(value=row_products(x, self.W, found) + self.sae.b_enc[found.feature])

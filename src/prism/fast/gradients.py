@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism.fast.entries import RULES, Entries, at_least, by_feature, decoded, entries_at, row_products, starts
-from prism.fast.screening import BLOCK, CROWDED, SMALL, Screen
+from prism.fast.screening import BLOCK, CROWDED, PAUSE, SMALL, Screen
 from prism.sae import SparseAutoencoder
 from prism.sae.base import Step
 
@@ -41,7 +41,7 @@ class SparseGradients:
         self.screen = Screen(d_sae, d_in, batch, self.block, where) if screened else None
         self.pre: Tensor | None = None  # float32's buffer, made when it is needed
         self.grads = [torch.zeros_like(sae.W_dec) for _ in range(2)]  # of decoder and encoder, in every step
-        self.crowded = False  # whether the last batch had too many entries for a screen to pay
+        self.pause = 0  # batches to come that a screen does not pay for
         self.batches = Counter()  # how many went which way
 
     @torch.no_grad()
@@ -69,20 +69,24 @@ class SparseGradients:
         """The entries that matter, and the pre-activations of dead features."""
         floor = self.rule.floor()
         screened = self._is_screened(centred, floor, revive)
-        for low, quick in ((self.low, screened), (None, screened), (0.0, False)):  # while the guess was too high
-            looked_at, low, dead_pre = self._look(centred, floor, low, revive, quick)
+        for guess, quick in ((self.low, screened), (None, screened), (0.0, False)):  # while the guess was too high
+            looked_at, low, dead_pre = self._look(centred, floor, guess, revive, quick)
             entries, cut = self.rule.chosen(looked_at, floor)
             if cut >= low:
                 break
             self.batches["looked at again"] += 1
         self.low = NEAR * cut or None  # entries far below the last cut cannot win: leaving them out is exact
-        self.crowded = len(looked_at.value) > CROWDED * len(centred) * self.sae.config.d_sae
+        crowded = len(looked_at.value) > CROWDED * len(centred) * self.sae.config.d_sae
+        if not quick:
+            self.pause = max(self.pause - 1, int(crowded))
+        elif crowded and (guess is not None or low == 0):  # not because it was a first guess, which is low
+            self.pause = PAUSE
         return entries, dead_pre
 
     def _is_screened(self, centred: Tensor, floor: Tensor | float, revive: Tensor | None) -> bool:
         """Whether a screen is the quicker way to this batch's entries, and a bound holds; it is made ready then."""
         way = "float32"
-        if self.screen and not self.crowded and (revive is None or 2 * len(revive) < self.sae.config.d_sae):
+        if self.screen and not self.pause and (revive is None or 2 * len(revive) < self.sae.config.d_sae):
             self.screen.load(self.sae.encoder, self.sae.b_enc - floor)
             way = "screened" if self.screen.covers(centred) else "no bound"
         self.batches[way] += 1

@@ -19,6 +19,7 @@ BLOCK = 2**23  # entries of a product looked at at once, so that they are still 
 LARGEST, SMALLEST = 1e36, 2.0**-40  # beyond the one float32 would overflow; below the other a bound might vanish
 SMALL = 2**20  # weights of an encoder, below which a screen saves nothing
 CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float32 is the quicker way
+PAUSE = 8  # batches that go by float32 after a crowded one
 
 
 class Screen:
@@ -46,7 +47,11 @@ class Screen:
         self.W[:, self.d_in : self.d_in + 4] = torch.stack(columns, dim=1)
 
     def covers(self, x: Float[Tensor, "rows d_in"]) -> bool:
-        """Take the rows; False where no bound holds: something is not finite, or so large that float32 overflows."""
+        """Take the rows; False where there are none or too many, or where no bound holds: something is not finite, or
+        so large that float32 overflows.
+        """
+        if not 0 < len(x) <= len(self.x):
+            return False
         rows = self.x[: len(x)]
         norm, lost = _rounded(x, rows[:, : self.d_in])
         lost += 2 * self.slop * norm

@@ -196,6 +196,7 @@ class Trainer:
             "log_l0": self.log_l0,
             "sparsity": self.sparsity,
             "low": self.quick.low,
+            "pause": self.quick.pause,
             "rows": rows,
         }
         with replacing(path) as temporary:
@@ -244,6 +245,7 @@ class Trainer:
             raise ValueError("its log has rows without a step")
         self.step, self.l0, self.sparsity = index(state["step"]), float(state["l0"]), float(state["sparsity"])
         self.log_l0, self.quick.low = (None if state[k] is None else float(state[k]) for k in ("log_l0", "low"))
+        self.quick.pause = index(state.get("pause", 0))
         self.scale_to(state["key"]["input_scale"])
 
     def _key(self) -> dict:
