@@ -222,6 +222,16 @@ class TestEndedAnywhere:
         assert ("data-00003-of-00007.arrow is damaged, and made again" in capsys.readouterr().out) == (harm != "gone")
         assert content(copy) == content(folder)
 
+    @pytest.mark.parametrize("name", ["state.json", "manifest.json", "dataset_info.json"])
+    @pytest.mark.parametrize("harm", ["{", "[]", None])
+    def test_what_tells_of_the_files_is_mended(self, name, harm, copy, folder):
+        (copy / name).unlink() if harm is None else (copy / name).write_text(harm, encoding="utf-8")
+        if name != "dataset_info.json":
+            with pytest.raises(ValueError, match=f"{name}"):
+                ShardSource(copy, HOOK, 8)
+        shards.store(planned(copy))
+        assert content(copy) == content(folder)
+
     def test_a_full_disk_is_one_line(self, tmp_path, monkeypatch, capsys):
         def full(*args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -278,6 +288,18 @@ class TestRefused:
         assert cli.main([*OPTIONS, "--out", str(copy), *changed]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1 and content(copy) == content(folder)
+
+    @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "many"])
+    def test_no_number_of_tokens(self, number, capsys):
+        with pytest.raises(SystemExit):
+            cli.main([*OPTIONS, "--out", "x", "--tokens", number])
+        assert f"'{number}' is no number of tokens; give 1 or more" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["none.parquet", "none.jsonl"])
+    def test_a_corpus_that_is_not_there(self, name, tmp_path, capsys):
+        assert cli.main([*OPTIONS, "--out", str(tmp_path / "x"), "--corpus", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert name in error and error.count("\n") == 1
 
     def test_settings_alone_bind_nobody(self, tmp_path):
         shards.begin(planned(tmp_path))
@@ -363,7 +385,7 @@ class TestReader:
         with pytest.raises(ValueError, match="is left: each activation is BOS's or too long"):
             next(ShardSource(folder, HOOK, 8, longest=0.0).batches())
         (copy / "state.json").write_text('{"_data_files": []}', encoding="utf-8")
-        with pytest.raises(ValueError, match="holds no activations: .*state.json names no file"):
+        with pytest.raises(ValueError, match="holds no activations: its state.json names no file"):
             ShardSource(copy, HOOK, 8)
         datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "other"))
         with pytest.raises(ValueError, match="something else; its columns are"):

@@ -122,9 +122,13 @@ def _phases(text: str) -> list[str]:
 
 
 def _count(text: str) -> int:
-    if not 1 <= float(text) < 1e15:
-        raise ValueError
-    return int(float(text))
+    try:
+        number = int(float(text))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of tokens; give 1 or more, such as 1e6")
+    return number
 
 
 # --- run, execute ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ on with the same settings. `prism.training.stored` reads the folder, and so do `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -43,14 +44,13 @@ class Harvest:
     """What is stored where, worked out from the arguments alone: see `plan`.
 
     Attributes:
-        rows: token ids; hooks: their widths (channels).
-        settings: what has to be equal for a harvest to go on.
+        rows: token ids.
+        settings: what has to be equal for a harvest to go on; `hooks` has their widths (channels).
     """
 
     folder: Path
     model: TransformerBridge
     rows: Int[np.ndarray, "rows context"]
-    hooks: dict[str, int]
     settings: dict
 
     @property
@@ -62,7 +62,7 @@ class Harvest:
     @property
     def features(self) -> Features:
         """The columns, as `datasets` knows them."""
-        shapes = {hook: (self.rows.shape[1], width) for hook, width in self.hooks.items()}
+        shapes = {hook: (self.rows.shape[1], width) for hook, width in self.settings["hooks"].items()}
         columns = {hook: Array2D(shape, self.settings["dtype"]) for hook, shape in shapes.items()}
         return Features({**columns, TOKENS: ListOf(Value("int32"), length=self.rows.shape[1])})
 
@@ -119,7 +119,7 @@ def plan(
         "rows_a_shard": max(1, SHARD // row_bytes),
         "token_ids_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
     }
-    return Harvest(Path(folder), model, rows, widths, settings)
+    return Harvest(Path(folder), model, rows, settings)
 
 
 def _documents(corpus: str) -> pd.DataFrame:
@@ -196,11 +196,11 @@ def begin(harvest: Harvest) -> None:
 
 def write_shards(harvest: Harvest, rank: int, world: int, progress: bool = False) -> int:
     """Make the files `rank`, `rank + world` and so on, but those that are there whole; returns how many were made."""
-    made, mine = 0, range(rank, len(harvest.names), world)
+    made, mine, known = 0, range(rank, len(harvest.names), world), _known(harvest)
     size = sum(harvest.of_shard(shard).size for shard in mine)
     with tqdm(total=size, desc="harvest", unit="tok", unit_scale=True, disable=not progress) as bar:
         for shard in mine:
-            if not _is_whole(harvest, shard):
+            if not _is_whole(harvest.folder / harvest.names[shard], known.get(harvest.names[shard])):
                 (harvest.folder / STATE).unlink(missing_ok=True)  # until all are there, nobody takes it for whole
                 _write_shard(harvest, shard)
                 made += 1
@@ -208,35 +208,38 @@ def write_shards(harvest: Harvest, rank: int, world: int, progress: bool = False
     return made
 
 
-def _is_whole(harvest: Harvest, shard: int) -> bool:
+def _known(harvest: Harvest) -> dict[str, str]:
+    """What each file's content was when it was written: noted beside it until the manifest has it."""
+    notes = harvest.folder.glob("*.sha256")
+    listed = _there(harvest.folder / MANIFEST).get("shards", ())
+    return {shard["file"]: shard["sha256"] for shard in listed} | {
+        note.with_suffix(".arrow").name: note.read_text(encoding="utf-8") for note in notes
+    }
+
+
+def _there(path: Path) -> dict:
+    """What a file says; nothing where it is missing or damaged, so that it is made again."""
+    with contextlib.suppress(OSError, DamagedFile):
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _is_whole(path: Path, sha: str | None) -> bool:
     """Whether a file is there with the hash that was noted; one that is not as it was written is named."""
-    path, known = harvest.folder / harvest.names[shard], _hash(harvest, shard)
-    if known is None or not path.exists():
+    if sha is None or not path.exists():
         return False
     try:
-        open_shard(path, known)
+        open_shard(path, sha)
     except DamagedFile:
         tqdm.write(f"{path.name} is damaged, and made again")
         return False
     return True
 
 
-def _hash(harvest: Harvest, shard: int) -> str | None:
-    """What a file's content was when it was written: noted beside it until the manifest has it."""
-    path = _note(harvest.folder / harvest.names[shard])
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    manifest = harvest.folder / MANIFEST
-    return read_json(manifest)["shards"][shard]["sha256"] if manifest.is_file() else None
-
-
-def _note(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
 def _write_shard(harvest: Harvest, shard: int) -> None:
     path, rows = harvest.folder / harvest.names[shard], harvest.of_shard(shard)
-    parts: dict[str, list[np.ndarray]] = {hook: [] for hook in harvest.hooks}
+    parts: dict[str, list[np.ndarray]] = {hook: [] for hook in harvest.settings["hooks"]}
     for start in range(0, len(rows), BATCH):
         found = activations_at(harvest.model, torch.from_numpy(rows[start : start + BATCH]).long(), list(parts))
         for hook, x in found.items():
@@ -250,7 +253,7 @@ def _write_shard(harvest: Harvest, shard: int) -> None:
     content = sink.getvalue()
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-    write_text(_note(path), hashlib.sha256(content).hexdigest())
+    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
 
 
 def _fitting(x: Float[torch.Tensor, "..."], hook: str, dtype: str) -> Float[torch.Tensor, "..."]:
@@ -278,23 +281,29 @@ def _column(x: np.ndarray, kind: pa.ExtensionType) -> pa.ExtensionArray:
 
 def finish(harvest: Harvest) -> None:
     """Write what tells of the files, `state.json` last: with it, the folder is whole."""
-    folder, names = harvest.folder, harvest.names
-    if not (folder / STATE).is_file():
-        counts = [len(harvest.of_shard(k)) for k in range(len(names))]
-        hashes = [_hash(harvest, k) for k in range(len(names))]
-        shards = [{"file": f, "rows": n, "sha256": h} for f, n, h in zip(names, counts, hashes, strict=True)]
-        versions = {"prism": __version__, **{name: version(name) for name in ("torch", "transformers", "datasets")}}
-        state = {
-            "_data_files": [{"filename": name} for name in names],
-            "_fingerprint": hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
-            **{"_format_columns": None, "_format_kwargs": {}, "_format_type": None},
-            **{"_output_all_columns": False, "_split": None},
-        }
-        info = {"features": harvest.features.to_dict()}
-        manifest = {**harvest.settings, "versions": versions, "shards": shards}
-        for name, content in ((INFO, info), (MANIFEST, manifest), (STATE, state)):
-            write_text(folder / name, json.dumps(content, indent=1))
-    for note in folder.glob("*.sha256"):
+    known, settings = _known(harvest), {"_format_columns": None, "_format_kwargs": {}, "_format_type": None}
+    shards = [
+        {"file": name, "rows": len(harvest.of_shard(shard)), "sha256": known[name]}
+        for shard, name in enumerate(harvest.names)
+    ]
+    wanted = {
+        INFO: {"features": harvest.features.to_dict()},
+        MANIFEST: {**harvest.settings, "shards": shards},
+        STATE: {
+            "_data_files": [{"filename": name} for name in harvest.names],
+            "_fingerprint": hashlib.sha256("".join(known[name] for name in harvest.names).encode()).hexdigest()[:16],
+            **settings,
+            "_output_all_columns": False,
+            "_split": None,
+        },
+    }
+    wanted = json.loads(json.dumps(wanted))  # as it is read again
+    if not all(wanted[name].items() <= _there(harvest.folder / name).items() for name in wanted):
+        wanted[MANIFEST]["versions"] = {name: version(name) for name in ("torch", "transformers", "datasets")}
+        wanted[MANIFEST]["versions"]["prism"] = __version__
+        for name, content in wanted.items():
+            write_text(harvest.folder / name, json.dumps(content, indent=1))
+    for note in harvest.folder.glob("*.sha256"):
         note.unlink()
 
 

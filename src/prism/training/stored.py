@@ -95,7 +95,7 @@ class ShardSource(StreamSource):
 
 
 def stored_files(folder: Path) -> tuple[list[str], dict]:
-    """Names of a folder's files of activations, and what its manifest says; empty if it has none.
+    """Names of a folder's files of activations, and the manifest's `shards` and `bos`, if they are of `prism harvest`.
 
     Raises:
         ValueError: no stored activations there, or not all of them; a damaged file.
@@ -104,13 +104,16 @@ def stored_files(folder: Path) -> tuple[list[str], dict]:
     if not path.is_file():
         begun = "; the harvest did not end: the same `prism harvest` goes on" if (folder / SETTINGS).is_file() else ""
         raise ValueError(f"'{folder}' holds no stored activations: there is no {STATE}{begun}")
+    manifest = {}
     try:
         names = [entry["filename"] for entry in read_json(path)["_data_files"]]
-        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    except (KeyError, TypeError) as error:
-        raise damaged(path, f"it names no files ({error})") from error
+        if (folder / SETTINGS).is_file():
+            path = folder / MANIFEST
+            manifest = {"shards": read_json(path)["shards"], "bos": read_json(path)["bos"]}
+    except (KeyError, TypeError, FileNotFoundError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not names:
-        raise ValueError(f"'{folder}' holds no activations: {path} names no file")
+        raise ValueError(f"'{folder}' holds no activations: its {STATE} names no file")
     return names, manifest
 
 
