@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     harvest.formatter_class = argparse.RawDescriptionHelpFormatter
     harvest.epilog = (
         f"examples:\n  {example}\n  accelerate launch --multi_gpu --num_processes 2 -m {example}\n\n"
+        "The second starts two processes, on GPUs or on a CPU alone (with --cpu, accelerate needs MPI to start two).\n"
         "The same command again goes on where it was stopped. To train: prism.training.stored.ShardSource."
     )
     harvest.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
