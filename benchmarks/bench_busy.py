@@ -55,7 +55,7 @@ def one_run(policy: dict[str, str | None]) -> float:
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=os.path.dirname(os.path.abspath(__file__)),
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )

@@ -151,17 +151,19 @@ def steps() -> None:
     """Steps a second, peak memory, and explained variance after 100 equal steps: ours in both formats, SAELens'."""
     held, x = activations(4_096 + 40_960).split([4_096, 40_960])
     for d_sae in (24_576, 131_072):
-        for name in ("prism, screened", "prism, float32", "SAELens, autocast"):
+        for name, dtype in (
+            ("prism, screened", "bfloat16"),
+            ("prism, float32", "float32"),
+            ("SAELens, autocast", None),
+        ):
             torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-            trainer = (
-                theirs(d_sae) if name.startswith("SAELens") else ours(d_sae, {"s": "bfloat16", "f": "float32"}[name[7]])
-            )
+            trainer = theirs(d_sae) if dtype is None else ours(d_sae, dtype)
             for step in range(100):
                 if step == 20:
                     torch.cuda.synchronize()
                     start = time.perf_counter()
                 rows = x.split(4_096)[step % 10].cuda()
-                if name.startswith("SAELens"):
+                if dtype is None:
                     with torch.enable_grad():
                         trainer._train_step(trainer.sae, rows)
                 else:
@@ -169,7 +171,7 @@ def steps() -> None:
             torch.cuda.synchronize()
             speed, peak = 80 / (time.perf_counter() - start), torch.cuda.max_memory_allocated() / 1e9
             with torch.no_grad():
-                if not name.startswith("SAELens"):
+                if dtype is not None:
                     training.loop.calibrate(trainer.sae.eval(), x[:4_096].cuda() * trainer.scale)
                 scale = getattr(trainer, "scale", 1.0)
                 share = ev.explained_variance(held, trainer.sae(held.cuda() * scale).cpu() / scale)

@@ -105,7 +105,7 @@ class TestSparseGradients:
     @pytest.mark.parametrize("n_dead", [0, 1, 15])
     @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied relu"])
     def test_equal_to_autograd(self, architecture, n_dead, way, monkeypatch):
-        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setattr("prism.fast.screening.SMALL", 0)
         dtype = torch.float64 if way == "float64" else torch.float32
         near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-9}
         for seed, (k, batch, sparsity) in enumerate([(4, 12, 0.3), (1, 1, 1.0), (40, 7, 0.0), (9, 5, 0.7), (2, 30, 2)]):
@@ -210,7 +210,7 @@ class TestScreen:
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_a_batch_without_a_bound_goes_by_float32(self, architecture, monkeypatch):
-        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setattr("prism.fast.screening.SMALL", 0)
         sae, x = random_sae(architecture), torch.randn(7, 12)
         sae.b_dec.data[:] = 0
         x[2] *= 1e35
@@ -220,13 +220,13 @@ class TestScreen:
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_a_batch_larger_than_was_said_goes_by_float32(self, architecture, monkeypatch):
-        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setattr("prism.fast.screening.SMALL", 0)
         sae, x = random_sae(architecture), torch.randn(9, 12)
         expected, quick = dense_gradients(sae, x), SparseGradients(sae, 8, screened=True)
         assert torch.equal(quick(x).fires, expected.fires) and quick.batches["no bound"] == 1
 
     def test_after_a_crowded_batch_the_screen_rests(self, monkeypatch):
-        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setattr("prism.fast.screening.SMALL", 0)
         sae = random_sae("topk", d_in=12, d_sae=400, k=4)
         sae.b_enc.data[7] = -1e4  # one large bias makes every margin wide
         quick = SparseGradients(sae, 30, screened=True)
@@ -236,7 +236,7 @@ class TestScreen:
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_a_resumed_run_screens_the_same_batches(self, architecture, monkeypatch, tmp_path):
-        monkeypatch.setattr("prism.fast.gradients.SMALL", 0)
+        monkeypatch.setattr("prism.fast.screening.SMALL", 0)
         monkeypatch.setenv("PRISM_DTYPE", "bfloat16")
         x, config = torch.randn(512, 32, generator=torch.Generator().manual_seed(0)), TrainConfig(tokens=768, batch=64)
         straight, resumed = (Trainer(SaeConfig(32, 256, architecture, k=8), config, x[:256]) for _ in range(2))
@@ -253,7 +253,7 @@ class TestScreen:
     @torch.no_grad()
     def test_equal_values_at_the_cut(self, seed, k, kind):
         """Each feature is there twice: which of two equal ones is taken is free, how many and how strong is not."""
-        with mock.patch("prism.fast.gradients.SMALL", 0):
+        with mock.patch("prism.fast.screening.SMALL", 0):
             sae = random_sae("topk", seed, k=k)
             sae.W_enc.data[20:], sae.b_enc.data[20:], sae.b_dec.data[:] = sae.W_enc[:20].clone(), sae.b_enc[:20], 0
             x = some_rows(kind, seed, 5, 12)

@@ -360,7 +360,7 @@ def test_the_numbers_are_the_saes_own_to_the_last_bit(architecture, settings, bl
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
 @pytest.mark.parametrize("bias", [-3.5, 0.5], ids=["few fire", "most fire"])
 def test_a_screen_finds_the_same_features(architecture, bias, monkeypatch):
-    monkeypatch.setattr("prism.fast.encoder.SMALL", 0)
+    monkeypatch.setattr("prism.fast.screening.SMALL", 0)
     sae, x = saelens_sae(architecture), torch.randn(300, 16, generator=torch.Generator().manual_seed(4))
     sae.b_enc.fill_(bias)
     if architecture == "jumprelu":
@@ -381,7 +381,7 @@ def test_a_screen_finds_the_same_features(architecture, bias, monkeypatch):
 
 
 def test_features_that_are_not_a_number_are_an_error(monkeypatch):
-    monkeypatch.setattr("prism.fast.encoder.SMALL", 0)
+    monkeypatch.setattr("prism.fast.screening.SMALL", 0)
     for screened in (False, True):
         sae = saelens_sae("standard")
         sae.W_enc[3, 3] = torch.nan

@@ -262,8 +262,6 @@ def corpus_documents(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int
 
 def _usable(frame: pd.DataFrame, tokenizer, context: int, n_tokens: int | None) -> dict[int, Sequence[int]]:
     """Row of the frame -> ids, for the documents that are long enough, up to `n_tokens`."""
-    if "text" not in frame:
-        raise ValueError(f"the corpus has no column 'text'; its columns are {', '.join(map(str, frame.columns))}")
     rows, total = {}, 0
     for row, ids in _long_enough(frame, tokenizer):
         rows[row] = ids[: context - 1]

@@ -8,7 +8,7 @@ from sae_lens import JumpReLUSAE, StandardSAE
 from torch import Tensor
 
 from prism.fast.entries import Entries, at_least, entries_at, row_products
-from prism.fast.screening import CROWDED, PAUSE, SMALL, Screen
+from prism.fast.screening import CROWDED, PAUSE, Screen, can_pay
 
 
 class SparseEncoder:
@@ -28,7 +28,7 @@ class SparseEncoder:
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in getattr(sae, "modules", list)())
         self.sae, self.rows, self.buffer, self.screen, self.pause = sae, rows, None, None, 0
         self.plain = type(sae) in (StandardSAE, JumpReLUSAE) and type(sae.activation_fn) is torch.nn.ReLU and not hooked
-        if self.plain and screened and sae.W_enc.dtype == torch.float32 and sae.W_enc.numel() >= SMALL:
+        if self.plain and screened and can_pay(sae.W_enc):
             self.W = sae.W_enc.T.contiguous()
             self.floor = sae.threshold.clamp_min(0) if type(sae) is JumpReLUSAE else torch.zeros_like(sae.b_enc)
             self.screen = Screen(*self.W.shape, rows, rows, self.W.device)

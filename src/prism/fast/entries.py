@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prism.sae import SparseAutoencoder
 
-BLOCK = 1_024  # features whose sums are made at once
+SUMMED = 1_024  # features whose sums are made at once
 
 
 class Entries(NamedTuple):
@@ -112,9 +112,9 @@ def by_feature(
     """`out[feature − first] = Σ weight · table[row]`: a product with the transposed code, into memory that is there."""
     order = entries.feature.argsort()
     row, weight, start = entries.row[order], weight[order], starts(entries.feature[order] - first, len(out))
-    ends = [*start[::BLOCK].tolist(), len(row)]
+    ends = [*start[::SUMMED].tolist(), len(row)]
     for i, (low, high) in enumerate(pairwise(ends)):  # fresh memory costs as much as the sum, unless a block is small
-        block = slice(BLOCK * i, BLOCK * (i + 1))
+        block = slice(SUMMED * i, SUMMED * (i + 1))
         out[block] = weighted_rows(table, row[low:high], start[block] - low, weight[low:high])
 
 

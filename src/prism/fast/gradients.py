@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism.fast.entries import RULES, Entries, at_least, by_feature, decoded, entries_at, row_products, starts
-from prism.fast.screening import BLOCK, CROWDED, PAUSE, SMALL, Screen
+from prism.fast.screening import BLOCK, CROWDED, PAUSE, Screen, can_pay
 from prism.sae import SparseAutoencoder
 from prism.sae.base import Step
 
@@ -37,8 +37,7 @@ class SparseGradients:
         self.low: float | None = None  # entries below are not looked at; None before the first batch
         d_sae, d_in = sae.W_dec.shape
         self.block, where = max(1, min(batch, BLOCK // d_sae)), sae.W_dec.device
-        screened = screened and sae.W_dec.dtype == torch.float32 and sae.W_dec.numel() >= SMALL
-        self.screen = Screen(d_sae, d_in, batch, self.block, where) if screened else None
+        self.screen = Screen(d_sae, d_in, batch, self.block, where) if screened and can_pay(sae.W_dec) else None
         self.pre: Tensor | None = None  # float32's buffer, made when it is needed
         self.grads = [torch.zeros_like(sae.W_dec) for _ in range(2)]  # of decoder and encoder, in every step
         self.pause = 0  # batches to come that a screen does not pay for

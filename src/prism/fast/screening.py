@@ -22,6 +22,11 @@ CROWDED = 1 / 40  # share of all entries that reach the bar, from which on float
 PAUSE = 8  # batches that go by float32 after a crowded one
 
 
+def can_pay(W: Float[Tensor, "..."]) -> bool:
+    """Whether a screen may be the quicker way with an encoder's weights like these."""
+    return W.dtype == torch.float32 and W.numel() >= SMALL
+
+
 class Screen:
     """Upper bounds of `W x + b`, by a product in bfloat16.
 
